@@ -1,0 +1,22 @@
+"""Turns text into token files: python scripts/prepare.py --config configs/quickstart.yaml"""
+
+import sys
+
+from smallm_hf.command_line import exit_clearly
+
+
+def main() -> None:
+    from smallm_hf.config import parse_command_line
+    from smallm_hf.runs import prepare_run
+
+    config, options = parse_command_line(
+        "Reads, splits and tokenises the text of a recipe into memory-mapped token files, as train.py does by itself "
+        "when they are missing.",
+        sys.argv[1:],
+        training=False,
+    )
+    prepare_run(config, options)
+
+
+if __name__ == "__main__":
+    exit_clearly(main)

@@ -1,0 +1,22 @@
+"""Trains a model: accelerate launch scripts/train.py --config configs/quickstart.yaml"""
+
+import sys
+
+from smallm_hf.command_line import exit_clearly
+
+
+def main() -> None:
+    from smallm_hf.config import parse_command_line
+    from smallm_hf.runs import train_run
+
+    config, options = parse_command_line(
+        "Trains a language model from scratch and leaves it as a Hugging Face folder. Keys of a section are set in the "
+        "recipe or on the line as --section.key value; the line wins.",
+        sys.argv[1:],
+        training=True,
+    )
+    train_run(config, options)
+
+
+if __name__ == "__main__":
+    exit_clearly(main)

@@ -1,0 +1,38 @@
+"""How every script ends: with success, or with one clear line and a status that says so."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from smallm_hf.errors import UserError
+
+
+def is_main_process() -> bool:
+    """True in the one process that may speak; readable before any process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def exit_clearly(main: Callable[[], None]) -> None:
+    """Runs `main` and turns a user's mistake into one line on stderr and exit status 2.
+
+    A full disk is a user's matter too. Ctrl-C exits 130. Anything else is a fault of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        _stop(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _stop(f"error: no space left writing {error.filename or 'a file'}; free some space and run again", 2)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+
+
+def _stop(line: str, status: int) -> None:
+    if is_main_process():
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+    # os._exit would skip the destructors of a process group; sys.exit lets them run.
+    sys.exit(status)

@@ -1,0 +1,252 @@
+"""The configuration of a run: sections defined beside the code they configure, read from YAML and the command line."""
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from jsonargparse import ArgumentError, ArgumentParser
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from smallm_hf.data.documents import DataConfig
+from smallm_hf.errors import UserError
+from smallm_hf.tokenization import TokenizerConfig
+from smallm_hf.training.loop import TrainingConfig
+
+SECTIONS = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
+MODEL_HELP = (
+    "model_type (default: smallm) and that type's own config fields, checked by name and type, "
+    "for example --model.hidden_size 256"
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run does; written to `config.yaml` of its folder."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    training: TrainingConfig
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer and of the model's embedding, which are the same number."""
+        return self.model["vocab_size"]
+
+    def save(self, path: Path) -> None:
+        """Writes the config as a YAML file that `--config` reads back."""
+        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True))
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """What the command line says beside the config: where the results go and what to do.
+
+    `output_dir` is None where `prepare.py` was told nothing: the token files then choose their own folder.
+    """
+
+    output_dir: Path | None
+    resume: bool
+    dry_run: bool
+
+
+def parse_command_line(description: str, arguments: Sequence[str], *, training: bool) -> tuple[RunConfig, CommandOptions]:
+    """Reads `--config FILE`, `--section.key VALUE` and the options of a script.
+
+    Files are applied first, in their order and wherever they stand on the line; keys given on the line win.
+
+    Args:
+        description: what the script does, for `--help`.
+        arguments: the words after the script's name.
+        training: whether the script also knows `--resume` and `--dry_run`, and its default folder is `runs/NAME`.
+
+    Raises:
+        UserError: an unknown key (the nearest valid one is named), a value of the wrong type, an unreadable file, or
+            sections that contradict each other.
+    """
+    parser = _parser(description, training)
+    arguments = _config_files_first(list(arguments))
+    if "--resume" in arguments and "--config" not in arguments:
+        arguments = _config_of_run(arguments) + arguments
+    _check_keys(parser, arguments)
+    try:
+        values = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from error
+    config = RunConfig(
+        model=_complete_model(values.model, values.tokenizer.vocab_size),
+        **{name: section(**vars(values[name])) for name, section in SECTIONS.items()},
+    )
+    check_sections(config)
+    output_dir = Path(values.output_dir) if values.output_dir else None
+    if training and output_dir is None:
+        output_dir = Path("runs") / (Path(str(values.config[-1])).stem if values.config else "run")
+    return config, CommandOptions(
+        output_dir=output_dir,
+        resume=bool(training and values.resume),
+        dry_run=bool(training and values.dry_run),
+    )
+
+
+def check_sections(config: RunConfig) -> None:
+    """Refuses a config whose sections contradict each other, before anything costly.
+
+    Raises:
+        UserError: naming both values and the fix.
+    """
+    training, model = config.training, model_config(config.model)
+    if not (training.max_steps or training.max_seconds or training.epochs):
+        raise UserError("the run has no end; set training.max_steps, training.max_seconds or training.epochs")
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions is not None and training.context_length > positions:
+        raise UserError(
+            f"training.context_length={training.context_length} exceeds model.max_position_embeddings={positions}; "
+            "lower the first or raise the second"
+        )
+
+
+def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrainedConfig:
+    """Builds the config class that `model_type` names from its own fields.
+
+    Args:
+        fields: `model_type` and fields of that class.
+        token_ids: `bos_token_id` and its like, known once there is a tokenizer; stated fields win.
+
+    Raises:
+        UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses.
+    """
+    fields = dict(fields)
+    model_type = fields.pop("model_type", "smallm")
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
+    config_class = CONFIG_MAPPING[model_type]
+    valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    for name in fields:
+        if name not in valid:
+            raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
+    try:
+        return config_class(**{**token_ids, **fields})
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise UserError(f"model: {_innermost(error)}") from error
+
+
+def _parser(description: str, training: bool) -> ArgumentParser:
+    options = "[--output_dir DIR] [--resume] [--dry_run]" if training else "[--output_dir DIR]"
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=description,
+        usage=f"%(prog)s --config FILE [--section.key VALUE ...] {options} [--print_config]",
+    )
+    parser.add_argument("--config", action="config", help="a recipe, for example configs/quickstart.yaml")
+    if training:
+        parser.add_argument("--output_dir", help="the run folder (default: runs/NAME_OF_THE_RECIPE)")
+        parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint of --output_dir")
+        parser.add_argument(
+            "--dry_run", action="store_true", help="print sizes, tokens, FLOPs and memory of the plan; needs no data"
+        )
+    else:
+        parser.add_argument("--output_dir", help="the folder of the token files (default: data.folder, or one below data/)")
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
+    return parser
+
+
+def _config_files_first(arguments: list[str]) -> list[str]:
+    files, rest = [], []
+    while arguments:
+        word = arguments.pop(0)
+        if word == "--config" and arguments:
+            files += ["--config", arguments.pop(0)]
+        elif word.startswith("--config="):
+            files += ["--config", word.removeprefix("--config=")]
+        else:
+            rest.append(word)
+    return files + rest
+
+
+def _config_of_run(arguments: list[str]) -> list[str]:
+    """`--resume --output_dir RUN` alone continues with the config that RUN holds."""
+    for index, word in enumerate(arguments):
+        folder = word.removeprefix("--output_dir=") if word.startswith("--output_dir=") else None
+        if word == "--output_dir" and index + 1 < len(arguments):
+            folder = arguments[index + 1]
+        if folder and (Path(folder) / "config.yaml").is_file():
+            return ["--config", str(Path(folder) / "config.yaml")]
+    return []
+
+
+def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
+    """Names the nearest valid key for one that is unknown, in the files and on the line."""
+    valid = {key for key in parser.get_defaults().keys() if key != "config"} | {*SECTIONS, "config", "help", "print_config"}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--config":
+            _check_file(following, valid)
+        elif word.startswith("--") and len(word) > 2:
+            key = word[2:].split("=")[0].rstrip("+")
+            if key not in valid and not key.startswith("model."):
+                raise UserError(f"unknown option --{key}{_nearest(key, valid, '--')}")
+
+
+def _check_file(path: str, valid: Iterable[str]) -> None:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read ({error}); the recipes are in configs/") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())}); see configs/quickstart.yaml") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
+    for section, keys in content.items():
+        names = [f"{section}.{key}" for key in keys] if isinstance(keys, dict) and section != "model" else [section]
+        for name in names:
+            if name not in valid:
+                raise UserError(f"{path}: unknown key {name}{_nearest(name, valid)}")
+
+
+def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """The end of an error line: the valid name that looks most like `name`."""
+    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def _one_line(error: ArgumentError) -> str:
+    """jsonargparse's account of a wrong type, as one line."""
+    text = " ".join(str(error).split())
+    key = re.search(r'key "(\w+)\.(\w+)"', text)
+    given = re.search(r"(?:Given value:|Got value:) (.*)", text)
+    if key is None or given is None or key[1] not in SECTIONS:
+        return text
+    expected = get_type_hints(SECTIONS[key[1]])[key[2]]
+    expected = expected.__name__ if isinstance(expected, type) else str(expected)
+    expected = expected.replace("typing.", "").replace("None", "null")
+    return f"{key[1]}.{key[2]}={given[1]} is not of type {expected}; see --help"
+
+
+def _innermost(error: BaseException) -> str:
+    """The message of the first cause, as one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:
+    """The model mapping with `model_type` and `vocab_size` stated; the tokenizer's size and the model's are one number."""
+    fields = {"model_type": "smallm", **fields}
+    stated = fields.get("vocab_size")
+    if stated is not None and tokenizer_vocab_size is not None and stated != tokenizer_vocab_size:
+        raise UserError(
+            f"tokenizer.vocab_size={tokenizer_vocab_size} differs from model.vocab_size={stated}; they are one number: "
+            f"state model.vocab_size alone"
+        )
+    if stated is None:
+        fields["vocab_size"] = tokenizer_vocab_size or model_config(fields).vocab_size
+    return fields

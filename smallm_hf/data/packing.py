@@ -1,0 +1,525 @@
+"""Token files: the corpus as two long rows of ids on disk, memory-mapped, with all that says what they hold.
+
+    train.bin validation.bin   little-endian uint16 (up to 65,536 entries) or uint32, eos after each document
+    meta.json                  `Meta`: what they were made from, counts and hashes
+    tokenizer/                 the tokenizer that made them, as `AutoTokenizer` loads it
+    report.json                the same for people, with examples
+
+The folder is built beside its place and moved there when it is complete: `meta.json` is there, or nothing is.
+"""
+
+import errno
+import hashlib
+import heapq
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from smallm_hf.data.documents import DataConfig, Document, fingerprint_source, read_documents
+from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, Sided, hash_fraction, split_by_ratio
+from smallm_hf.errors import UserError
+from smallm_hf.tokenization import (
+    GPT2,
+    GPT2_FINGERPRINT,
+    TokenizerConfig,
+    load_tokenizer,
+    make_encoder,
+    save_tokenizer,
+    tokenizer_fingerprint,
+    train_bpe,
+)
+
+FORMAT = 1  # of the folder; a change makes older ones unreadable
+UINT16_ENTRIES = 1 << 16
+BPE = "bpe"
+BPE_SAMPLE_CHARACTERS = 16_000_000  # more text changes few merges, and this bounds the trainer's memory
+BATCH_CHARACTERS = 1 << 21
+REPORT_SECONDS = 10
+EXAMPLES = 3  # documents of each side shown in the report
+POLL_SECONDS = 0.5
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Report = Callable[[str], None]
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one token file holds.
+
+    Args:
+        tokens: ids, one eos per document included.
+        bytes: UTF-8 length of the text that went in, eos not counted.
+        documents: number of documents, which is the number of eos.
+        empty_documents: left out for having no text.
+        sha256: of the file.
+    """
+
+    tokens: int
+    bytes: int
+    documents: int
+    empty_documents: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What token files hold and what they were made from (`meta.json`).
+
+    Args:
+        format: version of this layout.
+        settings: the data and tokenizer settings that decide the ids.
+        vocab_size: entries of the tokenizer.
+        dtype: NumPy name of the ids' type, which is little-endian on disk.
+        eos_token_id: closes every document.
+        tokenizer_sha256: `tokenizer_fingerprint`.
+        source_state: names, sizes and times of the source's files, hashed.
+        content_sha256: names and contents of the source's files, hashed.
+        train: the training side.
+        validation: the validation side.
+        versions: of Python and the libraries that had a part in it.
+    """
+
+    format: int
+    settings: dict[str, Any]
+    vocab_size: int
+    dtype: str
+    eos_token_id: int
+    tokenizer_sha256: str
+    source_state: str
+    content_sha256: str
+    train: Side
+    validation: Side
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """An open folder of token files; the ids are memory-mapped and read-only."""
+
+    folder: Path
+    meta: Meta
+
+    @cached_property
+    def train(self) -> np.memmap:
+        """The training ids, one-dimensional."""
+        return self._map(TRAIN)
+
+    @cached_property
+    def validation(self) -> np.memmap:
+        """The validation ids, one-dimensional."""
+        return self._map(VALIDATION)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that made the ids.
+
+        Raises:
+            UserError: the one in the folder is another.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        self.check_tokenizer(tokenizer)
+        return tokenizer
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Makes sure that a tokenizer, such as that of a model to go on with, is the one that made the ids.
+
+        Raises:
+            UserError: it is another.
+        """
+        found = tokenizer_fingerprint(tokenizer)
+        if found != self.meta.tokenizer_sha256:
+            raise UserError(
+                f"the token files in {self.folder} were made by tokenizer {self.meta.tokenizer_sha256[:12]} "
+                f"({self.meta.vocab_size} entries), not by {found[:12]} ({len(tokenizer)} entries); "
+                "prepare them again in another data.folder"
+            )
+
+    def _map(self, side: str) -> np.memmap:
+        return np.memmap(self.folder / f"{side}.bin", dtype=np.dtype(self.meta.dtype).newbyteorder("<"), mode="r")
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def find_or_prepare(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocab_size: int,
+    folder: str | os.PathLike | None,
+    model_max_length: int,
+    report: Report = _silent,
+) -> TokenFiles:
+    """Opens the token files of these settings, made now if there are none or the source has changed.
+
+    Args:
+        data: the source and its split.
+        tokenizer: which tokenizer.
+        vocab_size: its number of entries, in place of `tokenizer.vocab_size`.
+        folder: where; otherwise `data.folder`, otherwise `default_folder`. Only the last is ever made anew.
+        model_max_length: tokens, written into the saved tokenizer.
+        report: called with lines of progress.
+
+    Raises:
+        UserError: a mistake in the settings or the source, or a given folder that holds something else.
+    """
+    request = _Request(data, tokenizer, vocab_size)
+    given = folder or data.folder
+    folder = Path(given) if given else default_folder(data, tokenizer, vocab_size)
+    files = _find(request, folder, replaceable=not given)
+    if files is None:
+        with _lock(folder):  # another run may have made them by now
+            files = _find(request, folder, replaceable=not given) or _prepare(request, folder, model_max_length, report)
+    return files
+
+
+def _find(request: "_Request", folder: Path, replaceable: bool) -> TokenFiles | None:
+    if not (folder / "meta.json").exists():
+        return None
+    files = open_token_files(folder)
+    difference = request.difference(files.meta)
+    if difference is None:
+        return files
+    if replaceable:
+        return None
+    raise UserError(f"{folder} holds token files with {difference}; give another data.folder or remove this one")
+
+
+def prepare_token_files(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocab_size: int,
+    folder: str | os.PathLike,
+    model_max_length: int,
+    report: Report = _silent,
+) -> TokenFiles:
+    """Makes the token files in `folder` whether or not it holds some already; see `find_or_prepare`."""
+    with _lock(Path(folder)):
+        return _prepare(_Request(data, tokenizer, vocab_size), Path(folder), model_max_length, report)
+
+
+def wait_for_token_files(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocab_size: int,
+    folder: str | os.PathLike | None = None,
+    timeout_seconds: float = 24 * 3600,
+) -> TokenFiles:
+    """Waits until another process has finished these token files, and opens them.
+
+    Files of other settings, or of the source before it changed, that stand in their place are not taken for them.
+
+    Raises:
+        TimeoutError: they did not come.
+    """
+    request = _Request(data, tokenizer, vocab_size)
+    folder = Path(folder or data.folder or default_folder(data, tokenizer, vocab_size))
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if (folder / "meta.json").exists():
+            try:
+                files = open_token_files(folder)
+                if request.difference(files.meta) is None:
+                    return files
+            except UserError:
+                pass  # about to be replaced, or reported by the process that prepares
+        time.sleep(POLL_SECONDS)
+    raise TimeoutError(f"no token files in {folder} after {timeout_seconds} seconds")
+
+
+def open_token_files(folder: str | os.PathLike) -> TokenFiles:
+    """Opens a finished folder of token files.
+
+    Raises:
+        UserError: no meta.json, one of another format, or token files that are not as long as it says.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / "meta.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no token files (no meta.json); make them with scripts/prepare.py") from None
+    except ValueError as error:
+        raise UserError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from error
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} holds token files of format {content.get('format')}, this version reads {FORMAT}; "
+            "remove it and prepare it again"
+        )
+    sides = {side: Side(**content[side]) for side in SIDES}
+    meta = Meta(**{**content, **sides})
+    for side in SIDES:
+        path = folder / f"{side}.bin"
+        expected = sides[side].tokens * np.dtype(meta.dtype).itemsize
+        found = path.stat().st_size if path.exists() else 0
+        if found != expected:
+            raise UserError(
+                f"{path} has {found} bytes, its meta.json says {expected}: it is truncated or of another run; "
+                f"remove {folder} and prepare it again"
+            )
+    return TokenFiles(folder, meta)
+
+
+def default_folder(
+    data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int, root: str | os.PathLike = "data"
+) -> Path:
+    """Returns the folder under `root` that belongs to these settings: a readable name and a key of all of them."""
+    settings = json.dumps(_settings(data, tokenizer, vocab_size), sort_keys=True)
+    name = re.sub(r"[^a-z0-9]+", "-", Path(data.source).stem.lower()).strip("-")[:40] or "text"
+    return Path(root) / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def _settings(data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int) -> dict[str, Any]:
+    settings = {f"data.{name}": value for name, value in asdict(data).items() if name != "folder"}
+    return {**settings, "tokenizer.source": tokenizer.source, "model.vocab_size": vocab_size}
+
+
+def _lock(folder: Path) -> FileLock:
+    """Two runs that want the same token files make them once; the lock ends with its process, however that ends."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        (folder.parent / f".{folder.name}.lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}: {error.filename}); set data.folder elsewhere"
+        ) from error
+    return FileLock(folder.parent / f".{folder.name}.lock")
+
+
+class _Request:
+    """The settings of token files, and how to read what they ask for."""
+
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int):
+        self.data, self.tokenizer, self.vocab_size = data, tokenizer, vocab_size
+        self.settings = _settings(data, tokenizer, vocab_size)
+        self.sources = [(data.source, data.split)]
+        if data.validation_source or data.validation_split:
+            self.sources.append((data.validation_source or data.source, data.validation_split or VALIDATION))
+
+    def read(self, source: str, split: str) -> Iterator[Document]:
+        return read_documents(
+            source, configuration=self.data.configuration, split=split, text_column=self.data.text_column
+        )
+
+    def source_state(self, contents: bool) -> str:
+        states = [
+            fingerprint_source(source, configuration=self.data.configuration, split=split, contents=contents)
+            for source, split in self.sources
+        ]
+        return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+    @cached_property
+    def given_tokenizer_sha256(self) -> str | None:
+        if self.tokenizer.source == BPE:
+            return None
+        if self.tokenizer.source == GPT2:
+            return GPT2_FINGERPRINT
+        return tokenizer_fingerprint(load_tokenizer(self.tokenizer.source))
+
+    def difference(self, meta: Meta) -> str | None:
+        """Names the first thing in which token files are not what is asked for, with both values; None if none is."""
+        for name, wanted in self.settings.items():
+            if meta.settings.get(name) != wanted:
+                return f"{name}={meta.settings.get(name)}, this run wants {wanted}"
+        if self.given_tokenizer_sha256 not in (None, meta.tokenizer_sha256):
+            wanted = self.given_tokenizer_sha256
+            return f"tokenizer {meta.tokenizer_sha256[:12]}, {self.tokenizer.source} is now {wanted[:12]}"
+        if self.source_state(contents=False) == meta.source_state:
+            return None
+        content = self.source_state(contents=True)  # copied or touched files have another time and the same bytes
+        if content != meta.content_sha256:
+            return f"content {meta.content_sha256[:12]}, {self.data.source} now has {content[:12]}"
+        return None
+
+
+# --- preparing -------------------------------------------------------------------------------------------------------
+
+
+def _prepare(request: _Request, folder: Path, model_max_length: int, report: Report) -> TokenFiles:
+    if folder.is_file() or (folder.is_dir() and not (folder / "meta.json").exists() and any(folder.iterdir())):
+        raise UserError(f"{folder} holds other files and no token files; give another data.folder")
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed; the lock says that none is at work
+    try:
+        partial.mkdir()
+        _write(request, partial, model_max_length, report)
+        replaced = folder.parent / f".{folder.name}.replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise UserError(
+                f"no space for token files in {folder} ({error.strerror}); free some or set data.folder elsewhere"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_token_files(folder)
+
+
+def _write(request: _Request, folder: Path, model_max_length: int, report: Report) -> None:
+    began = time.monotonic()
+    state, content = request.source_state(contents=False), request.source_state(contents=True)
+    read_sides = _plan_sides(request)
+    tokenizer = _make_tokenizer(request, read_sides, report)
+    tokenized_from = time.monotonic()
+    save_tokenizer(tokenizer, folder / "tokenizer", model_max_length)
+    writers = _encode(read_sides(), tokenizer, folder, report)
+    ended = time.monotonic()
+    sides = {side: writer.close() for side, writer in writers.items()}
+    for side, counts in sides.items():
+        if counts.documents == 0:
+            raise UserError(
+                f"the {side} side of the split is empty, the other has {max(s.documents for s in sides.values())} "
+                f"documents; give a {'data.source' if side == TRAIN else 'data.validation_source'} that holds text"
+            )
+    packages = ("smallm_hf", "tokenizers", "tiktoken", "transformers", "datasets")
+    meta = Meta(
+        format=FORMAT,
+        settings=request.settings,
+        vocab_size=len(tokenizer),
+        dtype=writers[TRAIN].dtype.name,
+        eos_token_id=tokenizer.eos_token_id,
+        tokenizer_sha256=tokenizer_fingerprint(tokenizer),
+        source_state=state,
+        content_sha256=content,
+        **sides,
+        versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+    )
+    report_json = {
+        "settings": request.settings,
+        **{
+            side: {
+                **asdict(counts),
+                "bytes_per_token": round(counts.bytes / counts.tokens, 4),
+                "share_of_bytes": round(counts.bytes / sum(s.bytes for s in sides.values()), 4),
+                "examples": writers[side].examples,
+            }
+            for side, counts in sides.items()
+        },
+        "seconds": {"tokenizer": round(tokenized_from - began, 1), "tokens": round(ended - tokenized_from, 1)},
+    }
+    (folder / "report.json").write_text(json.dumps(report_json, indent=2, ensure_ascii=False) + "\n")
+    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
+
+
+def _plan_sides(request: _Request) -> Callable[[], Sided]:
+    """Returns a function that reads all documents with their sides; a source without text is found out here."""
+    if len(request.sources) == 1:
+        return split_by_ratio(lambda: request.read(*request.sources[0]), request.data.validation_ratio)
+    if request.sources[0] == request.sources[1]:
+        raise UserError(
+            f"data.source={request.data.source} would be its own validation; give another data.validation_source, or "
+            "leave it out to validate on data.validation_ratio of the source"
+        )
+    for source, split in request.sources:
+        if not any(document.text for document in request.read(source, split)):
+            raise UserError(f"data source {source} holds no text; give one that does")
+
+    def read_sides() -> Sided:
+        for side, source in zip(SIDES, request.sources, strict=True):
+            for document in request.read(*source):
+                yield side, document
+
+    return read_sides
+
+
+def _make_tokenizer(request: _Request, read_sides: Callable[[], Sided], report: Report) -> PreTrainedTokenizerFast:
+    if request.tokenizer.source == BPE:
+        report(f"training a byte-level BPE of {request.vocab_size} entries")
+        texts = (document.text for side, document in read_sides() if side == TRAIN)
+        return train_bpe(_sample(texts, BPE_SAMPLE_CHARACTERS), request.vocab_size)
+    tokenizer = load_tokenizer(request.tokenizer.source)
+    if len(tokenizer) != request.vocab_size:
+        raise UserError(
+            f"model.vocab_size={request.vocab_size}, but tokenizer.source={request.tokenizer.source} has "
+            f"{len(tokenizer)} entries; set model.vocab_size to {len(tokenizer)}"
+        )
+    return tokenizer
+
+
+def _sample(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Yields the texts of smallest hash that fit: a sample from everywhere, equal on every run, in bounded memory."""
+    kept, size = [], 0
+    for text in texts:
+        heapq.heappush(kept, (-hash_fraction(text), text))
+        size += len(text)
+        while size > characters and len(kept) > 1:
+            size -= len(heapq.heappop(kept)[1])
+    while kept:
+        yield heapq.heappop(kept)[1]
+
+
+def _encode(documents: Sided, tokenizer: PreTrainedTokenizerFast, folder: Path, report: Report) -> dict[str, "_Writer"]:
+    dtype = np.dtype("<u2" if len(tokenizer) <= UINT16_ENTRIES else "<u4")
+    writers = {side: _Writer(folder / f"{side}.bin", dtype, tokenizer.eos_token_id) for side in SIDES}
+    encode = make_encoder(tokenizer)
+    began = reported = time.monotonic()
+    for batch in _batches(documents):
+        for (side, document), ids in zip(batch, encode([document.text for _, document in batch]), strict=True):
+            writers[side].add(document, ids)
+        if time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            megabytes = sum(writer.bytes for writer in writers.values()) / 1e6
+            tokens = sum(writer.tokens for writer in writers.values()) / 1e6
+            speed = megabytes / (reported - began)
+            report(f"tokenised {megabytes:.0f} MB of text into {tokens:.1f}M tokens ({speed:.1f} MB/s)")
+    return writers
+
+
+def _batches(documents: Sided) -> Iterator[list[tuple[str, Document]]]:
+    batch, characters = [], 0
+    for side, document in documents:
+        batch.append((side, document))
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    """Appends documents to one token file, counting and hashing what goes in."""
+
+    def __init__(self, path: Path, dtype: np.dtype, eos_token_id: int):
+        self.file = path.open("wb")
+        self.dtype, self.eos = dtype, np.array([eos_token_id], dtype).tobytes()
+        self.sha256 = hashlib.sha256()
+        self.tokens = self.bytes = self.documents = self.empty_documents = 0
+        self.examples = []
+
+    def add(self, document: Document, ids: Iterable[int]) -> None:
+        if not document.text:
+            self.empty_documents += 1
+            return
+        content = np.asarray(ids, self.dtype).tobytes() + (self.eos if document.is_last else b"")
+        self.file.write(content)
+        self.sha256.update(content)
+        self.tokens += len(content) // self.dtype.itemsize
+        self.bytes += len(document.text.encode())
+        self.documents += document.is_last
+        if len(self.examples) < EXAMPLES and document.piece == 0:
+            self.examples.append({"id": document.id, "begins": document.text[:200]})
+
+    def close(self) -> Side:
+        self.file.close()
+        return Side(self.tokens, self.bytes, self.documents, self.empty_documents, self.sha256.hexdigest())

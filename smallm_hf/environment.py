@@ -1,0 +1,34 @@
+"""Where a result comes from: versions, commit, command."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from smallm_hf import __version__
+
+RECORDED = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "evaluate", "huggingface_hub", "tiktoken")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of the libraries a result depends on."""
+    found = {"python": platform.python_version(), "smallm_hf": __version__}
+    return found | {name: importlib.metadata.version(name) for name in RECORDED}
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package runs from, `-dirty` behind it where files differ; None outside git."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a checkout too slow to ask
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to get the same result again, beside the config."""
+    return {"command": sys.argv, "commit": commit(), "versions": versions()}

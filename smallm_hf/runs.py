@@ -1,0 +1,232 @@
+"""Joins the rooms: a run config in, token files or a trained model out. What the scripts call."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from smallm_hf.card import write_card
+from smallm_hf.command_line import is_main_process
+from smallm_hf.config import CommandOptions, RunConfig, model_config
+from smallm_hf.data.batching import WindowOrder
+from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_files
+from smallm_hf.environment import environment
+from smallm_hf.errors import UserError
+from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
+from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state
+from smallm_hf.training.devices import build_accelerator, hardware, peak_memory_bytes, resolve_compile, resolve_precision
+from smallm_hf.training.loop import SAMPLING, ValidationSet, micro_steps_per_process, plan_steps, train
+from smallm_hf.training.plan import Plan, make_plan
+from smallm_hf.training.progress import count, duration
+
+
+def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles:
+    """Makes the token files of a config, or finds them made, and says what they hold."""
+    files = _token_files(config, print, options.output_dir)
+    for side, counts in (("train", files.meta.train), ("validation", files.meta.validation)):
+        print(
+            f"{side:<12} {counts.documents:,} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens "
+            f"({counts.bytes / counts.tokens:.2f} bytes per token)"
+        )
+    print(f"read {files.folder}/report.json, or train on them: --data.folder {files.folder}")
+    return files
+
+
+def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | None:
+    """Trains what a config describes and leaves a run folder; with `--dry_run` only prints the plan.
+
+    Returns:
+        What `results.json` holds, or None after a dry run.
+
+    Raises:
+        UserError: every mistake that can be seen before training is raised before the run folder exists.
+    """
+    say = print if is_main_process() else _silent
+    precision = resolve_precision(config.training.precision)
+    if options.dry_run:
+        plan = make_plan(model_config(config.model), config.training, precision, plan_steps(config.training, None))
+        say(describe_plan(plan, config, precision))
+        return None
+
+    checkpoint = _find_checkpoint(options, say)
+    began = time.perf_counter()
+    files = _token_files(config, say)
+    architecture = _architecture(config, files)
+    accelerator = build_accelerator(precision)
+    micro_steps_per_process(config.training.accumulation_steps, accelerator.num_processes)
+    set_seed(config.training.seed)
+    model = _model(architecture, checkpoint)
+    state = load_state(checkpoint) if checkpoint else LoopState()
+    order = WindowOrder(len(files.train), config.training.context_length, config.training.seed)
+    planned_steps = plan_steps(config.training, order.windows_per_epoch)
+    plan = make_plan(architecture, config.training, precision, planned_steps)
+    compiled = resolve_compile(
+        config.training.compile, planned_flops=plan.flops, planned_seconds=config.training.max_seconds
+    )
+    resolved = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, precision=precision, compile=compiled)
+    )
+    run = options.output_dir
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        resolved.save(run / "config.yaml")
+        surroundings = {**environment(), "hardware": hardware()}
+        (run / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n")
+    say(describe_plan(plan, resolved, precision))
+    set_seed(config.training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
+    validation_bytes = files.meta.validation.bytes + files.meta.validation.documents  # an eos counts as one
+    validation = ValidationSet.choose(
+        files.validation, validation_bytes, config.training.validation_tokens, files.tokenizer
+    )
+    trained = train(
+        model=model,
+        tokenizer=files.tokenizer,
+        train_tokens=files.train,
+        validation=validation,
+        training=resolved.training,
+        run=run,
+        accelerator=accelerator,
+        checkpoint=checkpoint,
+        state=state,
+    )
+    results = {
+        **trained,
+        "wall_seconds": time.perf_counter() - began,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "parameters": plan.parameters,
+        "embedding_parameters": plan.embedding_parameters,
+        "flops": plan.flops_per_token * trained["tokens"],
+        "protocol": f"packed, windows of {config.training.context_length} tokens, float32",
+        "sampling": SAMPLING,
+        "data": {"source": config.data.source, "folder": str(files.folder), **dataclasses.asdict(files.meta)},
+        "config": dataclasses.asdict(resolved),
+        "environment": environment(),
+        "hardware": hardware(),
+    }
+    if accelerator.is_main_process:
+        for folder, scored in (("best", results["best"]), ("final", results["last"])):
+            samples = [record for record in read_jsonl(run / "samples.jsonl") if record["step"] == scored["step"]]
+            write_card(run / folder, f"{run.name}", results, scored, samples)
+        (run / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        say(describe_results(results, run))
+    accelerator.end_training()
+    return results
+
+
+def _silent(line: str) -> None:
+    """What every process but the main one says."""
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a `.jsonl` file, in order."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume; a folder that holds another run is refused."""
+    run = options.output_dir
+    checkpoints = list_checkpoints(run)
+    if options.resume:
+        if not checkpoints:
+            say(f"no checkpoint in {run}; starting afresh")
+            return None
+        say(f"resuming from {checkpoints[-1]}")
+        return checkpoints[-1]
+    if is_main_process() and run.exists() and any(run.iterdir()):
+        held = f"a run that stopped at {checkpoints[-1].name}" if checkpoints else "files already"
+        raise UserError(f"{run} holds {held}; add --resume to continue it, or give another --output_dir")
+    return None
+
+
+def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | None = None) -> TokenFiles:
+    """Token files that match the config; the main process makes them, before any process group can time out."""
+    settings = (config.data, config.tokenizer, config.vocab_size)
+    if is_main_process():
+        return find_or_prepare(*settings, config.training.context_length, folder, say)
+    return wait_for_token_files(*settings, folder)
+
+
+def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
+    """The model's config, with the special tokens of the tokenizer."""
+    tokenizer = files.tokenizer
+    if len(tokenizer) != config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {files.folder} has {len(tokenizer)} entries, model.vocab_size={config.vocab_size}; "
+            "set them equal or give another data.folder"
+        )
+    return model_config(
+        config.model,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTrainedModel:
+    """Fresh weights, or those of a checkpoint of the same architecture; float32."""
+    if checkpoint is None:
+        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+    # The flagless Auto classes would load the native twin.
+    model_class = SmaLLMForCausalLM if architecture.model_type == "smallm" else AutoModelForCausalLM
+    saved = type(architecture).from_pretrained(checkpoint)
+    for field in dataclasses.fields(architecture):
+        ours, theirs = getattr(architecture, field.name), getattr(saved, field.name, None)
+        if ours != theirs and field.name not in UNCOMPARED:
+            raise UserError(
+                f"{checkpoint} was trained with model.{field.name}={theirs}, this config says {ours}; "
+                "resume with the config of the run or give another --output_dir"
+            )
+    return model_class.from_pretrained(checkpoint, config=architecture, dtype=torch.float32)
+
+
+# What saving adds to a config, or what says nothing of its shape.
+UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
+
+
+def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
+    """The plan of a run as the lines a user reads before it starts."""
+    training = config.training
+    other = plan.parameters - plan.embedding_parameters
+    end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
+    if training.epochs and not plan.tokens:
+        end = f"{training.epochs:g} epochs of data not counted yet"
+    total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
+    limits = [f"{name}={getattr(training, name):g}" for name in ("max_steps", "max_seconds", "epochs") if getattr(training, name)]
+    return "\n".join(
+        [
+            f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
+            f"tokens per step   {plan.tokens_per_step:,} ({training.accumulation_steps} x {training.batch_size} windows of "
+            f"{training.context_length})",
+            f"total tokens      {end} ({', '.join(limits)})",
+            f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
+            f"memory            about {plan.memory_bytes / 2**30:.2f} GiB per process (estimated)",
+            f"precision         {precision}, compile {training.compile}",
+        ]
+    )
+
+
+def describe_results(results: dict[str, Any], run: Path) -> str:
+    """How a run ended, and what to do with it next."""
+    last, best = results["last"], results["best"]
+    return "\n".join(
+        [
+            "",
+            f"validation        loss {last['validation_loss']:.4f}, perplexity {last['validation_perplexity']:.2f}, "
+            f"bits per byte {last['validation_bits_per_byte']:.4f} ({results['protocol']})",
+            f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
+            f"trained           {count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
+            f"{duration(results['wall_seconds'])} in all",
+            "",
+            "next:",
+            f"  python scripts/generate.py --model {run}/best --prompt \"{results['config']['training']['sample_prompts'][0]}\"",
+            f"  python scripts/score.py --model {run}/best --data YOUR_TEXT.txt",
+            "  python -c \"from transformers import pipeline; "
+            f"print(pipeline('text-generation', '{run}/best')('The')[0]['generated_text'])\"",
+        ]
+    )

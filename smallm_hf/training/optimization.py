@@ -1,0 +1,145 @@
+"""Which parameters get which optimizer, and the learning rate as a pure function of progress."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+SCHEDULES = ("cosine", "wsd", "constant")
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Sorts the trainable parameters by what they are.
+
+    Returns three lists: `hidden`, the matrices inside the blocks; `embedding`, the tables of tokens and positions and
+    the output head (one entry where tied); `vector`, biases and norms, which take no weight decay.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if head is not None:
+        tables.add(id(head.weight))
+    groups: dict[str, list[nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = "embedding" if id(parameter) in tables else "hidden" if parameter.ndim == 2 else "vector"
+            groups[kind].append(parameter)
+    return groups
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers behind the interface of one.
+
+    Accelerate must see a single object: with two it updates the gradient scaler twice, and DeepSpeed keeps only the
+    last. `param_groups` is the union of the parts' own groups (the same dictionaries, so a rate set here arrives
+    there); `state_dict` holds the parts in order.
+    """
+
+    def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):
+        self.optimizers = list(optimizers)
+        super().__init__([group for part in self.optimizers for group in part.param_groups], {})
+        self._link()
+
+    def _link(self) -> None:
+        self.param_groups = [group for part in self.optimizers for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Updates every part once; `closure` is not supported."""
+        assert closure is None, "CombinedOptimizer takes no closure"
+        for part in self.optimizers:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' state dictionaries, in order."""
+        return {"optimizers": [part.state_dict() for part in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        for part, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            part.load_state_dict(state)
+        self._link()  # loading replaces the parts' group dictionaries
+
+
+def build_optimizer(
+    model: nn.Module,
+    name: str,
+    *,
+    learning_rate: float,
+    muon_learning_rate: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+) -> torch.optim.Optimizer:
+    """AdamW for everything, or Muon for the hidden matrices with AdamW for the rest.
+
+    AdamW decays matrices and tables and leaves vectors alone (Loshchilov & Hutter 2019; grouping as in Brown et al.
+    2020). Muon is torch's (Jordan et al. 2024), with the step of a matrix scaled by sqrt(max(1, rows / columns)).
+    Every group carries `initial_lr`, the rate that `set_learning_rate` scales.
+    """
+    groups = parameter_groups(model)
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    decayed = groups["embedding"] if name == "muon" else groups["hidden"] + groups["embedding"]
+    adamw_groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": groups["vector"], "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        [group for group in adamw_groups if group["params"]], lr=learning_rate, betas=(beta1, beta2), fused=fused
+    )
+    if name == "muon":
+        muon = torch.optim.Muon(groups["hidden"], lr=muon_learning_rate, weight_decay=weight_decay)
+        optimizer = CombinedOptimizer([muon, optimizer])
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def rate_factor(
+    progress: float,
+    step: int,
+    *,
+    schedule: str,
+    warmup_steps: int | None,
+    warmup_fraction: float,
+    decay_fraction: float,
+    final_fraction: float,
+) -> float:
+    """The learning rate as a share of its peak: a pure function of where the run stands.
+
+    Args:
+        progress: share of the run that is done, 0 to 1: of steps, seconds or epochs, whichever ends it first.
+        step: optimizer updates done so far.
+        schedule: `cosine` (Loshchilov & Hutter 2017) falls from the end of the warm-up to the end of the run; `wsd`
+            (warmup-stable-decay, Hu et al. 2024) stays at the peak and falls linearly over the last `decay_fraction`;
+            `constant` stays.
+        warmup_steps: updates of linear warm-up; None: `warmup_fraction` of the run instead.
+        warmup_fraction: share of the run spent warming up, where `warmup_steps` is None.
+        decay_fraction: share of the run over which `wsd` falls.
+        final_fraction: the factor at the end of the run, for `cosine` and `wsd`.
+    """
+    if warmup_steps is None:
+        # The first update of a timed run stands at progress 0: it takes the rate that one more update would have.
+        warmup = min(1.0, (progress + 1e-3) / warmup_fraction) if warmup_fraction else 1.0
+        start = warmup_fraction
+    else:
+        warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        # Where the warm-up ended, as a share of the run; progress / step is the share of one update.
+        start = min(1.0, warmup_steps * progress / step) if step else 0.0
+    progress = min(1.0, progress)
+    if schedule == "constant":
+        decay = 1.0
+    elif schedule == "wsd":
+        remaining = min(1.0, (1 - progress) / decay_fraction) if decay_fraction else 1.0
+        decay = final_fraction + (1 - final_fraction) * remaining
+    else:
+        through = max(0.0, progress - start) / (1 - start) if start < 1 else 0.0
+        decay = final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * through))
+    return warmup * decay
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's rate to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

@@ -1,0 +1,100 @@
+"""What a run will cost, counted before it starts: parameters, tokens, operations, memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from smallm_hf.training.loop import TrainingConfig
+from smallm_hf.training.optimization import parameter_groups
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of `config` without memory behind its parameters."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def embedding_parameters(model: PreTrainedModel) -> int:
+    """Parameters of the tables: tokens, positions, and the output head where it is not tied."""
+    return sum(parameter.numel() for parameter in parameter_groups(model)["embedding"])
+
+
+def flops_per_token(model: PreTrainedModel, context_length: int) -> int:
+    """Floating-point operations of one training token, forward and backward.
+
+    6 per weight that multiplies (hidden matrices and the output head, tied or not; a table look-up is free) and
+    12 x layers x width x context for attention (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
+    Causal kernels skip up to half of the second term, which is counted in full.
+    """
+    multiplying = sum(parameter.numel() for parameter in parameter_groups(model)["hidden"])
+    head = model.get_output_embeddings()
+    if isinstance(head, nn.Linear):
+        multiplying += head.weight.numel()
+    config = model.config.get_text_config()
+    return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * context_length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of a run.
+
+    Attributes:
+        parameters: all of them, a tied head counted once.
+        embedding_parameters: of these, tables of tokens and positions and an untied head.
+        tokens_per_step: over all processes.
+        steps: planned updates; None where time or an unknown number of tokens ends the run.
+        flops_per_token: forward and backward.
+        memory_bytes: an estimate, see `memory_bytes`.
+    """
+
+    parameters: int
+    embedding_parameters: int
+    tokens_per_step: int
+    steps: int | None
+    flops_per_token: int
+    memory_bytes: int
+
+    @property
+    def tokens(self) -> int | None:
+        """Training tokens of the whole run, repetitions counted."""
+        return None if self.steps is None else self.steps * self.tokens_per_step
+
+    @property
+    def flops(self) -> int | None:
+        """Operations of the whole run."""
+        return None if self.tokens is None else self.tokens * self.flops_per_token
+
+
+def make_plan(config: PreTrainedConfig, training: TrainingConfig, precision: str, steps: int | None) -> Plan:
+    """Counts a run on the meta device: needs no data, no weights and no memory."""
+    model = meta_model(config)
+    return Plan(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        embedding_parameters=embedding_parameters(model),
+        tokens_per_step=training.tokens_per_step,
+        steps=steps,
+        flops_per_token=flops_per_token(model, training.context_length),
+        memory_bytes=memory_bytes(model, training, precision),
+    )
+
+
+def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: str) -> int:
+    """Estimated peak memory of one process: weights, gradients, optimizer state, activations, logits.
+
+    Weights, gradients and moments are float32 (AdamW keeps two moments, Muon one). A layer keeps about 34 bytes per
+    token and channel in 16 bits (Korthikanti et al. 2022, section 4.1, without the attention maps that fused kernels
+    never store), twice that in 32 bits, and 2 or 4 where activations are recomputed. Logits are held once in the
+    compute precision and twice in float32 (the loss and its gradient).
+    """
+    groups = parameter_groups(model)
+    parameters = sum(p.numel() for group in groups.values() for p in group)
+    moments = 2 * parameters - (sum(p.numel() for p in groups["hidden"]) if training.optimizer == "muon" else 0)
+    config = model.config.get_text_config()
+    tokens = training.batch_size * training.context_length
+    bytes_per_value = 4 if precision == "fp32" else 2
+    per_channel = bytes_per_value if training.activation_checkpointing else 17 * bytes_per_value
+    activations = tokens * config.num_hidden_layers * config.hidden_size * per_channel
+    logits = tokens * config.vocab_size * (bytes_per_value + 8)
+    return 4 * (2 * parameters + moments) + activations + logits

@@ -1,0 +1,78 @@
+"""What a run says while it runs: a bar on a terminal, plain lines in a log, silence on other ranks."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: `42s`, `7m05s`, `1h12m`, `3d04h`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def count(number: float) -> str:
+    """Three figures and a unit: `873`, `41.2k`, `2.62B`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+class Reporter:
+    """The voice of the training loop.
+
+    On a terminal a bar shows loss, tokens/s and ETA and moves on every update; elsewhere one line is printed at each
+    logged step. Only the main process speaks.
+    """
+
+    def __init__(self, enabled: bool):
+        self.console = Console(quiet=not enabled, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        if self.console.is_terminal and enabled:
+            self.bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}% {task.description}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task("", total=1.0)
+
+    def __enter__(self) -> "Reporter":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """Prints one line above the bar; the text is taken literally."""
+        self.console.print(line, markup=False)
+
+    def advance(self, progress: float) -> None:
+        """Moves the bar to `progress`, the share of the run that is done."""
+        if self.bar:
+            self.bar.update(self.task, completed=progress)
+
+    def step(self, step: int, planned: int | None, record: dict[str, float], eta_seconds: float) -> None:
+        """Shows one logged step."""
+        parts = [
+            f"step {step}" + (f"/{planned}" if planned else ""),
+            f"loss {record['loss']:.3f}",
+            f"lr {record['learning_rate']:.2e}",
+            f"grad {record['gradient_norm']:.2f}",
+            f"{count(record['tokens_per_second'])} tok/s",
+            f"eta {duration(eta_seconds)}",
+        ]
+        if self.bar:
+            self.bar.update(self.task, description=" | ".join(parts))
+        else:
+            self.say(" | ".join(parts))

@@ -1,0 +1,394 @@
+"""The scorer, against arithmetic in float64 and by hand."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation import scoring
+from smallm_hf.evaluation.scoring import (
+    Sums,
+    encode_ordinary,
+    load_causal_lm,
+    score_documents,
+    score_texts,
+    score_token_stream,
+    summarize,
+)
+from smallm_hf.tokenization import make_encoder
+
+TEXTS = ["  abc cab\n", "b", "caféa, ba 日本 " * 4, "bac"]  # surrounding whitespace, short, longer than a context of 8
+LETTERS = ["</s>", "<s>", "<unk>", *" abcdef,\n"]
+
+
+def letter_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
+    """One token per letter; bos, eos and unknown are ids 1, 0 and 2."""
+    tokenizer = Tokenizer(models.WordLevel({letter: id for id, letter in enumerate(LETTERS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special_tokens = special_tokens or {"bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **special_tokens)
+
+
+def gpt2(**changes) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(**{"vocab_size": 16, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, **changes})
+    return GPT2LMHeadModel(config).requires_grad_(False).apply(_spread)
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=16, max_position_embeddings=32, tie_word_embeddings=False, **sizes)
+    return LlamaForCausalLM(config).requires_grad_(False).apply(_spread)
+
+
+def _spread(module: nn.Module) -> None:
+    """Random weights large enough for predictions that differ from the uniform ones."""
+    for parameter in module.parameters(recurse=False):
+        if parameter.dim() > 1:
+            parameter.mul_(20)
+
+
+class Table(PreTrainedModel):
+    """A bigram model: the logits of the next token stand in the row of the last one."""
+
+    config_class = GPT2Config
+
+    def __init__(self, logits: list[list[float]]):
+        super().__init__(GPT2Config(vocab_size=len(logits), n_positions=64))
+        self.table = nn.Embedding.from_pretrained(torch.tensor(logits))
+        self.shapes = []
+
+    def forward(self, input_ids, use_cache=None):
+        self.shapes.append(tuple(input_ids.shape))
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+def nats_by_hand(model: PreTrainedModel, sequence: list[int], context_length: int) -> float:
+    """Float64: each token's own log-probability, from the window of its predecessors and the token before that."""
+    model = copy.deepcopy(model).double().eval()
+    nats = 0.0
+    for begin in range(0, len(sequence) - 1, context_length):
+        window = torch.tensor(sequence[begin : begin + context_length + 1])
+        logits = model(input_ids=window[None, :-1]).logits[0]
+        for position, label in enumerate(window[1:]):
+            probabilities = logits[position].exp() / logits[position].exp().sum()
+            nats -= math.log(probabilities[label])
+    return nats
+
+
+@pytest.mark.parametrize("model", [gpt2(), llama()], ids=["gpt2", "llama"])
+def test_documents_are_scored_alone_after_bos_in_disjoint_windows_with_one_token_of_context(model):
+    tokenizer = letter_tokenizer()
+    ids = [tokenizer.convert_tokens_to_ids(list(text.strip())) for text in TEXTS]
+    nats = sum(nats_by_hand(model, [tokenizer.bos_token_id, *text], 8) for text in ids)
+    scores = score_documents(model, tokenizer, TEXTS, context_length=8)
+    assert scores["tokens"] == sum(map(len, ids))
+    assert scores["bytes"] == sum(len(text.strip().encode()) for text in TEXTS)
+    assert scores["loss"] == pytest.approx(nats / scores["tokens"], rel=1e-6)
+    assert scores["perplexity"] == pytest.approx(math.exp(nats / scores["tokens"]), rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / scores["bytes"], rel=1e-6)
+
+
+@pytest.mark.parametrize("model", [gpt2(), llama()], ids=["gpt2", "llama"])
+def test_packed_texts_are_one_stream_after_eos_in_which_every_eos_is_scored_as_one_byte(model):
+    tokenizer = letter_tokenizer()
+    ids = [tokenizer.convert_tokens_to_ids(list(text)) for text in TEXTS]
+    stream = [tokenizer.eos_token_id] + [id for text in ids for id in [*text, tokenizer.eos_token_id]]
+    scores = score_documents(model, tokenizer, TEXTS, protocol="packed", context_length=8)
+    assert scores["tokens"] == len(stream) - 1
+    assert scores["bytes"] == sum(len(text.encode()) for text in TEXTS) + len(TEXTS)
+    assert scores["loss"] == pytest.approx(nats_by_hand(model, stream, 8) / scores["tokens"], rel=1e-6)
+
+
+def test_eos_stands_before_a_document_where_there_is_no_bos():
+    tokenizer = letter_tokenizer(eos_token="</s>")
+    expected = nats_by_hand(gpt2(), [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list("abc"))], 8)
+    assert score_documents(gpt2(), tokenizer, ["abc"])["loss"] == pytest.approx(expected / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("protocol", ["documents", "packed"])
+def test_the_batch_size_does_not_change_the_score(protocol):
+    scores = [
+        score_documents(gpt2(), letter_tokenizer(), TEXTS * 3, protocol=protocol, context_length=8, batch_size=size)
+        for size in (1, 3, 16)
+    ]
+    for other in scores[1:]:
+        assert other["loss"] == pytest.approx(scores[0]["loss"], rel=1e-6)
+        assert [other[key] for key in ("tokens", "bytes")] == [scores[0][key] for key in ("tokens", "bytes")]
+        assert other["top3_accuracy"] == pytest.approx(scores[0]["top3_accuracy"])
+
+
+def test_padding_side_and_pad_token_of_the_tokenizer_do_not_change_the_score():
+    plain, left = letter_tokenizer(), letter_tokenizer()
+    left.padding_side, left.pad_token = "left", "<unk>"
+    assert plain.pad_token is None
+    assert score_documents(gpt2(), left, TEXTS)["loss"] == score_documents(gpt2(), plain, TEXTS)["loss"]
+
+
+def test_a_small_memory_budget_means_smaller_passes_and_the_same_score(monkeypatch):
+    whole = score_documents(gpt2(), letter_tokenizer(), TEXTS, context_length=8)
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 2 * 4 * 16 * 8)  # two windows of float32 logits
+    model = Table(torch.randn(16, 16).tolist())
+    list(scoring.score_windows(model, [np.arange(9)] * 5, batch_size=16))
+    assert model.shapes == [(2, 8), (2, 8), (1, 8)]
+    assert score_documents(gpt2(), letter_tokenizer(), TEXTS, context_length=8)["loss"] == pytest.approx(whole["loss"])
+
+
+def test_memory_does_not_depend_on_one_block_holding_all_texts(monkeypatch):
+    whole = [sums.nats for sums in score_each(TEXTS * 2)]
+    monkeypatch.setattr(scoring, "TEXTS_PER_BLOCK", 3)
+    assert [sums.nats for sums in score_each(TEXTS * 2)] == pytest.approx(whole)
+
+
+def score_each(texts):
+    options = {"protocol": "documents", "context_length": 8, "batch_size": 4}
+    return list(score_texts(gpt2(), letter_tokenizer(), texts, **options))
+
+
+def test_each_text_gets_its_own_sums_in_order():
+    sums = score_each(TEXTS)
+    assert [part.bytes for part in sums] == [len(text.strip().encode()) for text in TEXTS]
+    for text, part in zip(TEXTS, sums, strict=True):
+        alone = score_documents(gpt2(), letter_tokenizer(), [text], context_length=8)
+        assert part.nats / part.tokens == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def test_a_token_file_and_its_texts_get_the_same_packed_score(tmp_path):
+    tokenizer, model = letter_tokenizer(), gpt2()
+    ids = [id for text in TEXTS for id in [*encode_ordinary(tokenizer, [text])[0], tokenizer.eos_token_id]]
+    np.array(ids, dtype="<u2").tofile(tmp_path / "validation.bin")
+    stream = np.memmap(tmp_path / "validation.bin", dtype="<u2", mode="r")
+    sums = score_token_stream(model, stream, context_length=8, batch_size=4)
+    scores = score_documents(model, tokenizer, TEXTS, protocol="packed", context_length=8)
+    assert sums.nats / sums.tokens == scores["loss"]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 50])
+def test_the_sums_of_all_shards_are_the_sums_of_the_stream(processes):
+    stream = np.arange(100) % 16
+    whole = score_token_stream(gpt2(), stream, context_length=8, batch_size=4)
+    shards = [
+        score_token_stream(gpt2(), stream, context_length=8, batch_size=4, shard=(rank, processes))
+        for rank in range(processes)
+    ]
+    total = sum(shards, Sums())
+    assert (total.tokens, total.top1, total.top3) == (100, whole.top1, whole.top3)
+    assert total.nats == pytest.approx(whole.nats, rel=1e-6)
+
+
+def test_every_pass_over_a_stream_has_one_shape():
+    model = Table(torch.randn(16, 16).tolist())
+    score_token_stream(model, np.arange(90) % 16, context_length=8, batch_size=5)  # 11 windows and a short one
+    assert model.shapes == [(5, 8)] * 3
+
+
+def test_probabilities_that_can_be_read_off_a_table_give_the_loss_by_hand():
+    vocab_size = len(LETTERS)
+    table = np.full((vocab_size, vocab_size), -30.0)
+    a, b, start = LETTERS.index("a"), LETTERS.index("b"), LETTERS.index("<s>")
+    table[start, [a, b]] = math.log(0.25), math.log(0.75)
+    table[a, [a, b]] = math.log(0.5), math.log(0.5)  # a tie: a has the lower id and comes first
+    table[b, [a, b, 0]] = math.log(0.125), math.log(0.5), math.log(0.375)
+    scores = score_documents(Table(table.tolist()), letter_tokenizer(), ["ab", "bba"])
+    # ab: 1/4, 1/2 (second of a tie); bba: 3/4, 1/2, 1/8 (third choice)
+    assert scores["loss"] == pytest.approx(-math.log(1 / 4 * 1 / 2 * 3 / 4 * 1 / 2 * 1 / 8) / 5, rel=1e-6)
+    assert scores["top1_accuracy"] == 2 / 5
+    assert scores["top3_accuracy"] == 1
+
+
+def test_a_model_that_is_sure_and_right_has_no_loss():
+    successor = np.roll(np.eye(len(LETTERS)), 1, axis=1) * 100  # each id is followed by the next, the last by the first
+    sums = score_token_stream(Table(successor.tolist()), np.arange(len(LETTERS)), context_length=5)
+    assert sums.nats == pytest.approx(0, abs=1e-6)
+    assert sums.top1 == sums.top3 == sums.tokens == len(LETTERS)
+
+
+def test_equal_logits_give_ln_v_and_credit_only_to_the_lowest_ids():
+    sums = score_token_stream(Table([[0.0] * 8] * 8), np.array([7, 0, 2, 5]), context_length=4)
+    assert sums.nats / sums.tokens == pytest.approx(math.log(8))
+    assert (sums.top1, sums.top3) == (1, 2)
+
+
+def test_bits_per_byte_is_nats_over_ln_2_over_bytes():
+    figures = summarize(Sums(nats=10 * math.log(2), tokens=4, top1=1, top3=2, bytes=5))
+    assert figures == {
+        "loss": pytest.approx(2.5 * math.log(2)),
+        "perplexity": pytest.approx(2**2.5),
+        "bits_per_byte": pytest.approx(2.0),
+        "top1_accuracy": 0.25,
+        "top3_accuracy": 0.5,
+        "tokens": 4,
+        "bytes": 5,
+    }
+
+
+def test_bytes_are_those_of_utf_8():
+    assert score_documents(gpt2(), letter_tokenizer(), ["é日"])["bytes"] == 5
+
+
+def test_special_tokens_written_in_a_text_are_ordinary_text(gpt2_folder):
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
+    text = "a<|endoftext|>b"
+    (ids,) = encode_ordinary(tokenizer, [text])
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids) == text
+    assert ids == list(make_encoder(tokenizer)([text])[0])
+
+
+def test_scoring_leaves_every_module_in_the_mode_it_had():
+    model = gpt2().train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    score_documents(model, letter_tokenizer(), TEXTS)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_dropout_does_not_touch_the_score():
+    model = gpt2(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
+    first, second = (score_documents(model, letter_tokenizer(), TEXTS)["loss"] for _ in range(2))
+    assert first == second
+
+
+def test_the_default_context_is_the_models_own_and_is_stated():
+    assert score_documents(gpt2(), letter_tokenizer(), ["ab"])["context_length"] == 32
+    assert score_documents(gpt2(n_positions=4096), letter_tokenizer(), ["ab"])["context_length"] == 2048
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "sliding"}, "protocol 'sliding' is unknown; choose from documents, packed"),
+        ({"context_length": 33}, "context_length=33 exceeds the model's 32 positions"),
+        ({"context_length": 0}, "context_length=0 is not a number of tokens"),
+        ({"texts": []}, "no token to score"),
+        ({"texts": [" \n"]}, "no token to score"),
+        ({"tokenizer": letter_tokenizer(bos_token="<s>"), "protocol": "packed"}, "no eos token, which protocol packed"),
+        ({"tokenizer": letter_tokenizer(pad_token="</s>")}, "no eos token, which protocol documents"),
+        ({"model": gpt2(vocab_size=6)}, "token id 6 is outside the model's vocabulary of 6"),
+        ({"model": Table(np.full((16, 16), math.nan).tolist())}, "not numbers"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(options, message):
+    options = {"model": gpt2(), "tokenizer": letter_tokenizer(), "texts": ["abc"], **options}
+    with pytest.raises(UserError, match=message) as error:
+        score_documents(options.pop("model"), options.pop("tokenizer"), options.pop("texts"), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_sees_the_token_it_predicts_is_refused():
+    config = BertConfig(
+        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
+        score_documents(BertLMHeadModel(config), letter_tokenizer(), ["abc"])
+
+
+def save(folder, model=None, tokenizer=None):
+    for part in (model or gpt2(), tokenizer or letter_tokenizer()):
+        part.save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_folder_is_loaded_in_evaluation_mode_with_its_dtype(tmp_path):
+    model, tokenizer = load_causal_lm(str(save(tmp_path, gpt2().bfloat16())))
+    assert (model.dtype, model.training) == (torch.bfloat16, False)
+    assert score_documents(model, tokenizer, TEXTS)["dtype"] == "bfloat16"
+    assert load_causal_lm(str(tmp_path), dtype="float32")[0].dtype == torch.float32
+
+
+def test_a_missing_folder_is_told(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not a folder; give a folder that save_pretrained wrote"):
+        load_causal_lm(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", "config"), ("tokenizer*", "tokenizer")])
+def test_a_folder_without_config_or_tokenizer_is_told(tmp_path, name, content):
+    for file in save(tmp_path).glob(name):
+        file.unlink()
+    with pytest.raises(UserError, match=f"holds no {content}"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_a_folder_without_weights_is_told(tmp_path):
+    (save(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded.*model\.safetensors"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_a_folder_with_damaged_weights_is_told(tmp_path):
+    (save(tmp_path) / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_a_model_of_another_kind_is_told(tmp_path):
+    AlbertConfig(vocab_size=16).save_pretrained(tmp_path)
+    letter_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be loaded as a causal language model: .*AlbertConfig"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_weights_that_would_be_random_are_told(tmp_path):
+    save(tmp_path, GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=16, tie_word_embeddings=False)))
+    with pytest.raises(UserError, match=r"lacks weights of GPT2LMHeadModel, lm_head\.weight"):
+        load_causal_lm(str(tmp_path))
+
+
+def test_an_unreachable_hub_is_told_with_the_local_alternative():
+    with pytest.raises(UserError, match=r"model distilgpt2 is not on this machine.*give the folder of a local model"):
+        load_causal_lm("distilgpt2")
+
+
+def test_an_unknown_dtype_or_device_is_told(tmp_path):
+    with pytest.raises(UserError, match="dtype 'float33' is unknown; choose from auto, float32"):
+        load_causal_lm(str(save(tmp_path)), dtype="float33")
+    with pytest.raises(UserError, match="device 'quantum' cannot be used here"):
+        load_causal_lm(str(tmp_path), device="quantum")
+
+
+@pytest.fixture(scope="module")
+def stories(shared_data):
+    """The pretrained model on which the reference figures were made, and the first 300 stories."""
+    model, tokenizer = load_causal_lm(str(shared_data / "pretrained/stories260K-hf"), device="cpu")
+    text = (shared_data / "tinystories/tinystories_valid.txt").read_text(encoding="utf-8")
+    return model, tokenizer, [story.strip() for story in text.split("<|endoftext|>") if story.strip()][:300]
+
+
+def test_the_reference_figure_of_documents_comes_out(stories):
+    scores = score_documents(*stories)
+    assert scores["loss"] == pytest.approx(1.3204, abs=5e-5)
+    assert scores["bits_per_byte"] == pytest.approx(0.9198, abs=5e-5)
+
+
+def test_the_reference_figure_of_packed_comes_out(stories):
+    scores = score_documents(*stories, protocol="packed", context_length=256)
+    assert scores["bits_per_byte"] == pytest.approx(1.1031, abs=5e-5)
+
+
+def test_a_real_model_scores_the_same_for_batches_of_1_3_and_16(stories):
+    model, tokenizer, texts = stories
+    one, three, sixteen = (score_documents(model, tokenizer, texts[:40], batch_size=size) for size in (1, 3, 16))
+    for key in ("loss", "perplexity", "bits_per_byte"):
+        assert three[key] == pytest.approx(one[key], abs=1e-5)
+        assert sixteen[key] == pytest.approx(one[key], abs=1e-5)

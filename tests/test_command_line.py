@@ -1,0 +1,46 @@
+import errno
+
+import pytest
+
+from smallm_hf.command_line import exit_clearly
+from smallm_hf.errors import UserError
+
+
+def fail(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+def test_a_users_mistake_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        exit_clearly(fail(UserError("training.batch_size=0 must be above 0")))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: training.batch_size=0 must be above 0\n"
+
+
+def test_a_full_disk_names_the_file_and_the_fix(capsys):
+    with pytest.raises(SystemExit) as end:
+        exit_clearly(fail(OSError(errno.ENOSPC, "No space left on device", "runs/a/model.safetensors")))
+    assert end.value.code == 2
+    assert "no space left writing runs/a/model.safetensors; free some space" in capsys.readouterr().err
+
+
+def test_only_the_main_process_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        exit_clearly(fail(UserError("wrong")))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(ValueError, match="ours"):
+        exit_clearly(fail(ValueError("ours")))
+
+
+def test_ctrl_c_exits_with_the_shells_status(capsys):
+    with pytest.raises(SystemExit) as end:
+        exit_clearly(fail(KeyboardInterrupt()))
+    assert end.value.code == 130

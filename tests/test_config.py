@@ -1,0 +1,145 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smallm_hf.config import RunConfig, model_config, parse_command_line
+from smallm_hf.errors import UserError
+
+SMALL = {
+    "data": {"source": "text.txt"},
+    "model": {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "training": {"max_steps": 5, "context_length": 16},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def parse(*words) -> RunConfig:
+    return parse_command_line("test", [str(word) for word in words], training=True)[0]
+
+
+def test_the_line_wins_over_the_file_wherever_the_file_stands(recipe):
+    before = parse("--training.max_steps", 7, "--config", recipe)
+    behind = parse("--config", recipe, "--training.max_steps", 7)
+    assert before == behind
+    assert before.training.max_steps == 7
+
+
+def test_a_later_file_wins_over_an_earlier_one(recipe, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("training:\n  max_steps: 9\n")
+    assert parse("--config", recipe, "--config", other).training.max_steps == 9
+
+
+def test_numbers_with_exponents_are_numbers(recipe, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("training:\n  learning_rate: 6e-4\n")
+    assert parse("--config", recipe, "--config", other).training.learning_rate == 6e-4
+
+
+def test_a_model_field_on_the_line_joins_those_of_the_file(recipe):
+    model = parse("--config", recipe, "--model.hidden_size", 64, "--model.tie_word_embeddings", "false").model
+    assert (model["hidden_size"], model["num_hidden_layers"], model["tie_word_embeddings"]) == (64, 1, False)
+
+
+def test_a_written_config_reads_back_as_itself(recipe, tmp_path):
+    config = parse("--config", recipe, "--training.sample_prompts", '["a: b", "Zoë\\n"]')
+    config.save(tmp_path / "config.yaml")
+    assert parse("--config", tmp_path / "config.yaml") == config
+    assert config.training.sample_prompts == ["a: b", "Zoë\n"]
+
+
+def test_resume_alone_takes_the_config_of_the_run(recipe, tmp_path):
+    config = parse("--config", recipe)
+    config.save(tmp_path / "config.yaml")
+    assert parse("--resume", "--output_dir", tmp_path) == config
+    assert parse("--resume", f"--output_dir={tmp_path}", "--training.max_steps", 8).training.max_steps == 8
+
+
+def test_the_run_folder_is_named_after_the_recipe(recipe):
+    options = parse_command_line("test", ["--config", str(recipe)], training=True)[1]
+    assert options.output_dir == Path("runs/small")
+
+
+def test_tokenizer_and_model_share_one_vocabulary_size(recipe, tmp_path):
+    assert parse("--config", recipe).vocab_size == 300
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({"tokenizer": {"vocab_size": 400}, "training": {"max_steps": 1}}))
+    assert parse("--config", other).vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--training.max_step", "7"], r"unknown option --training.max_step; did you mean --training.max_steps\?"),
+        (["--trainin.max_steps", "7"], r"unknown option --trainin.max_steps; did you mean --training.max_steps\?"),
+        (["--model.hiden_size", "7"], r"unknown key model.hiden_size .*did you mean model.hidden_size\?"),
+        (["--training.max_steps", "many"], r"training.max_steps=many is not of type int \| null"),
+        (["--training.learning_rate", "fast"], r"training.learning_rate=fast is not of type float"),
+        (["--training.optimizer", "sgd"], r"training.optimizer=sgd is not of type .*adamw.*muon"),
+        (["--model.hidden_size", "wide"], r"model: .*hidden_size.*int.*wide"),
+        (["--model.model_type", "smalm"], r"model.model_type=smalm is unknown; did you mean smallm\?"),
+        (["--model.num_attention_heads", "3"], r"num_attention_heads=3 does not divide hidden_size=32"),
+        (["--model.hidden_act", "swish2"], r"hidden_act"),
+        (["--training.context_length", "5000"], r"context_length=5000 exceeds model.max_position_embeddings=1024"),
+        (["--tokenizer.vocab_size", "500"], r"tokenizer.vocab_size=500 differs from model.vocab_size=300"),
+        (["--training.batch_size", "0"], r"training.batch_size=0 must be above 0"),
+        (["--training.log_every", "-1"], r"training.log_every=-1 must be above 0"),
+        (["--training.decay_fraction", "2"], r"training.decay_fraction=2.0 must lie between 0 and 1"),
+        (["--training.max_steps", "null"], r"the run has no end; set training.max_steps"),
+        (["--config", "nowhere.yaml"], r"--config nowhere.yaml: cannot be read"),
+    ],
+)
+def test_a_wrong_word_is_one_line_that_names_the_fix(recipe, words, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse("--config", recipe, *words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("training:\n  max_stepz: 3\n", r"unknown key training.max_stepz; did you mean training.max_steps\?"),
+        ("trainin:\n  max_steps: 3\n", r"unknown key trainin.max_steps; did you mean training.max_steps\?"),
+        ("training:\n  max_steps: 3\n bad", r"not YAML"),
+        ("- a\n- b\n", r"holds no sections"),
+        ("training:\n  epochs: soon\n", r"training.epochs=soon is not of type float \| null"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_fix(tmp_path, content, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        parse("--config", path)
+    assert "\n" not in str(error.value)
+
+
+def test_every_model_field_is_checked_for_other_families_too():
+    assert model_config({"model_type": "gpt2", "n_embd": 64, "n_head": 2}).hidden_size == 64
+    with pytest.raises(UserError, match="did you mean model.n_embd"):
+        model_config({"model_type": "gpt2", "n_embed": 64})
+
+
+def test_token_ids_of_the_tokenizer_fill_what_the_config_leaves_open():
+    config = model_config({"vocab_size": 300, "eos_token_id": 5}, eos_token_id=298, pad_token_id=299)
+    assert (config.eos_token_id, config.pad_token_id) == (5, 299)
+
+
+def test_sections_cannot_change_after_loading(recipe):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse("--config", recipe).training.max_steps = 3
+
+
+def test_help_teaches_every_key(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    for phrase in ("optimizer updates", "auto takes bf16", "share of the run over which wsd falls", "python-docs", "--dry_run"):
+        assert phrase in " ".join(text.split()), phrase
