@@ -3,6 +3,7 @@
 import functools
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from smallm_hf.command_line import exit_clearly
 from smallm_hf.evaluation.scoring import load_causal_lm
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_function_arguments(load_causal_lm, as_group=False, skip={"trust_remote_code"})
     parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
     parser.add_argument("--prompt", default="", help="the beginning; left out, the model begins by itself")
-    parser.add_argument("--num_samples", type=int, default=1, help="texts to write, the second with seed + 1 and so on")
+    parser.add_argument("--num_samples", type=PositiveInt, default=1, help="texts to write, each with the next seed")
     parser.add_function_arguments(stream, as_group=False, skip={"model", "tokenizer", "prompt", "write"})
     given = parser.parse_args().as_dict()
 

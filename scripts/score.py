@@ -3,6 +3,7 @@
 import itertools
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
 from smallm_hf.command_line import exit_clearly
 from smallm_hf.data.documents import local_files, read_texts
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
     parser.add_argument("--data", required=True, help=".txt, .jsonl, .json, .csv or .parquet, or a folder of them")
     parser.add_argument("--text_column", default="text", help="column that holds the text, in all but text files")
-    parser.add_argument("--max_documents", type=int, help="score only this many, from the beginning")
+    parser.add_argument("--max_documents", type=PositiveInt, help="score only this many, from the beginning")
     given_otherwise = {"model", "tokenizer", "texts", "show_progress"}
     parser.add_function_arguments(score_documents, as_group=False, skip=given_otherwise)
     parser.add_argument("--output", help="a JSON file for the result, with the versions and the command it came from")

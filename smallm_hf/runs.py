@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.card import write_card
 from smallm_hf.command_line import is_main_process
@@ -21,9 +22,10 @@ from smallm_hf.errors import UserError
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
 from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state
 from smallm_hf.training.devices import build_accelerator, hardware, peak_memory_bytes, resolve_compile, resolve_precision
-from smallm_hf.training.loop import SAMPLING, ValidationSet, micro_steps_per_process, plan_steps, train
+from smallm_hf.training.loop import SAMPLING, TrainingLoop, micro_steps_per_process, plan_steps
 from smallm_hf.training.plan import Plan, make_plan
-from smallm_hf.training.progress import count, duration
+from smallm_hf.training.progress import count, duration, read_records
+from smallm_hf.training.validation import ValidationSet
 
 
 def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles:
@@ -54,6 +56,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         say(describe_plan(plan, config, precision))
         return None
 
+    disable_progress_bar()  # of saving and loading: the run has its own
     checkpoint = _find_checkpoint(options, say)
     began = time.perf_counter()
     files = _token_files(config, say)
@@ -84,7 +87,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     validation = ValidationSet.choose(
         files.validation, validation_bytes, config.training.validation_tokens, files.tokenizer
     )
-    trained = train(
+    loop = TrainingLoop(
         model=model,
         tokenizer=files.tokenizer,
         train_tokens=files.train,
@@ -95,6 +98,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         checkpoint=checkpoint,
         state=state,
     )
+    trained = loop.run()
     results = {
         **trained,
         "wall_seconds": time.perf_counter() - began,
@@ -111,7 +115,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     }
     if accelerator.is_main_process:
         for folder, scored in (("best", results["best"]), ("final", results["last"])):
-            samples = [record for record in read_jsonl(run / "samples.jsonl") if record["step"] == scored["step"]]
+            samples = [record for record in read_records(run, "samples") if record["step"] == scored["step"]]
             write_card(run / folder, f"{run.name}", results, scored, samples)
         (run / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         say(describe_results(results, run))
@@ -121,11 +125,6 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
 
 def _silent(line: str) -> None:
     """What every process but the main one says."""
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a `.jsonl` file, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
@@ -148,8 +147,8 @@ def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | N
     """Token files that match the config; the main process makes them, before any process group can time out."""
     settings = (config.data, config.tokenizer, config.vocab_size)
     if is_main_process():
-        return find_or_prepare(*settings, config.training.context_length, folder, say)
-    return wait_for_token_files(*settings, folder)
+        return find_or_prepare(*settings, folder=folder, model_max_length=config.training.context_length, report=say)
+    return wait_for_token_files(*settings, folder=folder)
 
 
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:

@@ -12,11 +12,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import get_session
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
@@ -29,6 +30,8 @@ from smallm_hf.errors import UserError
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 SMALLEST_BPE = 257  # 256 bytes and eos
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 GPT2 = "gpt2"
 GPT2_HUB_IDS = ("openai-community/gpt2", "gpt2")
@@ -137,9 +140,10 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
 
 def _from_folder(source: str) -> PreTrainedTokenizerFast | None:
     folder = Path(source).expanduser()
-    if (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
+    found = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if found & {"tokenizer.json", "tokenizer_config.json"}:
         return _auto_tokenizer(str(folder), source)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    if {"vocab.json", "merges.txt"} <= found:
         return GPT2Tokenizer.from_pretrained(str(folder))
     if source == GPT2 or (not folder.exists() and not source.startswith((".", "/", "~")) and source.count("/") <= 1):
         return None
@@ -149,10 +153,8 @@ def _from_folder(source: str) -> PreTrainedTokenizerFast | None:
 
 def _from_huggingface_cache(source: str) -> PreTrainedTokenizerFast | None:
     for name in GPT2_HUB_IDS if source == GPT2 else (source,):
-        try:
-            return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError):
-            continue  # not cached, or not completely
+        with suppress(OSError, ValueError):  # not cached, not completely, or no name that could be
+            return _from_folder(snapshot_download(name, local_files_only=True, allow_patterns=TOKENIZER_FILES))
     return None
 
 

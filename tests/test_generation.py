@@ -117,7 +117,7 @@ def test_eos_waits_for_min_new_tokens_also_across_windows(tokenizer):
 
 def test_a_letter_of_several_tokens_arrives_whole(roomy, tokenizer, monkeypatch):
     new = torch.tensor(tokenizer("☃ ☃")["input_ids"])
-    assert len(new) > 4
+    assert len(new) > len("☃ ☃")
 
     def scripted(window, streamer, **options):
         for tokens in (window, *new[:, None]):

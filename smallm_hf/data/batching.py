@@ -35,25 +35,30 @@ class WindowOrder:
     seed: int
 
     def __post_init__(self):
-        if self.num_tokens < self.context_length:
+        if self.num_inputs < self.context_length:
             raise UserError(
                 f"the training text has {self.num_tokens} tokens, fewer than one window of training.context_length="
-                f"{self.context_length}; bring more text or lower training.context_length"
+                f"{self.context_length} and the token after it; bring more text or lower training.context_length"
             )
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens that can stand in a window: the last of the file is a target only."""
+        return self.num_tokens - 1
 
     @property
     def offsets(self) -> range:
         """Where the first window of an epoch may start, so that less than a window is left over at either end."""
-        left_over = self.num_tokens % self.context_length
+        left_over = self.num_inputs % self.context_length
         # Two ranges do with a constant number of windows per epoch; we take the longer, as every shift is new data.
-        if left_over + 1 < self.context_length // 2 and self.num_tokens >= 2 * self.context_length:
+        if left_over + 1 < self.context_length // 2 and self.num_inputs >= 2 * self.context_length:
             return range(left_over + 1, self.context_length)
         return range(left_over + 1)
 
     @property
     def windows_per_epoch(self) -> int:
         """The same in every epoch."""
-        return (self.num_tokens - self.offsets[-1]) // self.context_length
+        return (self.num_inputs - self.offsets[-1]) // self.context_length
 
     def starts(self, first_index: int, count: int) -> np.ndarray:
         """Returns the first tokens of the windows `first_index ... first_index + count - 1`, counted over all epochs.
@@ -101,17 +106,12 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def causal_batch(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> dict[str, torch.Tensor]:
-    """Returns `input_ids` and `labels`, one equal (B, T) int64 tensor: the model shifts, and shifts once."""
-    windows = np.stack([tokens[start : start + context_length] for start in starts])
-    input_ids = torch.from_numpy(windows.astype(np.int64))
-    return {"input_ids": input_ids, "labels": input_ids}
+def next_token_batch(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> dict[str, torch.Tensor]:
+    """Returns `input_ids` and `targets`, (B, T) int64: target t is the token that follows input t.
 
-
-def validation_starts(num_tokens: int, context_length: int, limit: int | None = None) -> np.ndarray:
-    """Returns where the first `limit` (or all) of the consecutive full windows start, the same in every evaluation.
-
-    The tokens after the last full window, fewer than `context_length`, are left to the caller: they begin at
-    `num_tokens // context_length * context_length`. A text shorter than a window has no full one.
+    The targets reach one token beyond the window. Shifted labels within it would leave its last position without one, so
+    that a table of learned positions kept its last row as it was initialised.
     """
-    return np.arange(num_tokens // context_length, dtype=np.int64)[:limit] * context_length
+    windows = np.stack([tokens[start : start + context_length + 1] for start in starts])
+    windows = torch.from_numpy(windows.astype(np.int64))
+    return {"input_ids": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}

@@ -33,6 +33,7 @@ SEPARATOR = EOS  # a line of a text file that is exactly this ends a document
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 SUFFIXES = (".txt", *ROW_SUFFIXES)
 PIECE_CHARACTERS = 1 << 20
+BEFORE_LAST_WORD = re.compile(r".+(?=[ \n]\S)", re.DOTALL)  # greedy: found from the end
 PARQUET_ROWS = 128  # decoded at a time; rows may be whole books
 BINARY_SAMPLE_BYTES = 1 << 16
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\b\t\n\v\f\r\x1b"))
@@ -129,32 +130,31 @@ def split_documents(lines: Iterable[str]) -> Iterator[Iterator[str]]:
 def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str]) -> Iterator[Document]:
     """Joins the parts of one text, strips it, and yields it in pieces of about `PIECE_CHARACTERS`; at least one.
 
-    Pieces are cut just before the whitespace character in front of a word. GPT-2's pre-tokenisation cuts there too, and
-    takes the end of a text for such a place, so that the ids of the pieces, joined, are those of the text. Only a text
-    without any whitespace in a megabyte is cut elsewhere.
+    Pieces are cut just before the space or line end in front of a word. GPT-2's pre-tokenisation cuts there too, and
+    takes the end of a text for such a place, so that the ids of the pieces, joined, are those of the text. Only a
+    megabyte without such a place is cut elsewhere.
     """
-    held, characters, piece = [], 0, 0
+    held, characters, enough, piece = [], 0, PIECE_CHARACTERS, 0
     for part in parts:
         held.append(part)
         characters += len(part)
-        if characters < PIECE_CHARACTERS:
+        if characters < enough:
             continue
         text = "".join(held) if piece else "".join(held).lstrip()
-        if len(text) >= PIECE_CHARACTERS:
-            cut = _last_cut(text)
+        cut = _last_cut(text) if len(text) >= PIECE_CHARACTERS else 0
+        if cut:
             yield Document(valid_unicode(text[:cut]), id, metadata, piece, is_last=False)
-            text = text[cut:]
             piece += 1
-        held, characters = [text], len(text)
+        held, characters = [text[cut:]], len(text) - cut
+        enough = max(PIECE_CHARACTERS, 2 * characters)  # so that a part is not looked at time and again
     text = "".join(held).rstrip()
     yield Document(valid_unicode(text if piece else text.lstrip()), id, metadata, piece)
 
 
 def _last_cut(text: str) -> int:
-    """Position before the last word and one whitespace character; what follows it is never blank."""
-    text = text.rstrip()
-    cut = len(text) - len(text.rsplit(None, 1)[-1]) - 1
-    return cut if cut > 0 else len(text) - 1
+    """Position before the last word and the space before it, or before the last letter; what follows is never blank."""
+    match = BEFORE_LAST_WORD.match(text)
+    return match.end() if match else max(0, len(text.rstrip()) - 1)
 
 
 def fingerprint_source(

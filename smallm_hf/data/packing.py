@@ -423,16 +423,16 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
 
 def _plan_sides(request: _Request) -> Callable[[], Sided]:
     """Returns a function that reads all documents with their sides; a source without text is found out here."""
-    if len(request.sources) == 1:
-        return split_by_ratio(lambda: request.read(*request.sources[0]), request.data.validation_ratio)
-    if request.sources[0] == request.sources[1]:
+    if len(set(request.sources)) < len(request.sources):
         raise UserError(
             f"data.source={request.data.source} would be its own validation; give another data.validation_source, or "
             "leave it out to validate on data.validation_ratio of the source"
         )
     for source, split in request.sources:
         if not any(document.text for document in request.read(source, split)):
-            raise UserError(f"data source {source} holds no text; give one that does")
+            raise UserError(f"data source {source} is empty: there is no text in it; give one that has some")
+    if len(request.sources) == 1:
+        return split_by_ratio(lambda: request.read(*request.sources[0]), request.data.validation_ratio)
 
     def read_sides() -> Sided:
         for side, source in zip(SIDES, request.sources, strict=True):

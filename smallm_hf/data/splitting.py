@@ -3,6 +3,8 @@
 import hashlib
 import io
 import itertools
+import math
+import re
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,6 +14,8 @@ from smallm_hf.errors import UserError
 TRAIN, VALIDATION = SIDES = ("train", "validation")
 FEWEST_DOCUMENTS = 20  # a source of fewer is split inside them
 BLOCKS = 10  # places of the text that validation is taken from then
+KINDS = PARAGRAPHS, LINES, WORDS = ("paragraphs", "lines", "words")  # what it may be cut into, best first
+WORD = re.compile(r"\S+\s*|\s+")
 
 Read = Callable[[], Iterable[Document]]
 Sided = Iterator[tuple[str, Document]]
@@ -21,7 +25,8 @@ def split_by_ratio(read: Read, ratio: float) -> Callable[[], Sided]:
     """Decides how to split a source and returns a function that reads it as (side, document) pairs, time and again.
 
     Equal documents fall on the same side. A source of fewer than 20 documents is cut into contiguous runs of paragraphs
-    (of lines if it has no blank ones), each run a document of its own; validation gets up to 10, spread evenly.
+    (of lines if there are no blank ones, of words if there are no lines), each run a document of its own; validation
+    gets up to 10 of them, spread evenly.
 
     Args:
         read: starts reading the source from its beginning; called once here and once by each reading.
@@ -42,23 +47,23 @@ def split_by_ratio(read: Read, ratio: float) -> Callable[[], Sided]:
             documents, lowest, highest = documents + 1, min(lowest, fraction), max(highest, fraction)
             if documents >= FEWEST_DOCUMENTS and lowest < ratio <= highest:
                 return lambda: _by_hash(read(), ratio)
-    if documents == 0:
-        raise UserError("the data source holds no text; give one that does with --data.source")
     if documents >= FEWEST_DOCUMENTS:
-        side, fix = (VALIDATION, f"above {lowest:.4f}") if lowest >= ratio else (TRAIN, f"to {highest:.4f} or below")
+        if lowest >= ratio:
+            side, fix = VALIDATION, f"raise it to {math.floor(lowest * 1e4 + 1) / 1e4}"
+        else:
+            side, fix = TRAIN, f"lower it to {math.floor(highest * 1e4) / 1e4}"
         if lowest == highest:
-            fix = "in vain, for they are all equal: give data.validation_source"
-        raise UserError(
-            f"data.validation_ratio={ratio} leaves the {side} side of {documents} documents empty; set it {fix}"
-        )
-    by_lines = (units := _count(_units(read(), by_lines=False))) < 2
-    if by_lines and (units := _count(_units(read(), by_lines=True))) < 2:
-        raise UserError(
-            "the data source is a single line, which cannot be split into train and validation; "
-            "give more text or data.validation_source"
-        )
-    blocks = validation_blocks(units, ratio)
-    return lambda: _inside(read(), blocks, by_lines)
+            fix = "all are equal, so give data.validation_source"
+        raise UserError(f"data.validation_ratio={ratio} leaves the {side} side of {documents} documents empty; {fix}")
+    for kind in KINDS:
+        number = _count(_units(read(), kind))
+        if number > 1:
+            blocks = validation_blocks(number, ratio)
+            return lambda: _inside(read(), blocks, kind)
+    raise UserError(
+        "the data source has fewer than two words, nothing to split into train and validation; "
+        "give more text or data.validation_source"
+    )
 
 
 def hash_fraction(text: str) -> float:
@@ -90,21 +95,21 @@ def validation_blocks(units: int, ratio: float) -> list[range]:
     return blocks
 
 
-def _inside(documents: Iterable[Document], blocks: list[range], by_lines: bool) -> Sided:
+def _inside(documents: Iterable[Document], blocks: list[range], kind: str) -> Sided:
     edges = [edge for block in blocks for edge in (block.start, block.stop)]
 
     def document_and_side(item: tuple[Document, int, str]) -> tuple[str, str]:
         document, unit, _ = item
         return document.id, VALIDATION if bisect(edges, unit) % 2 else TRAIN  # past a start and not its stop
 
-    runs = itertools.groupby(_units(documents, by_lines), document_and_side)
+    runs = itertools.groupby(_units(documents, kind), document_and_side)
     for number, ((id, side), run) in enumerate(runs, start=1):
         for piece in cut_pieces(f"{id}:{number}", {"part_of": id}, (part for _, _, part in run)):
             yield side, piece
 
 
-def _units(documents: Iterable[Document], by_lines: bool) -> Iterator[tuple[Document, int, str]]:
-    """Yields every line, or part of a long one, with its document and its paragraph's (or line's) number in the source.
+def _units(documents: Iterable[Document], kind: str) -> Iterator[tuple[Document, int, str]]:
+    """Yields the text in small parts, each with its document and the number in the source of the unit it belongs to.
 
     Blank lines belong to the unit before them. Pieces may end anywhere, so the state goes on from one to the next.
     """
@@ -113,12 +118,12 @@ def _units(documents: Iterable[Document], by_lines: bool) -> Iterator[tuple[Docu
     for document in documents:
         if document.piece == 0:
             after_blank, has_text = True, False
-        for part in io.StringIO(document.text):
+        for part in WORD.findall(document.text) if kind == WORDS else io.StringIO(document.text):
             if not has_text and not part.isspace():
                 has_text = True
-                unit += by_lines or after_blank
+                unit += kind != PARAGRAPHS or after_blank
             yield document, unit, part
-            if part.endswith("\n"):
+            if kind == WORDS or part.endswith("\n"):
                 after_blank, has_text = not has_text, False
 
 

@@ -41,7 +41,7 @@ Protocol = Literal["documents", "packed"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Memory the float32 logits of one forward pass may take; a larger batch is read in several passes.
-LOGITS_BYTES = 512 * 2**20
+LOGITS_BYTES = 2**30
 # A folder without any of these gets an empty tokenizer from transformers, silently.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 # Contexts beyond this are used only when asked for: models of 128k positions would not fit beside their logits.

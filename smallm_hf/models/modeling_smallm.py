@@ -1,6 +1,6 @@
 """SmaLLM: a decoder-only transformer, modern (Qwen3's architecture) or classic (GPT-2's), in one file.
 
-Shapes: B batch, T query positions, S key positions, D hidden, H query heads, G key-value heads, K per head, V words.
+Shapes: B batch, T query and S key positions, D hidden, H query and G key-value heads, K per head, V vocabulary.
 """
 
 import json
@@ -107,7 +107,7 @@ class SmaLLMAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_width, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
-        # A mark on the layer itself: the library never hands modules without own weights to `_init_weights`.
+        # A mark on the layer itself: the library hands no module without weights of its own to `_init_weights`.
         self.o_proj.writes_to_residual_stream = True
         self.q_norm = SmaLLMRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = SmaLLMRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
@@ -226,8 +226,8 @@ class SmaLLMPreTrainedModel(PreTrainedModel):
             **kwargs: Passed on to `PreTrainedModel.save_pretrained`.
         """
         native, reason = native_type(self.config)
-        if native is None:
-            logger.warning(f"saving as model type 'smallm', which needs trust_remote_code=True to load: {reason}")
+        if native is None and is_main_process:
+            logger.warning(f"{save_directory} holds model type 'smallm' and needs trust_remote_code=True: {reason}")
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         state_dict = self.state_dict() if state_dict is None else state_dict
         state_dict = {name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()}  # torch.compile's

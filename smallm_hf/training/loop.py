@@ -1,11 +1,10 @@
 """The training loop: evaluate, sample, save, stop, step, log."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +15,15 @@ from accelerate.utils import broadcast
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smallm_hf.data.batching import WindowOrder, causal_batch
+from smallm_hf.data.batching import WindowOrder, next_token_batch
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import Sums, position_limit, score_token_stream, summarize
+from smallm_hf.evaluation.scoring import position_limit
 from smallm_hf.generation import sample
 from smallm_hf.tokenization import save_tokenizer
 from smallm_hf.training.checkpoints import LoopState, load_optimizer, replacing, save_checkpoint
 from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
-from smallm_hf.training.progress import Reporter, count, duration
+from smallm_hf.training.progress import Reporter, RunLog, duration
+from smallm_hf.training.validation import ValidationSet
 
 # How samples are drawn during a run: likely words, with some freedom (Holtzman et al. 2020).
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
@@ -135,20 +135,20 @@ class TrainingLoss(nn.Module):
             fullgraph = getattr(model, "_can_compile_fullgraph", False)
             self.compute = torch.compile(self._loss, fullgraph=fullgraph, dynamic=False)
 
-    def _loss(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_tokens: torch.Tensor) -> torch.Tensor:
+    def _loss(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
         # `shift_labels` is the library's word for labels that are the next tokens already.
         output = self.model(
             input_ids=input_ids,
             labels=targets,
             shift_labels=targets,
-            num_items_in_batch=counted_tokens,
+            num_items_in_batch=counted_targets,
             use_cache=False,
         )
         return output.loss
 
-    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_tokens: torch.Tensor) -> torch.Tensor:
-        """Summed nats of the targets (B, T) divided by `counted_tokens`, the counted tokens of the whole update."""
-        return self.compute(input_ids, targets, counted_tokens)
+    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
+        """Summed nats of the targets (B, T) divided by `counted_targets`, the counted tokens of the whole update."""
+        return self.compute(input_ids, targets, counted_targets)
 
 
 class Clock:
@@ -156,69 +156,34 @@ class Clock:
 
     def __init__(self, seconds: float):
         self._before = seconds
-        self._since = time.perf_counter()
+        self._since: float | None = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Training time so far."""
-        return self._before + time.perf_counter() - self._since
+        return self._before if self._since is None else self._before + time.perf_counter() - self._since
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Time spent inside does not count."""
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        self._before = self.seconds
+        _synchronize()
+        self._before, self._since = self.seconds, None
         yield
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+        _synchronize()
         self._since = time.perf_counter()
 
 
-@dataclass(frozen=True)
-class ValidationSet:
-    """The fixed tokens every validation of a run scores, and the bytes of text they stand for."""
-
-    tokens: np.ndarray
-    bytes: int
-
-    @classmethod
-    def choose(
-        cls, tokens: np.ndarray, all_bytes: int, limit: int | None, tokenizer: PreTrainedTokenizerFast
-    ) -> "ValidationSet":
-        """The whole documents among the first `limit` tokens, or all of them; eos counts as one byte.
-
-        Args:
-            tokens: every validation token, each document closed by eos.
-            all_bytes: bytes of all of them, eos counted as one.
-            limit: tokens at most; None takes all.
-            tokenizer: counts the bytes where the set is cut.
-        """
-        if limit is None or limit >= len(tokens):
-            return cls(tokens, all_bytes)
-        kept = np.asarray(tokens[:limit])
-        ends = np.flatnonzero(kept == tokenizer.eos_token_id)
-        kept = kept[: ends[-1] + 1] if len(ends) else kept
-        text = tokenizer.decode(kept[kept != tokenizer.eos_token_id], clean_up_tokenization_spaces=False)
-        return cls(kept, len(text.encode()) + len(ends))
+def _synchronize() -> None:
+    """Waits for the accelerator, whose work a clock on the CPU would otherwise miss."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
-def train(
-    *,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    train_tokens: np.ndarray,
-    validation: ValidationSet,
-    training: TrainingConfig,
-    run: Path,
-    accelerator: Accelerator,
-    checkpoint: Path | None,
-    state: LoopState,
-) -> dict[str, Any]:
-    """Trains `model` and leaves weights, checkpoints, metrics and samples in the run folder.
+class TrainingLoop:
+    """Trains a model and leaves weights, checkpoints, metrics and samples in the run folder.
 
     Args:
-        model: on the CPU, in float32, with the weights to start from.
+        model: in float32, with the weights to start from.
         tokenizer: saved beside the weights; reads the sample prompts.
         train_tokens: (N,) token ids, memory-mapped.
         validation: the fixed set that is scored.
@@ -228,125 +193,240 @@ def train(
         checkpoint: where optimizer and random state come from; None starts afresh.
         state: the counters to start from.
 
-    Returns:
-        What `results.json` says of the training: steps, tokens, seconds, speed, memory, last and best validation.
+    Raises:
+        UserError: processes that do not divide the accumulation, or fewer tokens than one window.
     """
-    accumulation = micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)
-    order = WindowOrder(len(train_tokens), training.context_length, training.seed)
-    planned_steps = plan_steps(training, order.windows_per_epoch)
-    if training.activation_checkpointing:
-        model.activation_checkpointing_enable()
-    model.to(accelerator.device)
-    optimizer = build_optimizer(
-        model,
-        training.optimizer,
-        learning_rate=training.learning_rate,
-        muon_learning_rate=training.muon_learning_rate,
-        weight_decay=training.weight_decay,
-        beta1=training.beta1,
-        beta2=training.beta2,
-    )
-    step_loss, optimizer = accelerator.prepare(TrainingLoss(model, training.compile), optimizer)
-    reporter = Reporter(accelerator.is_main_process)
-    log = MetricLog(run, accelerator.is_main_process)
-    first_tokens = state.tokens
 
-    model.train()
-    if training.compile:
-        reporter.say("compiling the training step (once; its time does not count)")
-        compile_seconds = warm_up(step_loss, accelerator, training, train_tokens)
-        reporter.say(f"compiled in {duration(compile_seconds)}")
-        optimizer.zero_grad()
-    if checkpoint is not None:  # last, so that nothing above disturbs the random state
-        load_optimizer(checkpoint, accelerator, optimizer)
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        train_tokens: np.ndarray,
+        validation: ValidationSet,
+        training: TrainingConfig,
+        run: Path,
+        accelerator: Accelerator,
+        checkpoint: Path | None = None,
+        state: LoopState | None = None,
+    ):
+        self.model, self.tokenizer, self.tokens, self.validation = model, tokenizer, train_tokens, validation
+        self.training, self.run_folder, self.accelerator = training, run, accelerator
+        self.state = state or LoopState()
+        self.first_step, self.first_tokens, self.first_seconds = self.state.step, self.state.tokens, self.state.seconds
+        self.micro_steps = micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)
+        self.order = WindowOrder(len(train_tokens), training.context_length, training.seed)
+        self.planned_steps = plan_steps(training, self.order.windows_per_epoch)
+        if training.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        model.to(accelerator.device).train()
+        optimizer = build_optimizer(
+            model,
+            training.optimizer,
+            learning_rate=training.learning_rate,
+            muon_learning_rate=training.muon_learning_rate,
+            weight_decay=training.weight_decay,
+            beta1=training.beta1,
+            beta2=training.beta2,
+        )
+        self.step_loss, self.optimizer = accelerator.prepare(TrainingLoss(model, training.compile), optimizer)
+        self.reporter = Reporter(accelerator.is_main_process)
+        self.log = RunLog(run, accelerator.is_main_process)
+        self.validated: dict[str, float] = {}
+        if training.compile:
+            self.warm_up()
+        if checkpoint is not None:  # last, so that nothing above disturbs the random state
+            load_optimizer(checkpoint, accelerator, self.optimizer)
+        self.clock = Clock(self.state.seconds)
 
-    clock = Clock(state.seconds)
-    start_step, start_seconds = state.step, state.seconds
-    loss_since_log, steps_since_log, logged_at = torch.zeros((), device=accelerator.device), 0, state.seconds
-    validated: dict[str, float] = {}
+    def run(self) -> dict[str, Any]:
+        """Trains until the first limit is reached.
 
-    with reporter:
-        while True:
-            progress = shared_progress(training, planned_steps, state, clock, accelerator)
-            last = progress >= 1
+        Returns:
+            What `results.json` says of the training: steps, tokens, seconds, speed, last and best validation.
 
-            def due(every: int | None, last: bool = last) -> bool:
-                return last or (every is not None and state.step % every == 0 and state.step > start_step)
+        Raises:
+            UserError: the loss is no longer a number.
+        """
+        training, state = self.training, self.state
+        loss_since_log, logged = torch.zeros((), device=self.accelerator.device), (state.step, state.seconds)
+        with self.reporter:
+            while True:
+                progress = self.progress()
+                last = progress >= 1
+                if last or self.due(training.evaluate_every):
+                    self.evaluate()
+                if last or self.due(training.sample_every):
+                    self.sample(aloud=last)
+                if last or self.due(training.checkpoint_every):
+                    self.save_checkpoint()
+                if last:
+                    break
+                factor = self.set_rate(progress)
+                loss, gradient_norm = self.update()
+                loss_since_log += loss
+                self.reporter.advance(progress)
+                if state.step % training.log_every == 0 or state.step == 1:
+                    steps, state.seconds = state.step - logged[0], self.clock.seconds
+                    record = {
+                        "step": state.step,
+                        "tokens": state.tokens,
+                        "epoch": state.windows / self.order.windows_per_epoch,
+                        "seconds": state.seconds,
+                        "loss": self.accelerator.reduce(loss_since_log, "sum").item() / steps,
+                        "learning_rate": training.learning_rate * factor,
+                        "gradient_norm": float(gradient_norm),
+                        "tokens_per_second": steps * training.tokens_per_step / (state.seconds - logged[1]),
+                    }
+                    loss_since_log, logged = torch.zeros_like(loss_since_log), (state.step, state.seconds)
+                    self.report(record)
+            self.save_model("final")
+        seconds = state.seconds - self.first_seconds
+        return {
+            "steps": state.step,
+            "tokens": state.tokens,
+            "epochs": state.windows / self.order.windows_per_epoch,
+            "training_seconds": state.seconds,
+            "tokens_per_second": (state.tokens - self.first_tokens) / seconds if seconds else None,
+            "processes": self.accelerator.num_processes,
+            "last": self.validated,
+            "best": state.best,
+        }
 
-            with clock.stopped() if last or any(
-                due(every) for every in (training.evaluate_every, training.sample_every, training.checkpoint_every)
-            ) else nullcontext():
-                if due(training.evaluate_every):
-                    validated = {"step": state.step, **evaluate(model, validation, training, accelerator)}
-                    log.write("metrics", {"tokens": state.tokens, **validated})
-                    reporter.say(describe_validation(validated))
-                    if state.best is None or validated["validation_loss"] < state.best["validation_loss"]:
-                        state.best = validated
-                        save_model(run / "best", model, tokenizer, accelerator)
-                if due(training.sample_every):
-                    for prompt, text in sample_texts(model, tokenizer, training, accelerator):
-                        log.write("samples", {"step": state.step, "prompt": prompt, "text": text})
-                        if last:
-                            reporter.say(f"\nsample | {prompt}{text}")
-                state.seconds = clock.seconds
-                if due(training.checkpoint_every):
-                    save_checkpoint(run, accelerator, model, optimizer, state, training.keep_checkpoints)
-            if last:
-                break
+    def progress(self) -> float:
+        """The share of the run that is done, by the limit nearest to its end; the same on every process."""
+        seconds = self.clock.seconds
+        if self.training.max_seconds and self.accelerator.num_processes > 1:
+            # Clocks differ by a little, and all must stop together.
+            seconds = broadcast(torch.tensor(seconds, device=self.accelerator.device, dtype=torch.float32)).item()
+        return share_done(self.training, self.planned_steps, self.state.step, seconds)
 
-            factor = rate_factor(
-                progress,
-                state.step,
-                schedule=training.schedule,
-                warmup_steps=training.warmup_steps,
-                warmup_fraction=training.warmup_fraction,
-                decay_fraction=training.decay_fraction,
-                final_fraction=training.final_learning_rate_fraction,
+    def due(self, every: int | None) -> bool:
+        """Whether something that happens `every` so many updates happens now."""
+        return every is not None and self.state.step % every == 0 and self.state.step > self.first_step
+
+    def set_rate(self, progress: float) -> float:
+        """Sets the learning rates of the next update and returns their share of the peak."""
+        training = self.training
+        factor = rate_factor(
+            progress,
+            self.state.step,
+            schedule=training.schedule,
+            warmup_steps=training.warmup_steps,
+            warmup_fraction=training.warmup_fraction,
+            decay_fraction=training.decay_fraction,
+            final_fraction=training.final_learning_rate_fraction,
+        )
+        set_learning_rate(self.optimizer, factor)
+        return factor
+
+    def update(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer update, and the counters after it.
+
+        Micro-step m of an update takes the windows m * batch_size ... of it, and process r of P the micro-steps r, r + P,
+        ...: the windows of an update do not depend on how many processes share it.
+
+        Returns:
+            This process's share of the mean loss over the update's targets (sum it over processes), and the norm of the
+            gradient before clipping.
+        """
+        accelerator, training, state = self.accelerator, self.training, self.state
+        batches = []
+        for micro_step in range(self.micro_steps):
+            first = (micro_step * accelerator.num_processes + accelerator.process_index) * training.batch_size
+            batches.append(self.batch(self.order.starts(state.windows + first, training.batch_size)))
+        # Counted before the first forward pass: every micro-step is divided by the targets of the whole update.
+        counted = accelerator.reduce(sum((batch["targets"] != -100).sum() for batch in batches), "sum")
+        total = torch.zeros((), device=accelerator.device)
+        for index, batch in enumerate(batches):
+            with nullcontext() if index == len(batches) - 1 else accelerator.no_sync(self.step_loss):
+                loss = self.step_loss(**batch, counted_targets=counted)
+                # DistributedDataParallel averages gradients over processes; ours are shares of one sum.
+                accelerator.backward(loss * accelerator.num_processes)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(self.step_loss.parameters(), training.max_gradient_norm or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        state.windows += training.windows_per_step
+        state.tokens += training.tokens_per_step
+        return total, norm
+
+    def batch(self, starts: np.ndarray) -> dict[str, torch.Tensor]:
+        """The windows at `starts`, on the device."""
+        batch = next_token_batch(self.tokens, starts, self.training.context_length)
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def warm_up(self) -> None:
+        """Compiles by one forward and backward pass; changes no weight and leaves the random state as it was."""
+        self.reporter.say("compiling the training step (once; its time does not count)")
+        began = time.perf_counter()
+        with torch.random.fork_rng(), self.accelerator.no_sync(self.step_loss):
+            batch = self.batch(np.zeros(self.training.batch_size, dtype=np.int64))
+            loss = self.step_loss(**batch, counted_targets=torch.ones((), dtype=torch.int64, device=self.accelerator.device))
+            self.accelerator.backward(loss)
+        self.optimizer.zero_grad()
+        self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
+
+    def report(self, record: dict[str, float]) -> None:
+        """Writes and shows one logged step, and stops a run that is lost."""
+        self.log.write("metrics", record)
+        done = share_done(self.training, self.planned_steps, self.state.step, self.state.seconds)
+        self.reporter.step(self.state.step, self.planned_steps, record, self.state.seconds * max(0.0, 1 / done - 1))
+        if not math.isfinite(record["loss"]):
+            raise UserError(
+                f"the training loss is {record['loss']} at step {self.state.step}; lower training.learning_rate="
+                f"{self.training.learning_rate:g} and resume from the last checkpoint"
             )
-            set_learning_rate(optimizer, factor)
-            loss, gradient_norm = update(step_loss, optimizer, accelerator, order, train_tokens, training, state, accumulation)
-            loss_since_log += loss
-            state.step += 1
-            state.windows += training.windows_per_step
-            state.tokens += training.tokens_per_step
-            steps_since_log += 1
 
-            reporter.advance(progress)
-            if state.step % training.log_every == 0 or state.step == 1:
-                mean_loss = accelerator.reduce(loss_since_log, "sum").item() / steps_since_log
-                state.seconds = clock.seconds
-                record = {
-                    "step": state.step,
-                    "tokens": state.tokens,
-                    "epoch": state.windows / order.windows_per_epoch,
-                    "seconds": state.seconds,
-                    "loss": mean_loss,
-                    "learning_rate": training.learning_rate * factor,
-                    "gradient_norm": float(gradient_norm),
-                    "tokens_per_second": steps_since_log * training.tokens_per_step / (state.seconds - logged_at),
-                }
-                log.write("metrics", record)
-                eta = (1 - progress) / progress * state.seconds if progress else math.nan
-                reporter.step(state.step, planned_steps, record, eta)
-                if not math.isfinite(mean_loss):
-                    raise UserError(
-                        f"the training loss is {mean_loss} at step {state.step}; lower training.learning_rate="
-                        f"{training.learning_rate:g} and resume from the last checkpoint"
-                    )
-                loss_since_log, steps_since_log, logged_at = torch.zeros_like(loss_since_log), 0, state.seconds
+    def evaluate(self) -> None:
+        """Scores the fixed set, and keeps the weights where it is the best so far."""
+        with self.clock.stopped():
+            figures = self.validation.score(
+                self.model, self.training.context_length, self.training.batch_size, self.accelerator
+            )
+            self.validated = {"step": self.state.step, **figures}
+            self.log.write("metrics", {"tokens": self.state.tokens, **self.validated})
+            self.reporter.validation(self.validated)
+            if self.state.best is None or self.validated["validation_loss"] < self.state.best["validation_loss"]:
+                self.state.best = self.validated
+                self.save_model("best")
 
-        save_model(run / "final", model, tokenizer, accelerator)
-    seconds = state.seconds - start_seconds
-    return {
-        "steps": state.step,
-        "tokens": state.tokens,
-        "epochs": state.windows / order.windows_per_epoch,
-        "training_seconds": state.seconds,
-        "tokens_per_second": (state.tokens - first_tokens) / seconds if seconds else None,
-        "processes": accelerator.num_processes,
-        "last": validated,
-        "best": state.best,
-    }
+    def sample(self, aloud: bool) -> None:
+        """Continues the fixed prompts into `samples.jsonl`, by the run's seed; the main process alone."""
+        if not self.accelerator.is_main_process:
+            return
+        training = self.training
+        with self.clock.stopped():
+            texts = sample(
+                self.model,
+                self.tokenizer,
+                training.sample_prompts,
+                max_new_tokens=training.sample_tokens,
+                seed=training.seed,
+                **SAMPLING,
+            )
+            for prompt, text in zip(training.sample_prompts, texts, strict=True):
+                self.log.write("samples", {"step": self.state.step, "prompt": prompt, "text": text})
+                if aloud:
+                    self.reporter.say(f"\nsample | {prompt}{text}")
+
+    def save_checkpoint(self) -> None:
+        """Saves all that the next update depends on."""
+        with self.clock.stopped():
+            self.state.seconds = self.clock.seconds
+            save_checkpoint(
+                self.run_folder, self.accelerator, self.model, self.optimizer, self.state, self.training.keep_checkpoints
+            )
+
+    def save_model(self, name: str) -> None:
+        """Writes a plain `save_pretrained` folder with its tokenizer, replaced whole."""
+        if self.accelerator.is_main_process:
+            with replacing(self.run_folder / name) as folder:
+                self.model.save_pretrained(folder)
+                limit = position_limit(self.model) or self.training.context_length
+                save_tokenizer(self.tokenizer, folder, model_max_length=limit)
+        self.accelerator.wait_for_everyone()
 
 
 def micro_steps_per_process(accumulation_steps: int, processes: int) -> int:
@@ -373,139 +453,7 @@ def plan_steps(training: TrainingConfig, windows_per_epoch: int | None) -> int |
     return min(limits, default=None)
 
 
-def shared_progress(
-    training: TrainingConfig, planned_steps: int | None, state: LoopState, clock: Clock, accelerator: Accelerator
-) -> float:
-    """The share of the run that is done, by the limit nearest to its end; the same on every process."""
-    by_steps = state.step / planned_steps if planned_steps else 0.0
-    if not training.max_seconds:
-        return by_steps
-    by_time = torch.tensor(clock.seconds / training.max_seconds, device=accelerator.device, dtype=torch.float32)
-    if accelerator.num_processes > 1:  # clocks differ by a little, and all must stop together
-        by_time = broadcast(by_time)
-    return max(by_steps, by_time.item())
-
-
-def update(
-    step_loss: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    order: WindowOrder,
-    tokens: np.ndarray,
-    training: TrainingConfig,
-    state: LoopState,
-    accumulation: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer update.
-
-    Micro-step m of an update takes the windows m * batch_size ... of it, and process r of P the micro-steps r, r + P,
-    ...: the windows of an update do not depend on how many processes share it.
-
-    Returns:
-        This process's share of the mean loss over the update's counted tokens (sum it over processes), and the norm
-        of the gradient before clipping.
-    """
-    batches = []
-    for micro_step in range(accumulation):
-        first = (micro_step * accelerator.num_processes + accelerator.process_index) * training.batch_size
-        starts = order.starts(state.windows + first, training.batch_size)
-        batch = causal_batch(tokens, starts, training.context_length)
-        batches.append({name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()})
-    counted = sum((batch["targets"] != -100).sum() for batch in batches)
-    counted = accelerator.reduce(counted, "sum")
-
-    total = torch.zeros((), device=accelerator.device)
-    for index, batch in enumerate(batches):
-        with accelerator.no_sync(step_loss) if index < accumulation - 1 else nullcontext():
-            loss = step_loss(**batch, counted_tokens=counted)
-            # DistributedDataParallel averages gradients over processes; ours are shares of one sum.
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    norm = accelerator.clip_grad_norm_(step_loss.parameters(), training.max_gradient_norm or math.inf)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total, norm
-
-
-def warm_up(step_loss: nn.Module, accelerator: Accelerator, training: TrainingConfig, tokens: np.ndarray) -> float:
-    """Compiles by running one forward and backward pass; changes no weight and leaves the random state as it was.
-
-    Returns:
-        The seconds it took.
-    """
-    began = time.perf_counter()
-    with torch.random.fork_rng():
-        batch = causal_batch(tokens, np.zeros(training.batch_size, dtype=np.int64), training.context_length)
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        with accelerator.no_sync(step_loss):
-            loss = step_loss(**batch, counted_tokens=torch.ones((), dtype=torch.int64, device=accelerator.device))
-            accelerator.backward(loss * accelerator.num_processes)
-    return time.perf_counter() - began
-
-
-def evaluate(
-    model: PreTrainedModel, validation: ValidationSet, training: TrainingConfig, accelerator: Accelerator
-) -> dict[str, float]:
-    """Scores the fixed set by the `packed` protocol, in float32, shared over the processes."""
-    sums = score_token_stream(
-        model,
-        validation.tokens,
-        context_length=training.context_length,
-        batch_size=training.batch_size,
-        shard=(accelerator.process_index, accelerator.num_processes),
-    )
-    if accelerator.num_processes > 1:
-        shares = accelerator.gather(torch.tensor([astuple(sums)], dtype=torch.float64, device=accelerator.device))
-        sums = Sums(*(type(field)(total) for field, total in zip(astuple(sums), shares.sum(0).tolist(), strict=True)))
-    figures = summarize(sums + Sums(bytes=validation.bytes))
-    return {f"validation_{name}": value for name, value in figures.items()}
-
-
-def describe_validation(validated: dict[str, float]) -> str:
-    """The line printed for one validation."""
-    return (
-        f"step {validated['step']} | validation loss {validated['validation_loss']:.4f} | "
-        f"perplexity {validated['validation_perplexity']:.2f} | "
-        f"bits per byte {validated['validation_bits_per_byte']:.4f} | {count(validated['validation_tokens'])} tokens"
-    )
-
-
-def sample_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, training: TrainingConfig, accelerator: Accelerator
-) -> list[tuple[str, str]]:
-    """One continuation of each fixed prompt, by the run's seed; main process only."""
-    if not accelerator.is_main_process:
-        return []
-    texts = sample(
-        model,
-        tokenizer,
-        training.sample_prompts,
-        max_new_tokens=training.sample_tokens,
-        seed=training.seed,
-        **SAMPLING,
-    )
-    return list(zip(training.sample_prompts, texts, strict=True))
-
-
-def save_model(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, accelerator: Accelerator
-) -> None:
-    """A plain `save_pretrained` folder with its tokenizer, replaced whole; every process calls it."""
-    if accelerator.is_main_process:
-        with replacing(folder) as fresh:
-            model.save_pretrained(fresh)
-            save_tokenizer(tokenizer, fresh, position_limit(model) or tokenizer.model_max_length)
-    accelerator.wait_for_everyone()
-
-
-class MetricLog:
-    """Appends records to `metrics.jsonl` and `samples.jsonl` of a run; only the main process writes."""
-
-    def __init__(self, run: Path, enabled: bool):
-        self.run, self.enabled = run, enabled
-
-    def write(self, name: str, record: dict[str, Any]) -> None:
-        """Appends one record to `NAME.jsonl`."""
-        if self.enabled:
-            with open(self.run / f"{name}.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def share_done(training: TrainingConfig, planned_steps: int | None, step: int, seconds: float) -> float:
+    """The share of the run that is done after so many updates and seconds; 1 or more at its end."""
+    by_steps = step / planned_steps if planned_steps else 0.0
+    return max(by_steps, seconds / training.max_seconds if training.max_seconds else 0.0)

@@ -1,4 +1,8 @@
-"""What a run says while it runs: a bar on a terminal, plain lines in a log, silence on other ranks."""
+"""What a run says while it runs: a bar on a terminal, plain lines in a log, silence on other ranks, and its records."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -76,3 +80,29 @@ class Reporter:
             self.bar.update(self.task, description=" | ".join(parts))
         else:
             self.say(" | ".join(parts))
+
+    def validation(self, validated: dict[str, float]) -> None:
+        """Shows one validation."""
+        self.say(
+            f"step {validated['step']} | validation loss {validated['validation_loss']:.4f} | "
+            f"perplexity {validated['validation_perplexity']:.2f} | "
+            f"bits per byte {validated['validation_bits_per_byte']:.4f} | {count(validated['validation_tokens'])} tokens"
+        )
+
+
+class RunLog:
+    """Appends records to the `.jsonl` files of a run folder; only the main process writes."""
+
+    def __init__(self, run: Path, enabled: bool):
+        self.run, self.enabled = run, enabled
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        """Appends one record to `NAME.jsonl`."""
+        if self.enabled:
+            with open(self.run / f"{name}.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_records(run: Path, name: str) -> list[dict[str, Any]]:
+    """The records of `NAME.jsonl`, in order."""
+    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -297,9 +297,7 @@ def test_a_mistake_is_told_in_one_line(options, message):
 
 
 def test_a_model_that_sees_the_token_it_predicts_is_refused():
-    config = BertConfig(
-        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    config = BertConfig(vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
         score_documents(BertLMHeadModel(config), letter_tokenizer(), ["abc"])
 

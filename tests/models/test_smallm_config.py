@@ -155,7 +155,8 @@ def test_translation_to_a_native_config_and_back_keeps_every_field(fields):
 
 
 def test_gpt2_config_has_gpt2s_names_and_only_those():
-    native = to_native(SmaLLMConfig(preset="classic").to_dict(), "gpt2")
+    native = to_native(SmaLLMConfig(preset="classic", dropout=0.3, attention_dropout=0.2).to_dict(), "gpt2")
+    assert (native["embd_pdrop"], native["resid_pdrop"], native["attn_pdrop"]) == (0.3, 0.3, 0.2)
     assert (native["n_embd"], native["n_ctx"], native["n_positions"], native["n_inner"]) == (256, 1024, 1024, 1024)
     assert not {"hidden_size", "max_position_embeddings", "rope_parameters", "norm_type"} & native.keys()
 

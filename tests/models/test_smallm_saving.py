@@ -153,6 +153,13 @@ def test_a_classic_folder_has_gpt2s_own_names_and_shapes(kind, tmp_path):
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["n_ctx"] == 32
 
 
+def test_classic_weights_that_came_in_our_own_layout_are_saved_in_gpt2s(tokens, tmp_path):
+    model = make_model("classic")
+    same = SmaLLMForCausalLM.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    same.save_pretrained(tmp_path)
+    assert (load(tmp_path, "flagless")(tokens).logits - model(tokens).logits).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("base", [False, True])
 def test_a_gpt2_that_we_did_not_write_loads_as_our_class(base, tokens, tmp_path):
     torch.manual_seed(0)

@@ -1,0 +1,187 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.data.batching import WindowOrder
+from smallm_hf.errors import UserError
+from smallm_hf.training.checkpoints import LoopState
+from smallm_hf.training.loop import (
+    Clock,
+    TrainingConfig,
+    TrainingLoop,
+    TrainingLoss,
+    micro_steps_per_process,
+    plan_steps,
+)
+from smallm_hf.training.validation import ValidationSet
+
+EOS = 0
+TOKENS = np.random.default_rng(0).integers(1, 40, 500).astype(np.uint16)
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True, mixed_precision="no")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+def tiny_model(**fields) -> SmaLLMForCausalLM:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return SmaLLMForCausalLM(SmaLLMConfig(**{**shape, "max_position_embeddings": 8, **fields}))
+
+
+@pytest.fixture
+def make_loop(accelerator, tmp_path):
+    """A loop over random tokens, stepped by hand."""
+
+    def make(model=None, tokens=TOKENS, **training) -> TrainingLoop:
+        return TrainingLoop(
+            model=model or tiny_model(),
+            tokenizer=None,
+            train_tokens=tokens,
+            validation=None,
+            training=TrainingConfig(**{"max_steps": 9, "context_length": 8, "compile": False, **training}),
+            run=tmp_path,
+            accelerator=accelerator,
+        )
+
+    return make
+
+
+def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[float]:
+    """Losses of some steps of gradient descent, which shows gradients as they are."""
+    loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate))
+    return [loop.update()[0].item() for _ in range(steps)]
+
+
+def test_accumulation_gives_the_update_of_one_large_batch(make_loop):
+    whole = make_loop(batch_size=4, accumulation_steps=1, max_gradient_norm=0)
+    shared = make_loop(batch_size=1, accumulation_steps=4, max_gradient_norm=0)
+    assert plain_steps(whole) == pytest.approx(plain_steps(shared), rel=1e-6)
+    for name, expected in whole.model.state_dict().items():
+        torch.testing.assert_close(shared.model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_an_update_is_the_mean_over_its_targets(make_loop):
+    losses = plain_steps(make_loop(batch_size=3, accumulation_steps=2), steps=1)
+    starts = WindowOrder(len(TOKENS), 8, seed=42).starts(0, 6)
+    windows = torch.from_numpy(np.stack([TOKENS[start : start + 9] for start in starts]).astype(np.int64))
+    logits = tiny_model()(input_ids=windows[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    assert losses[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_an_update_moves_the_counters(make_loop):
+    loop = make_loop(batch_size=3, accumulation_steps=2)
+    plain_steps(loop, steps=2)
+    assert (loop.state.step, loop.state.windows, loop.state.tokens) == (2, 12, 96)
+
+
+def test_gradients_are_clipped_to_the_norm(make_loop):
+    free, clipped = make_loop(max_gradient_norm=0), make_loop(max_gradient_norm=0.01)
+    before = {name: tensor.clone() for name, tensor in free.model.state_dict().items()}
+    moves = []
+    for loop in (free, clipped):
+        plain_steps(loop, rate=1.0, steps=1)
+        changed = [(loop.model.state_dict()[name] - before[name]).norm() for name, _ in loop.model.named_parameters()]
+        moves.append(torch.stack(changed).norm().item())
+    assert moves[1] == pytest.approx(0.01, rel=1e-3)
+    assert moves[0] > 0.05
+
+
+def test_every_position_is_trained_the_last_one_too(make_loop):
+    model = tiny_model(preset="classic", dropout=0.0)
+    before = model.model.embed_positions.weight.detach().clone()
+    plain_steps(make_loop(model), rate=1.0, steps=1)
+    moved = (model.model.embed_positions.weight - before).abs().sum(dim=1)
+    assert (moved > 0).all()
+
+
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+def test_warming_up_changes_neither_weights_nor_random_state_nor_counters(make_loop, preset):
+    loop = make_loop(tiny_model(preset=preset))
+    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    loop.warm_up()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert loop.state == LoopState()
+    assert all(parameter.grad is None for parameter in loop.model.parameters())
+    for name, tensor in loop.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_compiled_step_gives_the_loss_of_the_plain_one_without_graph_breaks(accelerator):
+    torch._dynamo.reset()
+    ids = torch.arange(16).reshape(2, 8)
+    targets, count = ids + 1, torch.tensor(16)
+    plain = TrainingLoss(tiny_model(), compile=False)(ids, targets, count)
+    torch._dynamo.utils.counters.clear()
+    step_loss = TrainingLoss(tiny_model(), compile=True)
+    first, second = step_loss(ids, targets, count), step_loss(ids + 3, targets, count + 1)
+    torch.testing.assert_close(first, plain, rtol=1e-5, atol=1e-6)
+    assert math.isfinite(second.item())
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_few_steps_on_one_text_lower_its_loss(make_loop, name):
+    loop = make_loop(tokens=TOKENS[:20], optimizer=name, learning_rate=1e-2, batch_size=8, weight_decay=0.0)
+    losses = [loop.update()[0].item() for _ in range(30)]
+    assert losses[0] == pytest.approx(math.log(40), abs=0.5)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_processes_share_the_accumulation_or_are_refused():
+    assert micro_steps_per_process(4, 2) == 2
+    with pytest.raises(UserError, match="accumulation_steps=3 is shared by 2 processes and does not divide"):
+        micro_steps_per_process(3, 2)
+
+
+def test_the_first_limit_reached_ends_the_run():
+    training = TrainingConfig(max_steps=100, epochs=2, batch_size=4, accumulation_steps=2)
+    assert plan_steps(training, windows_per_epoch=40) == 10
+    assert plan_steps(training, windows_per_epoch=4000) == 100
+    assert plan_steps(TrainingConfig(max_seconds=3), windows_per_epoch=40) is None
+
+
+def test_the_clock_stands_still_where_it_is_told(monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("smallm_hf.training.loop.time.perf_counter", lambda: now.seconds)
+    clock = Clock(5.0)
+    now.seconds += 2
+    with clock.stopped():
+        now.seconds += 50
+        assert clock.seconds == 7.0
+    now.seconds += 1
+    assert clock.seconds == 8.0
+
+
+class Letters:
+    """A tokenizer of one letter per id, for counting bytes; id 0 is eos."""
+
+    eos_token_id = EOS
+
+    def decode(self, ids, **options):
+        return "".join("?aé"[i] for i in ids)
+
+
+def test_a_limited_validation_set_ends_with_a_document_and_counts_its_bytes():
+    tokens = np.array([1, 2, EOS, 1, EOS, 2, 2, EOS])
+    chosen = ValidationSet.choose(tokens, 99, 7, Letters())
+    assert chosen.tokens.tolist() == [1, 2, EOS, 1, EOS]
+    assert chosen.bytes == len("aé".encode()) + 1 + len("a") + 1
+
+
+def test_an_unlimited_validation_set_is_all_of_it():
+    chosen = ValidationSet.choose(np.array([1, 2, EOS]), 99, None, Letters())
+    assert (chosen.tokens.tolist(), chosen.bytes) == ([1, 2, EOS], 99)
