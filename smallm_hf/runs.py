@@ -31,11 +31,7 @@ from smallm_hf.training.validation import ValidationSet
 def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles:
     """Makes the token files of a config, or finds them made, and says what they hold."""
     files = _token_files(config, print, options.output_dir)
-    for side, counts in (("train", files.meta.train), ("validation", files.meta.validation)):
-        print(
-            f"{side:<12} {counts.documents:,} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens "
-            f"({counts.bytes / counts.tokens:.2f} bytes per token)"
-        )
+    print(describe_data(files))
     print(f"read {files.folder}/report.json, or train on them: --data.folder {files.folder}")
     return files
 
@@ -81,6 +77,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         resolved.save(run / "config.yaml")
         surroundings = {**environment(), "hardware": hardware()}
         (run / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n")
+    say(describe_data(files))
     say(describe_plan(plan, resolved, precision))
     set_seed(config.training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
     validation_bytes = files.meta.validation.bytes + files.meta.validation.documents  # an eos counts as one
@@ -186,6 +183,16 @@ def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTraine
 
 # What saving adds to a config, or what says nothing of its shape.
 UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
+
+
+def describe_data(files: TokenFiles) -> str:
+    """What token files hold, as the lines a user reads."""
+    sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
+    return "\n".join(
+        f"{name:<17} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens "
+        f"({side.bytes / side.tokens:.2f} bytes per token)"
+        for name, side in sides
+    )
 
 
 def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:

@@ -109,8 +109,8 @@ def _mix(values: np.ndarray) -> np.ndarray:
 def next_token_batch(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> dict[str, torch.Tensor]:
     """Returns `input_ids` and `targets`, (B, T) int64: target t is the token that follows input t.
 
-    The targets reach one token beyond the window. Shifted labels within it would leave its last position without one, so
-    that a table of learned positions kept its last row as it was initialised.
+    The targets reach one token beyond the window. Shifted labels within it would leave its last position without one,
+    so that a table of learned positions kept its last row as it was initialised.
     """
     windows = np.stack([tokens[start : start + context_length + 1] for start in starts])
     windows = torch.from_numpy(windows.astype(np.int64))

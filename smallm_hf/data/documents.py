@@ -215,6 +215,11 @@ def local_files(source: str) -> list[tuple[str, Path]] | None:
     return files
 
 
+def has_splits(source: str) -> bool:
+    """Returns whether a source is a Hub data set; a split is nothing to all others."""
+    return source != PYTHON_DOCS and local_files(source) is None
+
+
 def _suffix(path: Path) -> str:
     return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
 
@@ -300,7 +305,8 @@ def _parquet_rows(path: Path, column: str) -> Iterator[dict]:
 
     with _open_binary(path) as file:
         try:
-            table = parquet.ParquetFile(file)
+            # Either option alone still reads whole row groups, which may be the whole file, into memory.
+            table = parquet.ParquetFile(file, buffer_size=PIECE_CHARACTERS, pre_buffer=False)
             columns = [column] if column in table.schema_arrow.names else None
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=columns, use_threads=False):
                 yield from batch.to_pylist()

@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from smallm_hf.data.documents import DataConfig, Document, fingerprint_source, read_documents
+from smallm_hf.data.documents import DataConfig, Document, fingerprint_source, has_splits, read_documents
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, Sided, hash_fraction, split_by_ratio
 from smallm_hf.errors import UserError
 from smallm_hf.tokenization import (
@@ -307,9 +307,12 @@ class _Request:
     def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int):
         self.data, self.tokenizer, self.vocab_size = data, tokenizer, vocab_size
         self.settings = _settings(data, tokenizer, vocab_size)
-        self.sources = [(data.source, data.split)]
-        if data.validation_source or data.validation_split:
-            self.sources.append((data.validation_source or data.source, data.validation_split or VALIDATION))
+        self.sources = [(data.source, data.split if has_splits(data.source) else "")]
+        if data.validation_source:
+            split = data.validation_split or VALIDATION
+            self.sources.append((data.validation_source, split if has_splits(data.validation_source) else ""))
+        elif data.validation_split and has_splits(data.source):
+            self.sources.append((data.source, data.validation_split))
 
     def read(self, source: str, split: str) -> Iterator[Document]:
         return read_documents(
@@ -381,7 +384,6 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
     read_sides = _plan_sides(request)
     tokenizer = _make_tokenizer(request, read_sides, report)
     tokenized_from = time.monotonic()
-    save_tokenizer(tokenizer, folder / "tokenizer", model_max_length)
     writers = _encode(read_sides(), tokenizer, folder, report)
     ended = time.monotonic()
     sides = {side: writer.close() for side, writer in writers.items()}
@@ -391,6 +393,7 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
                 f"the {side} side of the split is empty, the other has {max(s.documents for s in sides.values())} "
                 f"documents; give a {'data.source' if side == TRAIN else 'data.validation_source'} that holds text"
             )
+    save_tokenizer(tokenizer, folder / "tokenizer", model_max_length)
     packages = ("smallm_hf", "tokenizers", "tiktoken", "transformers", "datasets")
     meta = Meta(
         format=FORMAT,

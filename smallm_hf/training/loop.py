@@ -249,22 +249,25 @@ class TrainingLoop:
             UserError: the loss is no longer a number.
         """
         training, state = self.training, self.state
-        loss_since_log, logged = torch.zeros((), device=self.accelerator.device), (state.step, state.seconds)
+        loss = loss_since_log = torch.zeros((), device=self.accelerator.device)
+        logged = (state.step, state.seconds)
         with self.reporter:
             while True:
                 progress = self.progress()
                 last = progress >= 1
                 if last or self.due(training.evaluate_every):
+                    self.require_finite(loss)
                     self.evaluate()
                 if last or self.due(training.sample_every):
                     self.sample(aloud=last)
                 if last or self.due(training.checkpoint_every):
+                    self.require_finite(loss)
                     self.save_checkpoint()
                 if last:
                     break
                 factor = self.set_rate(progress)
                 loss, gradient_norm = self.update()
-                loss_since_log += loss
+                loss_since_log = loss_since_log + loss
                 self.reporter.advance(progress)
                 if state.step % training.log_every == 0 or state.step == 1:
                     steps, state.seconds = state.step - logged[0], self.clock.seconds
@@ -278,7 +281,7 @@ class TrainingLoop:
                         "gradient_norm": float(gradient_norm),
                         "tokens_per_second": steps * training.tokens_per_step / (state.seconds - logged[1]),
                     }
-                    loss_since_log, logged = torch.zeros_like(loss_since_log), (state.step, state.seconds)
+                    loss_since_log, logged = torch.zeros_like(loss), (state.step, state.seconds)
                     self.report(record)
             self.save_model("final")
         seconds = state.seconds - self.first_seconds
@@ -373,9 +376,13 @@ class TrainingLoop:
         self.log.write("metrics", record)
         done = share_done(self.training, self.planned_steps, self.state.step, self.state.seconds)
         self.reporter.step(self.state.step, self.planned_steps, record, self.state.seconds * max(0.0, 1 / done - 1))
-        if not math.isfinite(record["loss"]):
+        self.require_finite(torch.tensor(record["loss"]))
+
+    def require_finite(self, loss: torch.Tensor) -> None:
+        """Stops a run that is lost, before its weights are scored or saved."""
+        if not math.isfinite(loss.item()):
             raise UserError(
-                f"the training loss is {record['loss']} at step {self.state.step}; lower training.learning_rate="
+                f"the training loss is {loss.item()} at step {self.state.step}; lower training.learning_rate="
                 f"{self.training.learning_rate:g} and resume from the last checkpoint"
             )
 

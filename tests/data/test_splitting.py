@@ -1,0 +1,127 @@
+import itertools
+
+import pytest
+
+import smallm_hf.data.documents as documents_module
+from smallm_hf.data.documents import Document, cut_pieces
+from smallm_hf.data.splitting import TRAIN, VALIDATION, split_by_ratio, validation_blocks
+from smallm_hf.errors import UserError
+
+
+def split(texts, ratio):
+    """Returns the texts on either side, pieces joined."""
+    documents = [piece for n, text in enumerate(texts) for piece in cut_pieces(f"d{n}", {}, text.splitlines(True))]
+    sides = {TRAIN: [], VALIDATION: []}
+    for (side, _), pieces in itertools.groupby(split_by_ratio(lambda: documents, ratio)(), lambda p: (p[0], p[1].id)):
+        sides[side].append("".join(document.text for _, document in pieces))
+    return sides[TRAIN], sides[VALIDATION]
+
+
+# --- twenty documents and more ---------------------------------------------------------------------------------------
+
+
+def test_many_documents_are_split_whole_at_about_the_ratio():
+    texts = [f"story {number}" for number in range(2000)]
+    train, validation = split(texts, 0.2)
+    assert sorted(train + validation) == sorted(texts)
+    assert 0.16 < len(validation) / 2000 < 0.24
+
+
+def test_the_side_of_a_document_depends_on_its_text_alone():
+    texts = [f"story {number}" for number in range(200)]
+    _, validation = split(texts, 0.1)
+    _, again = split(list(reversed(texts)) * 2 + ["another"], 0.1)
+    assert set(validation) == set(again) - {"another"}
+
+
+def test_a_larger_ratio_keeps_what_a_smaller_one_chose():
+    texts = [f"story {number}" for number in range(300)]
+    assert set(split(texts, 0.1)[1]) < set(split(texts, 0.3)[1])
+
+
+def test_all_pieces_of_a_long_document_fall_on_one_side(monkeypatch):
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 50)
+    texts = [f"{number} " + "some words " * 20 + "end" for number in range(100)]
+    train, validation = split(texts, 0.3)
+    assert sorted(train + validation) == sorted(texts)
+
+
+@pytest.mark.parametrize(("ratio", "side", "verb"), [(0.0001, VALIDATION, "raise"), (0.9999, TRAIN, "lower")])
+def test_an_empty_side_is_an_error_whose_fix_works(ratio, side, verb):
+    texts = [f"story {number}" for number in range(30)]
+    with pytest.raises(UserError, match=rf"={ratio} leaves the {side} side of 30 documents empty; {verb} it") as info:
+        split(texts, ratio)
+    assert all(split(texts, float(str(info.value).rpartition(" ")[2])))
+
+
+def test_equal_documents_cannot_be_split():
+    with pytest.raises(UserError, match=r"of 20 documents empty; all are equal, so give data.validation_source"):
+        split(["same"] * 20, 0.3)
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5])
+def test_a_ratio_that_leaves_no_side_is_an_error(ratio):
+    with pytest.raises(UserError, match=rf"data.validation_ratio={ratio} leaves one side"):
+        split(["a\n\nb"], ratio)
+
+
+# --- few documents ---------------------------------------------------------------------------------------------------
+
+
+def test_few_documents_are_split_inside_by_contiguous_runs_of_paragraphs_all_over():
+    paragraphs = [f"first line {number}\nsecond line {number}" for number in range(1000)]
+    train, validation = split(["\n\n".join(paragraphs)], 0.05)
+    assert [len(run.split("\n\n")) for run in validation] == [5] * 10
+    assert sorted("\n\n".join(train + validation).split("\n\n")) == sorted(paragraphs)
+    first_of_run = [paragraphs.index(run.split("\n\n")[0]) for run in validation]
+    assert all(100 * block <= first < 100 * (block + 1) for block, first in enumerate(first_of_run))
+    for run in train + validation:
+        assert run in "\n\n".join(paragraphs)
+
+
+def test_two_paragraphs_are_enough_for_both_sides():
+    for ratio in (0.01, 0.5, 0.99):
+        assert split(["one\none\n\n\ntwo"], ratio) == (["two"], ["one\none"])
+
+
+def test_without_blank_lines_lines_are_split_and_without_lines_words():
+    train, validation = split(["\n".join(map(str, range(100)))], 0.1)
+    assert len(validation) == 10
+    assert sorted(map(int, "\n".join(train + validation).split("\n"))) == list(range(100))
+    train, validation = split([" ".join(map(str, range(100)))], 0.1)
+    assert len(validation) == 10
+    assert sorted(map(int, " ".join(train + validation).split(" "))) == list(range(100))
+
+
+def test_a_run_never_spans_two_documents():
+    train, validation = split(["a\n\nb\n\nc", "d\n\ne\n\nf"], 0.5)
+    assert sorted("".join(train + validation).replace("\n", "")) == list("abcdef")
+    assert not any(set(run) & set("abc") and set(run) & set("def") for run in train + validation)
+
+
+def test_where_pieces_end_does_not_change_the_split(monkeypatch):
+    text = "\n\n".join(f"first line {number}\nsecond line {number}" for number in range(50))
+    whole = split([text], 0.1)
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 37)
+    assert split([text], 0.1) == whole
+
+
+def test_a_single_word_cannot_be_split():
+    with pytest.raises(UserError, match=r"fewer than two words"):
+        split(["word"], 0.1)
+
+
+def test_runs_have_ids_of_their_own():
+    documents = [Document("a\n\nb\n\nc", "x"), Document("d", "y")]
+    ids = [document.id for _, document in split_by_ratio(lambda: documents, 0.3)()]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("units", [2, 3, 7, 10, 99, 1000])
+@pytest.mark.parametrize("ratio", [0.001, 0.05, 0.3, 0.5, 0.95, 0.999])
+def test_blocks_are_disjoint_in_order_and_leave_both_sides_something(units, ratio):
+    chosen = [unit for block in validation_blocks(units, ratio) for unit in block]
+    assert chosen == sorted(set(chosen))
+    assert 0 <= chosen[0] <= chosen[-1] < units
+    assert 0 < len(chosen) < units
+    assert abs(len(chosen) - ratio * units) <= 1

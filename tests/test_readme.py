@@ -1,0 +1,97 @@
+"""Every command of the README runs; what would take minutes is given less to do."""
+
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# Made smaller, in the order the README runs them: later commands use the folders of earlier ones.
+SMALLER = {
+    "configs/quickstart.yaml": "--training.max_seconds 2 --training.sample_tokens 5 --training.evaluate_every null "
+    "--training.validation_tokens 5000 --training.compile false",
+    "configs/tinystories_4m.yaml": "--training.max_steps 2 --training.batch_size 2 --training.sample_tokens 5 "
+    "--training.compile false --model.vocab_size 300 --model.hidden_size 32 --model.num_hidden_layers 1",
+    "--resume": "--training.max_steps 3",
+    "scripts/generate.py": "--max_new_tokens 5",
+}
+INSTALLING = re.compile(r"pip install|pytest|ruff")  # what .ci/run does itself
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [part for part in parts if not INSTALLING.search(part)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder that looks like a clone to the commands, with texts of a user's own."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("scripts", "configs", "smallm_hf"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    draw = random.Random(0)
+    words = ["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3)) for _ in range(900)]
+    paragraphs = [" ".join(draw.choices(words, k=30)) for _ in range(400)]
+    (folder / "my_text.txt").write_text("\n\n".join(paragraphs[:40]))
+    (folder / "my_texts").mkdir()
+    (folder / "my_texts" / "counting.txt").write_text("\n<|endoftext|>\n".join(paragraphs))
+    import pandas
+
+    pandas.DataFrame({"text": paragraphs}).to_parquet(folder / "stories.parquet")
+    return folder
+
+
+def smaller(command: str) -> str:
+    for words, less in SMALLER.items():
+        if words in command and "--dry_run" not in command and "--help" not in command and "prepare" not in command:
+            command += " " + less
+    return command
+
+
+def test_every_command_runs(checkout):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = []
+    for command in commands():
+        result = subprocess.run(
+            smaller(command), shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=400
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        done.append(command)
+    scripts = {word for command in done for word in shlex.split(command) if word.startswith("scripts/")}
+    assert scripts == {f"scripts/{path.name}" for path in (REPOSITORY / "scripts").glob("*.py")}
+    for block in blocks("python"):
+        result = subprocess.run([sys.executable, "-c", block], cwd=checkout, capture_output=True, text=True, timeout=200)
+        assert result.returncode == 0, f"{block}\n{result.stderr[-2000:]}"
+    shutil.rmtree(checkout / "runs")
+
+
+def test_the_table_of_recipes_states_the_counted_parameters():
+    from smallm_hf.config import model_config
+    from smallm_hf.training.plan import embedding_parameters, meta_model
+
+    recipes = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
+    rows = dict(re.findall(r"^\| `(\w+\.yaml)` \| \w+ \| ([\d,]+ \([\d,]+\)) \|", README, flags=re.MULTILINE))
+    assert sorted(rows) == recipes
+    for name in recipes:
+        config = yaml.safe_load((REPOSITORY / "configs" / name).read_text())
+        model = meta_model(model_config(config["model"]))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        assert rows[name] == f"{parameters:,} ({embedding_parameters(model):,})", name
+
+
+def test_the_quick_start_command_is_the_promised_one():
+    promised = "pip install -c constraints.txt -e . && accelerate launch --quiet scripts/train.py --config configs/quickstart.yaml"
+    assert promised in README

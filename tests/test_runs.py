@@ -1,0 +1,340 @@
+"""From text to a folder that loads everywhere, through the functions the scripts call."""
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from smallm_hf import SmaLLMForCausalLM
+from smallm_hf.config import parse_command_line
+from smallm_hf.data.documents import read_texts
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.runs import prepare_run, train_run
+from smallm_hf.training.progress import read_records
+
+NATIVE = {"modern": "Qwen3ForCausalLM", "classic": "GPT2LMHeadModel"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate remembers the first Accelerator of a process; each run is its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory) -> Path:
+    """Sixty short documents of a few words."""
+    words = "the cat sat on a mat and saw one red bird near its blue house by night".split()
+    choose = random.Random(0).choice
+    texts = [" ".join(choose(words) for _ in range(40)) + "." for _ in range(60)]
+    path = tmp_path_factory.mktemp("stories") / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(texts) + "\n")
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path, stories) -> Path:
+    content = {
+        "data": {"source": str(stories), "validation_ratio": 0.2, "folder": str(tmp_path / "tokens")},
+        "model": {
+            "vocab_size": 280,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 32,
+        },
+        "training": {
+            "max_steps": 6,
+            "context_length": 32,
+            "batch_size": 4,
+            "log_every": 2,
+            "evaluate_every": 3,
+            "checkpoint_every": 3,
+            "sample_prompts": ["the cat", ""],
+            "sample_tokens": 5,
+            "precision": "fp32",
+            "compile": False,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def train(recipe: Path, output_dir: Path, *words: object) -> dict | None:
+    arguments = ["--config", recipe, "--output_dir", output_dir, *words]
+    return train_run(*parse_command_line("test", [str(word) for word in arguments], training=True))
+
+
+def without_time(records: list[dict]) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in records]
+
+
+def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
+    results = train(recipe, tmp_path / "run")
+    run = tmp_path / "run"
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "results.json"):
+        assert (run / name).is_file(), name
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-3", "step-6"]
+    assert json.loads((run / "results.json").read_text())["last"] == results["last"]
+    metrics = read_records(run, "metrics")
+    assert [record["step"] for record in metrics if "loss" in record] == [1, 2, 4, 6]
+    assert [record["step"] for record in metrics if "validation_loss" in record] == [3, 6]
+    assert metrics[0]["loss"] == pytest.approx(math.log(280), abs=0.5)
+    assert [record["prompt"] for record in read_records(run, "samples")] == ["the cat", ""]
+    said = capsys.readouterr().out
+    for phrase in ("validation        loss", "bits per byte", "sample | the cat", "scripts/generate.py --model", "pipeline("):
+        assert phrase in said, phrase
+
+
+def test_results_carry_config_commit_seed_versions_and_hardware(recipe, tmp_path):
+    results = train(recipe, tmp_path / "run")
+    assert results["config"]["training"]["seed"] == 42
+    assert results["environment"]["versions"]["torch"] == torch.__version__
+    assert {"commit", "command"} <= results["environment"].keys()
+    assert results["hardware"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert results["peak_memory_bytes"] > 2**20
+    assert results["flops"] > 6 * results["tokens"] * 280 * 32
+
+
+def test_the_final_numbers_are_those_of_the_scorer_on_the_same_documents(recipe, tmp_path, stories):
+    held_out = tmp_path / "held_out.jsonl"
+    texts = list(read_texts(str(stories)))
+    held_out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:7]))
+    results = train(recipe, tmp_path / "run", "--data.validation_source", held_out)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
+    scored = score_documents(model, tokenizer, texts[:7], protocol="packed", context_length=32, batch_size=3)
+    for name in ("loss", "perplexity", "bits_per_byte", "top1_accuracy", "top3_accuracy"):
+        assert results["last"][f"validation_{name}"] == pytest.approx(scored[name], rel=1e-6), name
+    for name in ("tokens", "bytes"):
+        assert results["last"][f"validation_{name}"] == scored[name]
+
+
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+def test_best_loads_natively_with_our_code_and_in_a_pipeline(recipe, tmp_path, preset):
+    train(recipe, tmp_path / "run", "--model.preset", preset, "--training.max_steps", 2)
+    best = tmp_path / "run" / "best"
+    native = AutoModelForCausalLM.from_pretrained(best)
+    assert type(native).__name__ == NATIVE[preset]
+    ids = torch.arange(10).unsqueeze(0)
+    expected = native(ids).logits
+    for ours in (AutoModelForCausalLM.from_pretrained(best, trust_remote_code=True), SmaLLMForCausalLM.from_pretrained(best)):
+        torch.testing.assert_close(ours(ids).logits, expected, rtol=0, atol=1e-5)
+    text = pipeline("text-generation", model=str(best))("the cat", max_new_tokens=4)[0]["generated_text"]
+    assert text.startswith("the cat")
+
+
+def test_the_saved_tokenizer_is_the_models_own(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "best")
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best").config
+    assert len(tokenizer) == config.vocab_size == 280
+    assert tokenizer.model_max_length == 32
+    assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
+
+
+def test_the_same_config_and_seed_give_the_same_bits(recipe, tmp_path):
+    for name in ("one", "two"):
+        train(recipe, tmp_path / name, "--model.dropout", 0.1, "--model.preset", "classic")
+    one, two = (without_time(read_records(tmp_path / name, "metrics")) for name in ("one", "two"))
+    assert one == two
+    weights = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert samples[0] == samples[1]
+
+
+def test_another_seed_gives_another_run(recipe, tmp_path):
+    train(recipe, tmp_path / "one")
+    train(recipe, tmp_path / "two", "--training.seed", 7)
+    one, two = (read_records(tmp_path / name, "metrics")[0]["loss"] for name in ("one", "two"))
+    assert one != two
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_resumed_run_ends_where_the_whole_one_does(recipe, tmp_path, optimizer):
+    words = ["--training.optimizer", optimizer, "--training.schedule", "constant", "--model.preset", "classic"]
+    train(recipe, tmp_path / "whole", *words)
+    train(recipe, tmp_path / "parts", *words, "--training.max_steps", 3)
+    train(recipe, tmp_path / "parts", *words, "--resume")
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "parts")]
+    for name, expected in weights[0].items():
+        assert torch.equal(weights[1][name], expected), name
+    whole, parts = (without_time(read_records(tmp_path / name, "metrics")) for name in ("whole", "parts"))
+    assert parts[-1] == whole[-1]
+
+
+def test_resume_takes_the_newest_checkpoint_and_goes_on_counting(recipe, tmp_path, capsys):
+    train(recipe, tmp_path / "run")
+    results = train(recipe, tmp_path / "run", "--resume", "--training.max_steps", 8)
+    assert "resuming from" in capsys.readouterr().out
+    assert results["steps"] == 8
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-6", "step-8"]
+
+
+def test_resume_without_a_checkpoint_starts_afresh_and_says_so(recipe, tmp_path, capsys):
+    assert train(recipe, tmp_path / "run", "--resume", "--training.max_steps", 1)["steps"] == 1
+    assert "starting afresh" in capsys.readouterr().out
+
+
+def test_auto_choices_are_written_down(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.precision", "auto", "--training.compile", "auto", "--training.max_steps", 1)
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]
+    assert written["precision"] in ("bf16", "fp16", "fp32")
+    assert written["compile"] is False  # one step does not pay for compiling
+
+
+def test_a_timed_run_stops_on_time_and_its_rate_ends_at_zero(recipe, tmp_path):
+    words = ["--training.max_seconds", 1.5, "--training.max_steps", "null", "--training.evaluate_every", "null"]
+    results = train(recipe, tmp_path / "run", *words, "--training.log_every", 1)
+    assert 1.5 <= results["training_seconds"] < 4
+    rates = [record["learning_rate"] for record in read_records(tmp_path / "run", "metrics") if "loss" in record]
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_epochs_end_a_run(recipe, tmp_path):
+    results = train(recipe, tmp_path / "run", "--training.epochs", 1, "--training.max_steps", "null")
+    assert results["epochs"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_second_run_uses_the_token_files_of_the_first(recipe, tmp_path, capsys):
+    train(recipe, tmp_path / "one", "--training.max_steps", 1)
+    before = (tmp_path / "tokens" / "meta.json").stat().st_mtime_ns
+    train(recipe, tmp_path / "two", "--training.max_steps", 1)
+    assert (tmp_path / "tokens" / "meta.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("training a byte-level BPE") == 1
+
+
+def test_prepare_alone_makes_the_same_token_files(recipe, tmp_path, capsys):
+    arguments = ["--config", str(recipe), "--output_dir", str(tmp_path / "alone")]
+    files = prepare_run(*parse_command_line("test", arguments, training=False))
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    for name in ("train.bin", "validation.bin"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "tokens" / name).read_bytes()
+    assert f"{files.meta.train.tokens:,} tokens" in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_no_data_no_tokenizer_and_writes_nothing(recipe, tmp_path, capsys):
+    assert train(recipe, tmp_path / "run", "--dry_run", "--data.source", "nobody/nothing", "--tokenizer.source", "gpt2") is None
+    said = capsys.readouterr().out
+    for phrase in ("parameters", "embedding", "tokens per step   128", "total tokens      768 in 6 steps", "FLOPs per token", "GiB"):
+        assert phrase in said, phrase
+    assert not (tmp_path / "run").exists() and not (tmp_path / "tokens").exists()
+
+
+def test_the_card_tells_the_numbers_of_its_own_weights(recipe, tmp_path):
+    results = train(recipe, tmp_path / "run")
+    for folder, scored in (("best", results["best"]), ("final", results["last"])):
+        card = (tmp_path / "run" / folder / "README.md").read_text()
+        assert f"{scored['validation_loss']:.4f} | {scored['validation_perplexity']:.2f}" in card
+        assert f"{results['parameters']:,} parameters" in card
+        assert "None" not in card and "{{" not in card and "{%" not in card
+
+
+def test_another_family_trains_through_the_same_loop(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    content["model"] = {"model_type": "gpt2", "vocab_size": 280, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    recipe.write_text(yaml.safe_dump(content))
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    results = train(recipe, tmp_path / "run", "--resume", "--training.max_steps", 5)
+    assert results["steps"] == 5
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best").config.model_type == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--training.precision", "fp16"], "training.precision=fp16 needs a GPU, this machine has a CPU only"),
+        (["--data.source", "{tmp}/none.txt"], "none.txt: no such file"),
+        (["--data.source", "{tmp}/empty.txt"], "empty.txt is empty: there is no text in it"),
+        (["--data.source", "{tmp}/rows.jsonl", "--data.text_column", "txt"], "no column 'txt', only 'body'"),
+        (["--data.source", "{tmp}/binary.txt"], "looks like a binary file"),
+        (["--data.source", "{tmp}/latin.txt"], "is not UTF-8: byte 3 is 0xe9"),
+        (["--training.context_length", 90000, "--model.max_position_embeddings", 90000], "fewer than one window of training.context_"),
+        (["--data.validation_ratio", 1e-9], "leaves the validation side of"),
+        (["--model.vocab_size", 200], "model.vocab_size=200 is below 257"),
+        (["--model.num_attention_heads", 3], "num_attention_heads=3 does not divide hidden_size=32"),
+        (["--training.context_length", 64], "context_length=64 exceeds model.max_position_embeddings=32"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing_behind(recipe, tmp_path, words, message):
+    if torch.cuda.is_available() and "fp16" in words:
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "rows.jsonl").write_text('{"body": "text"}\n')
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9 au lait. ".encode("latin-1") * 20)
+    with pytest.raises(UserError, match=message) as error:
+        train(recipe, tmp_path / "run", *[str(word).replace("{tmp}", str(tmp_path)) for word in words])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "tokens").exists() or "fewer than one window" in message
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"run holds a run that stopped at step-1; add --resume .* another --output_dir"):
+        train(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    with pytest.raises(UserError, match=r"step-1 was trained with model.hidden_size=32, this config says 64"):
+        train(recipe, tmp_path / "run", "--resume", "--model.hidden_size", 64)
+
+
+def test_token_files_of_another_tokenizer_are_refused(recipe, tmp_path):
+    train(recipe, tmp_path / "one", "--training.max_steps", 1)
+    with pytest.raises(UserError, match=r"model.vocab_size=280, this run wants 300"):
+        train(recipe, tmp_path / "two", "--model.vocab_size", 300)
+
+
+def test_truncated_token_files_are_refused(recipe, tmp_path):
+    train(recipe, tmp_path / "one", "--training.max_steps", 1)
+    path = tmp_path / "tokens" / "train.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"train.bin has \d+ bytes, its meta.json says \d+: it is truncated"):
+        train(recipe, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_launcher_that_contradicts_our_precision_is_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="training.precision=fp32 contradicts the launcher's mixed precision bf16"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path):
+    words = ["--training.optimizer", "adamw", "--training.learning_rate", 1e30, "--training.log_every", 100]
+    with pytest.raises(UserError, match=r"the training loss is nan at step 3; lower training.learning_rate=1e\+30"):
+        train(recipe, tmp_path / "run", *words)
+    assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_half_written_folders_are_never_left(recipe, tmp_path, monkeypatch):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+
+    def full_disk(*arguments, **options):
+        raise OSError(28, "No space left on device", "optimizer.pt")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe, tmp_path / "run", "--resume")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
+    shutil.rmtree(tmp_path / "run")
