@@ -52,6 +52,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         say(describe_plan(plan, config, precision))
         return None
 
+    set_cpu_threads(config.training.cpu_threads)
     disable_progress_bar()  # of saving and loading: the run has its own
     checkpoint = _find_checkpoint(options, say)
     began = time.perf_counter()

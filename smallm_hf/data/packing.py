@@ -19,6 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -232,13 +233,10 @@ def wait_for_token_files(
     folder = Path(folder or data.folder or default_folder(data, tokenizer, vocab_size))
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
-        if (folder / "meta.json").exists():
-            try:
-                files = open_token_files(folder)
-                if request.difference(files.meta) is None:
-                    return files
-            except UserError:
-                pass  # about to be replaced, or reported by the process that prepares
+        with suppress(UserError):  # not there yet, being replaced, or reported by the process that prepares
+            files = open_token_files(folder)
+            if request.difference(files.meta) is None:
+                return files
         time.sleep(POLL_SECONDS)
     raise TimeoutError(f"no token files in {folder} after {timeout_seconds} seconds")
 
@@ -380,10 +378,11 @@ def _prepare(request: _Request, folder: Path, model_max_length: int, report: Rep
 
 def _write(request: _Request, folder: Path, model_max_length: int, report: Report) -> None:
     began = time.monotonic()
-    state, content = request.source_state(contents=False), request.source_state(contents=True)
+    state = request.source_state(contents=False)
     read_sides = _plan_sides(request)
     tokenizer = _make_tokenizer(request, read_sides, report)
     tokenized_from = time.monotonic()
+    content = request.source_state(contents=True)
     writers = _encode(read_sides(), tokenizer, folder, report)
     ended = time.monotonic()
     sides = {side: writer.close() for side, writer in writers.items()}
@@ -420,7 +419,7 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
         },
         "seconds": {"tokenizer": round(tokenized_from - began, 1), "tokens": round(ended - tokenized_from, 1)},
     }
-    (folder / "report.json").write_text(json.dumps(report_json, indent=2, ensure_ascii=False) + "\n")
+    (folder / "report.json").write_text(json.dumps(report_json, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
 
 

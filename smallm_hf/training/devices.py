@@ -82,6 +82,22 @@ def resolve_compile(requested: bool | str, *, planned_flops: float | None, plann
     return toolchain and long_enough
 
 
+def set_cpu_threads(requested: int | None) -> None:
+    """Sets how many threads this process computes with; None takes its share of the machine's cores.
+
+    `accelerate launch` gives every process OMP_NUM_THREADS=1 unless it is told otherwise (torchrun does where there are
+    several), which would leave all but one core idle. Without a launcher, or with any other value in the environment,
+    None leaves torch as it is.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    if requested is None and launched and os.environ.get("OMP_NUM_THREADS", "1") == "1" and accelerator_type() == "cpu":
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = min(usable, psutil.cpu_count(logical=False) or usable)
+        requested = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if requested is not None:
+        torch.set_num_threads(requested)
+
+
 def build_accelerator(precision: str) -> Accelerator:
     """The Accelerator of a run.
 

@@ -55,6 +55,7 @@ class TrainingConfig:
         final_learning_rate_fraction: where cosine and wsd end, as a share of the peak.
         precision: auto takes bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32.
         compile: auto compiles the training step where the run is long enough to pay for it.
+        cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         seed: of weights, order, dropout and samples.
         log_every: optimizer updates between two lines of metrics.jsonl.
@@ -87,6 +88,7 @@ class TrainingConfig:
     final_learning_rate_fraction: float = 0.0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    cpu_threads: int | None = None
     activation_checkpointing: bool = False
     seed: int = 42
     log_every: int = 10
@@ -101,7 +103,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in (
             "max_steps max_seconds epochs context_length batch_size accumulation_steps learning_rate log_every "
-            "evaluate_every validation_tokens checkpoint_every keep_checkpoints sample_every sample_tokens"
+            "cpu_threads evaluate_every validation_tokens checkpoint_every keep_checkpoints sample_every sample_tokens"
         ).split():
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -92,7 +92,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 def test_json_rows_may_stand_in_lines_or_an_array_or_span_lines(tmp_path):
-    rows = [{"text": "[1], {2}"}, {"text": "\\\""}]
+    rows = [{"text": "[1], {2}"}, {"text": '\\"'}]
     printed = "\n".join(json.dumps(row, indent=2) for row in rows)
     for content in ("\n\n".join(map(json.dumps, rows)), json.dumps(rows), printed):
         (tmp_path / "a.json").write_text(content)

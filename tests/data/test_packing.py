@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,13 @@ def test_token_files_are_used_again_when_nothing_changed(source, tmp_path, monke
     assert first.folder.parent == Path("data")
     source.touch()
     prepare(source, None)  # another time, the same bytes
+    assert len(preparations) == 1
+
+
+def test_two_runs_that_want_the_same_token_files_make_them_once(source, tmp_path, preparations):
+    with ThreadPoolExecutor(2) as runs:
+        first, second = runs.map(lambda _: prepare(source, tmp_path / "tokens"), range(2))
+    assert first.meta == second.meta
     assert len(preparations) == 1
 
 
@@ -391,7 +399,7 @@ def test_peak_memory_is_the_same_for_20_and_200_megabytes(tmp_path, gpt2_folder,
     chosen = [str(gpt2_folder), "50257"] if tokenizer == "gpt2" else ["bpe", "1024"]
     peaks = {}
     for megabytes in (20, 200):
-        texts = [" ".join(pick.choice(words, 200)) for _ in range(megabytes * 730)]
+        texts = [" ".join(pick.choice(words, 200)) for _ in range(megabytes * 834)]
         source = tmp_path / (f"{megabytes}.parquet" if form == "rows" else f"{megabytes}.txt")
         if form == "rows":
             parquet.write_table(pyarrow.table({"text": texts}), source)
