@@ -9,7 +9,9 @@ from huggingface_hub import ModelCard, ModelCardData
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
 
 
-def write_card(folder: Path, name: str, results: dict[str, Any], scored: dict[str, Any], samples: Sequence[dict[str, str]]) -> None:
+def write_card(
+    folder: Path, name: str, results: dict[str, Any], scored: dict[str, Any], samples: Sequence[dict[str, str]]
+) -> None:
     """Writes `README.md` of a model folder.
 
     Args:
@@ -20,5 +22,7 @@ def write_card(folder: Path, name: str, results: dict[str, Any], scored: dict[st
         samples: records of `samples.jsonl` at the step the folder holds: `prompt` and `text`.
     """
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["smallm"])
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), name=name, scored=scored, samples=samples, **results)
+    card = ModelCard.from_template(
+        data, template_path=str(TEMPLATE), name=name, scored=scored, samples=samples, **results
+    )
     card.save(folder / "README.md")

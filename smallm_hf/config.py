@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +56,9 @@ class CommandOptions:
     dry_run: bool
 
 
-def parse_command_line(description: str, arguments: Sequence[str], *, training: bool) -> tuple[RunConfig, CommandOptions]:
+def parse_command_line(
+    description: str, arguments: Sequence[str], *, training: bool
+) -> tuple[RunConfig, CommandOptions]:
     """Reads `--config FILE`, `--section.key VALUE` and the options of a script.
 
     Files are applied first, in their order and wherever they stand on the line; keys given on the line win.
@@ -153,7 +154,9 @@ def _parser(description: str, training: bool) -> ArgumentParser:
             "--dry_run", action="store_true", help="print sizes, tokens, FLOPs and memory of the plan; needs no data"
         )
     else:
-        parser.add_argument("--output_dir", help="the folder of the token files (default: data.folder, or one below data/)")
+        parser.add_argument(
+            "--output_dir", help="where the token files go (default: data.folder, or a name below data/)"
+        )
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
@@ -186,7 +189,7 @@ def _config_of_run(arguments: list[str]) -> list[str]:
 
 def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
     """Names the nearest valid key for one that is unknown, in the files and on the line."""
-    valid = {key for key in parser.get_defaults().keys() if key != "config"} | {*SECTIONS, "config", "help", "print_config"}
+    valid = {*parser.get_defaults().keys(), *SECTIONS, "help", "print_config"}
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--config":
             _check_file(following, valid)
@@ -202,7 +205,7 @@ def _check_file(path: str, valid: Iterable[str]) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read ({error}); the recipes are in configs/") from error
     except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())}); see configs/quickstart.yaml") from error
+        raise UserError(f"--config {path}: not YAML ({_innermost(error)}); see configs/quickstart.yaml") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
     for section, keys in content.items():
@@ -239,7 +242,7 @@ def _innermost(error: BaseException) -> str:
 
 
 def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:
-    """The model mapping with `model_type` and `vocab_size` stated; the tokenizer's size and the model's are one number."""
+    """The model mapping with `model_type` and `vocab_size` stated; the latter is the tokenizer's size too."""
     fields = {"model_type": "smallm", **fields}
     stated = fields.get("vocab_size")
     if stated is not None and tokenizer_vocab_size is not None and stated != tokenizer_vocab_size:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,14 @@ from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
 from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state
-from smallm_hf.training.devices import build_accelerator, hardware, peak_memory_bytes, resolve_compile, resolve_precision
+from smallm_hf.training.devices import (
+    build_accelerator,
+    hardware,
+    peak_memory_bytes,
+    resolve_compile,
+    resolve_precision,
+    set_cpu_threads,
+)
 from smallm_hf.training.loop import SAMPLING, TrainingLoop, micro_steps_per_process, plan_steps
 from smallm_hf.training.plan import Plan, make_plan
 from smallm_hf.training.progress import count, duration, read_records
@@ -204,12 +212,13 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
     if training.epochs and not plan.tokens:
         end = f"{training.epochs:g} epochs of data not counted yet"
     total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
-    limits = [f"{name}={getattr(training, name):g}" for name in ("max_steps", "max_seconds", "epochs") if getattr(training, name)]
+    limits = {name: getattr(training, name) for name in ("max_steps", "max_seconds", "epochs")}
+    limits = [f"{name}={value:g}" for name, value in limits.items() if value]
     return "\n".join(
         [
             f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
-            f"tokens per step   {plan.tokens_per_step:,} ({training.accumulation_steps} x {training.batch_size} windows of "
-            f"{training.context_length})",
+            f"tokens per step   {plan.tokens_per_step:,} "
+            f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
             f"total tokens      {end} ({', '.join(limits)})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
             f"memory            about {plan.memory_bytes / 2**30:.2f} GiB per process (estimated)",
@@ -220,7 +229,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
 
 def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
-    last, best = results["last"], results["best"]
+    last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
     return "\n".join(
         [
             "",
@@ -231,9 +240,9 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             f"{duration(results['wall_seconds'])} in all",
             "",
             "next:",
-            f"  python scripts/generate.py --model {run}/best --prompt \"{results['config']['training']['sample_prompts'][0]}\"",
+            f"  python scripts/generate.py --model {run}/best --prompt {shlex.quote(prompt)}",
             f"  python scripts/score.py --model {run}/best --data YOUR_TEXT.txt",
-            "  python -c \"from transformers import pipeline; "
+            '  python -c "from transformers import pipeline; '
             f"print(pipeline('text-generation', '{run}/best')('The')[0]['generated_text'])\"",
         ]
     )

@@ -141,5 +141,11 @@ def test_help_teaches_every_key(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     text = capsys.readouterr().out
-    for phrase in ("optimizer updates", "auto takes bf16", "share of the run over which wsd falls", "python-docs", "--dry_run"):
+    for phrase in (
+        "optimizer updates",
+        "auto takes bf16",
+        "share of the run over which wsd falls",
+        "python-docs",
+        "--dry_run",
+    ):
         assert phrase in " ".join(text.split()), phrase

@@ -9,7 +9,15 @@ ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
     ["errors", "tokenization", "models"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
-    ["training.devices", "training.checkpoints", "training.validation", "training.loop", "training.plan", "config", "card"],
+    [
+        "training.devices",
+        "training.checkpoints",
+        "training.validation",
+        "training.loop",
+        "training.plan",
+        "config",
+        "card",
+    ],
     ["runs"],
 ]
 

@@ -24,7 +24,9 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    (tmp_path / "text.txt").write_text("\n\n".join(f"Line {i} says that {i * i} is the square of {i}." for i in range(300)))
+    (tmp_path / "text.txt").write_text(
+        "\n\n".join(f"Line {i} says that {i * i} is the square of {i}." for i in range(300))
+    )
     content = {
         "data": {"source": str(tmp_path / "text.txt"), "folder": str(tmp_path / "tokens"), "validation_ratio": 0.1},
         "model": {
@@ -109,7 +111,10 @@ def test_processes_that_do_not_divide_the_accumulation_are_refused(recipe, tmp_p
 
 @pytest.mark.parametrize(
     ("key", "value", "alternative"),
-    [("--data.source", "nobody/nothing", "--data.source PATH"), ("--tokenizer.source", "nobody/nothing", "tokenizer.source=bpe")],
+    [
+        ("--data.source", "nobody/nothing", "--data.source PATH"),
+        ("--tokenizer.source", "nobody/nothing", "tokenizer.source=bpe"),
+    ],
 )
 def test_an_unreachable_hub_fails_soon_and_names_the_local_alternative(recipe, tmp_path, key, value, alternative):
     began = time.monotonic()

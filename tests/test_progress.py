@@ -5,13 +5,23 @@ from smallm_hf.training.progress import Reporter, count, duration
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0s"), (59, "59s"), (60, "1m00s"), (425, "7m05s"), (3600, "1h00m"), (4320, "1h12m"), (86400 * 3 + 4 * 3600, "3d04h")],
+    [
+        (0.4, "0s"),
+        (59, "59s"),
+        (60, "1m00s"),
+        (425, "7m05s"),
+        (3600, "1h00m"),
+        (4320, "1h12m"),
+        (86400 * 3 + 4 * 3600, "3d04h"),
+    ],
 )
 def test_durations_have_two_units_at_most(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(873, "873"), (41_234, "41.2k"), (2_621_440_000, "2.62B"), (1_000_000, "1M")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(873, "873"), (41_234, "41.2k"), (2_621_440_000, "2.62B"), (1_000_000, "1M")]
+)
 def test_counts_have_three_figures(number, text):
     assert count(number) == text
 
@@ -21,7 +31,8 @@ def test_a_log_gets_one_plain_line_for_a_step(capsys):
     with Reporter(enabled=True) as reporter:
         reporter.advance(0.02)
         reporter.step(400, 20_000, record, 4320)
-    assert capsys.readouterr().out == "step 400/20000 | loss 3.912 | lr 1.00e-04 | grad 0.84 | 41.2k tok/s | eta 1h12m\n"
+    line = "step 400/20000 | loss 3.912 | lr 1.00e-04 | grad 0.84 | 41.2k tok/s | eta 1h12m\n"
+    assert capsys.readouterr().out == line
 
 
 def test_other_ranks_are_silent(capsys):

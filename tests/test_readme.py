@@ -73,7 +73,9 @@ def test_every_command_runs(checkout):
     scripts = {word for command in done for word in shlex.split(command) if word.startswith("scripts/")}
     assert scripts == {f"scripts/{path.name}" for path in (REPOSITORY / "scripts").glob("*.py")}
     for block in blocks("python"):
-        result = subprocess.run([sys.executable, "-c", block], cwd=checkout, capture_output=True, text=True, timeout=200)
+        result = subprocess.run(
+            [sys.executable, "-c", block], cwd=checkout, capture_output=True, text=True, timeout=200
+        )
         assert result.returncode == 0, f"{block}\n{result.stderr[-2000:]}"
     shutil.rmtree(checkout / "runs")
 
@@ -93,5 +95,5 @@ def test_the_table_of_recipes_states_the_counted_parameters():
 
 
 def test_the_quick_start_command_is_the_promised_one():
-    promised = "pip install -c constraints.txt -e . && accelerate launch --quiet scripts/train.py --config configs/quickstart.yaml"
-    assert promised in README
+    train = "accelerate launch --quiet scripts/train.py --config configs/quickstart.yaml"
+    assert f"pip install -c constraints.txt -e . && {train}" in README

@@ -36,9 +36,9 @@ def fresh_accelerate():
 @pytest.fixture(scope="session")
 def stories(tmp_path_factory) -> Path:
     """Sixty short documents of a few words."""
-    words = "the cat sat on a mat and saw one red bird near its blue house by night".split()
-    choose = random.Random(0).choice
-    texts = [" ".join(choose(words) for _ in range(40)) + "." for _ in range(60)]
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "near", "its", "blue", "house"]
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=40)) + "." for _ in range(60)]
     path = tmp_path_factory.mktemp("stories") / "stories.txt"
     path.write_text("\n<|endoftext|>\n".join(texts) + "\n")
     return path
@@ -95,7 +95,13 @@ def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
     assert metrics[0]["loss"] == pytest.approx(math.log(280), abs=0.5)
     assert [record["prompt"] for record in read_records(run, "samples")] == ["the cat", ""]
     said = capsys.readouterr().out
-    for phrase in ("validation        loss", "bits per byte", "sample | the cat", "scripts/generate.py --model", "pipeline("):
+    for phrase in (
+        "validation        loss",
+        "bits per byte",
+        "sample | the cat",
+        "scripts/generate.py --model",
+        "pipeline(",
+    ):
         assert phrase in said, phrase
 
 
@@ -131,7 +137,10 @@ def test_best_loads_natively_with_our_code_and_in_a_pipeline(recipe, tmp_path, p
     assert type(native).__name__ == NATIVE[preset]
     ids = torch.arange(10).unsqueeze(0)
     expected = native(ids).logits
-    for ours in (AutoModelForCausalLM.from_pretrained(best, trust_remote_code=True), SmaLLMForCausalLM.from_pretrained(best)):
+    for ours in (
+        AutoModelForCausalLM.from_pretrained(best, trust_remote_code=True),
+        SmaLLMForCausalLM.from_pretrained(best),
+    ):
         torch.testing.assert_close(ours(ids).logits, expected, rtol=0, atol=1e-5)
     text = pipeline("text-generation", model=str(best))("the cat", max_new_tokens=4)[0]["generated_text"]
     assert text.startswith("the cat")
@@ -192,7 +201,16 @@ def test_resume_without_a_checkpoint_starts_afresh_and_says_so(recipe, tmp_path,
 
 
 def test_auto_choices_are_written_down(recipe, tmp_path):
-    train(recipe, tmp_path / "run", "--training.precision", "auto", "--training.compile", "auto", "--training.max_steps", 1)
+    train(
+        recipe,
+        tmp_path / "run",
+        "--training.precision",
+        "auto",
+        "--training.compile",
+        "auto",
+        "--training.max_steps",
+        1,
+    )
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]
     assert written["precision"] in ("bf16", "fp16", "fp32")
     assert written["compile"] is False  # one step does not pay for compiling
@@ -229,9 +247,19 @@ def test_prepare_alone_makes_the_same_token_files(recipe, tmp_path, capsys):
 
 
 def test_a_dry_run_needs_no_data_no_tokenizer_and_writes_nothing(recipe, tmp_path, capsys):
-    assert train(recipe, tmp_path / "run", "--dry_run", "--data.source", "nobody/nothing", "--tokenizer.source", "gpt2") is None
+    assert (
+        train(recipe, tmp_path / "run", "--dry_run", "--data.source", "nobody/nothing", "--tokenizer.source", "gpt2")
+        is None
+    )
     said = capsys.readouterr().out
-    for phrase in ("parameters", "embedding", "tokens per step   128", "total tokens      768 in 6 steps", "FLOPs per token", "GiB"):
+    for phrase in (
+        "parameters",
+        "embedding",
+        "tokens per step   128",
+        "total tokens      768 in 6 steps",
+        "FLOPs per token",
+        "GiB",
+    ):
         assert phrase in said, phrase
     assert not (tmp_path / "run").exists() and not (tmp_path / "tokens").exists()
 
@@ -247,7 +275,14 @@ def test_the_card_tells_the_numbers_of_its_own_weights(recipe, tmp_path):
 
 def test_another_family_trains_through_the_same_loop(recipe, tmp_path):
     content = yaml.safe_load(recipe.read_text())
-    content["model"] = {"model_type": "gpt2", "vocab_size": 280, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    content["model"] = {
+        "model_type": "gpt2",
+        "vocab_size": 280,
+        "n_embd": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 32,
+    }
     recipe.write_text(yaml.safe_dump(content))
     train(recipe, tmp_path / "run", "--training.max_steps", 3)
     results = train(recipe, tmp_path / "run", "--resume", "--training.max_steps", 5)
@@ -264,7 +299,10 @@ def test_another_family_trains_through_the_same_loop(recipe, tmp_path):
         (["--data.source", "{tmp}/rows.jsonl", "--data.text_column", "txt"], "no column 'txt', only 'body'"),
         (["--data.source", "{tmp}/binary.txt"], "looks like a binary file"),
         (["--data.source", "{tmp}/latin.txt"], "is not UTF-8: byte 3 is 0xe9"),
-        (["--training.context_length", 90000, "--model.max_position_embeddings", 90000], "fewer than one window of training.context_"),
+        (
+            ["--training.context_length", 90000, "--model.max_position_embeddings", 90000],
+            "fewer than one window of training.context_",
+        ),
         (["--data.validation_ratio", 1e-9], "leaves the validation side of"),
         (["--model.vocab_size", 200], "model.vocab_size=200 is below 257"),
         (["--model.num_attention_heads", 3], "num_attention_heads=3 does not divide hidden_size=32"),
@@ -288,7 +326,9 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing_behind(recipe, tmp_
 def test_a_folder_that_holds_a_run_is_not_overwritten(recipe, tmp_path):
     train(recipe, tmp_path / "run", "--training.max_steps", 1)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(UserError, match=r"run holds a run that stopped at step-1; add --resume .* another --output_dir"):
+    with pytest.raises(
+        UserError, match=r"run holds a run that stopped at step-1; add --resume .* another --output_dir"
+    ):
         train(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 

@@ -83,12 +83,16 @@ def load_state(checkpoint: Path) -> LoopState:
     try:
         return LoopState(**json.loads((checkpoint / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{checkpoint} is not a checkpoint of this version ({error}); delete it to resume an older one") from error
+        raise UserError(
+            f"{checkpoint} cannot be read as a checkpoint ({error}); delete it to resume an older one"
+        ) from error
 
 
 def load_optimizer(checkpoint: Path, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
     """Restores the optimizer and this process's random state, after model and optimizer are prepared."""
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True))
+    optimizer.load_state_dict(
+        torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
+    )
     random_file = checkpoint / f"random-{accelerator.process_index}.pt"
     if random_file.exists():  # a run resumed on more processes than it had starts the new ones from its seed
         _set_random_state(torch.load(random_file, weights_only=True))

@@ -28,6 +28,13 @@ from smallm_hf.training.validation import ValidationSet
 # How samples are drawn during a run: likely words, with some freedom (Holtzman et al. 2020).
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
 
+ABOVE_ZERO = (
+    *("max_steps", "max_seconds", "epochs", "context_length", "batch_size", "accumulation_steps"),
+    *("learning_rate", "muon_learning_rate", "cpu_threads", "log_every", "evaluate_every", "validation_tokens"),
+    *("checkpoint_every", "keep_checkpoints", "sample_every", "sample_tokens"),
+)
+SHARES = ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "beta1", "beta2")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -101,14 +108,11 @@ class TrainingConfig:
     sample_tokens: int = 100
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_steps max_seconds epochs context_length batch_size accumulation_steps learning_rate log_every "
-            "cpu_threads evaluate_every validation_tokens checkpoint_every keep_checkpoints sample_every sample_tokens"
-        ).split():
+        for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"training.{name}={value} must be above 0")
-        for name in ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "beta1", "beta2"):
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name}={getattr(self, name)} must lie between 0 and 1")
 
@@ -328,8 +332,8 @@ class TrainingLoop:
     def update(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer update, and the counters after it.
 
-        Micro-step m of an update takes the windows m * batch_size ... of it, and process r of P the micro-steps r, r + P,
-        ...: the windows of an update do not depend on how many processes share it.
+        Micro-step m of an update takes the windows m * batch_size ... of it, and process r of P the micro-steps r,
+        r + P, ...: the windows of an update do not depend on how many processes share it.
 
         Returns:
             This process's share of the mean loss over the update's targets (sum it over processes), and the norm of the
@@ -368,7 +372,7 @@ class TrainingLoop:
         began = time.perf_counter()
         with torch.random.fork_rng(), self.accelerator.no_sync(self.step_loss):
             batch = self.batch(np.zeros(self.training.batch_size, dtype=np.int64))
-            loss = self.step_loss(**batch, counted_targets=torch.ones((), dtype=torch.int64, device=self.accelerator.device))
+            loss = self.step_loss(**batch, counted_targets=(batch["targets"] != -100).sum())
             self.accelerator.backward(loss)
         self.optimizer.zero_grad()
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
@@ -425,7 +429,12 @@ class TrainingLoop:
         with self.clock.stopped():
             self.state.seconds = self.clock.seconds
             save_checkpoint(
-                self.run_folder, self.accelerator, self.model, self.optimizer, self.state, self.training.keep_checkpoints
+                self.run_folder,
+                self.accelerator,
+                self.model,
+                self.optimizer,
+                self.state,
+                self.training.keep_checkpoints,
             )
 
     def save_model(self, name: str) -> None:
@@ -453,7 +462,7 @@ def micro_steps_per_process(accumulation_steps: int, processes: int) -> int:
 
 
 def plan_steps(training: TrainingConfig, windows_per_epoch: int | None) -> int | None:
-    """The updates after which `max_steps` or `epochs` ends the run; None where only time, or data not read yet, does."""
+    """The updates after which `max_steps` or `epochs` ends the run; None where time does, or data not read yet."""
     limits = []
     if training.max_steps:
         limits.append(training.max_steps)

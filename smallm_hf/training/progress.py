@@ -86,7 +86,8 @@ class Reporter:
         self.say(
             f"step {validated['step']} | validation loss {validated['validation_loss']:.4f} | "
             f"perplexity {validated['validation_perplexity']:.2f} | "
-            f"bits per byte {validated['validation_bits_per_byte']:.4f} | {count(validated['validation_tokens'])} tokens"
+            f"bits per byte {validated['validation_bits_per_byte']:.4f} | "
+            f"{count(validated['validation_tokens'])} tokens"
         )
 
 
