@@ -122,7 +122,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     if accelerator.is_main_process:
         for folder, scored in (("best", results["best"]), ("final", results["last"])):
             samples = [record for record in read_records(run, "samples") if record["step"] == scored["step"]]
-            write_card(run / folder, f"{run.name}", results, scored, samples)
+            write_card(run / folder, run.name, results, scored, samples[-len(config.training.sample_prompts) :])
         (run / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         say(describe_results(results, run))
     accelerator.end_training()

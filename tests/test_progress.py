@@ -1,6 +1,6 @@
 import pytest
 
-from smallm_hf.training.progress import Reporter, count, duration
+from smallm_hf.training.progress import Reporter, RunLog, count, duration, read_records
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,20 @@ def test_other_ranks_are_silent(capsys):
     with Reporter(enabled=False) as reporter:
         reporter.say("hello")
     assert capsys.readouterr().out == ""
+
+
+def test_an_unfinished_last_record_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert [record["step"] for record in read_records(tmp_path, "metrics")] == [1, 2]
+
+
+def test_a_resumed_log_goes_on_behind_the_step_it_resumes(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    RunLog(tmp_path, enabled=True, first_step=1).write("metrics", {"step": 2, "loss": 0.5})
+    assert read_records(tmp_path, "metrics") == [{"step": 1}, {"step": 2, "loss": 0.5}]
+
+
+def test_text_beyond_ascii_is_readable_in_the_record(tmp_path):
+    RunLog(tmp_path, enabled=True, first_step=0).write("samples", {"step": 1, "text": "Zoë\u2028\n"})
+    assert "Zoë" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+    assert read_records(tmp_path, "samples") == [{"step": 1, "text": "Zoë\u2028\n"}]

@@ -195,6 +195,15 @@ def test_resume_takes_the_newest_checkpoint_and_goes_on_counting(recipe, tmp_pat
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-6", "step-8"]
 
 
+def test_records_after_the_checkpoint_are_taken_again_not_doubled(recipe, tmp_path):
+    train(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-6")  # as if the run had died between step 3 and 6
+    train(recipe, tmp_path / "run", "--resume")
+    steps = [record["step"] for record in read_records(tmp_path / "run", "metrics") if "loss" in record]
+    assert steps == [1, 2, 4, 6]
+    assert [record["step"] for record in read_records(tmp_path / "run", "samples")] == [6, 6]
+
+
 def test_resume_without_a_checkpoint_starts_afresh_and_says_so(recipe, tmp_path, capsys):
     assert train(recipe, tmp_path / "run", "--resume", "--training.max_steps", 1)["steps"] == 1
     assert "starting afresh" in capsys.readouterr().out

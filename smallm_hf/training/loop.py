@@ -237,7 +237,7 @@ class TrainingLoop:
         )
         self.step_loss, self.optimizer = accelerator.prepare(TrainingLoss(model, training.compile), optimizer)
         self.reporter = Reporter(accelerator.is_main_process)
-        self.log = RunLog(run, accelerator.is_main_process)
+        self.log = RunLog(run, accelerator.is_main_process, self.state.step)
         self.validated: dict[str, float] = {}
         if training.compile:
             self.warm_up()

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+RECORDS = ("metrics", "samples")
+
 
 def duration(seconds: float) -> str:
     """Two units at most: `42s`, `7m05s`, `1h12m`, `3d04h`."""
@@ -94,16 +96,27 @@ class Reporter:
 class RunLog:
     """Appends records to the `.jsonl` files of a run folder; only the main process writes."""
 
-    def __init__(self, run: Path, enabled: bool):
+    def __init__(self, run: Path, enabled: bool, first_step: int):
+        """Records of steps after `first_step` are of an interrupted run that is about to take them again."""
         self.run, self.enabled = run, enabled
+        for name in RECORDS if enabled else ():
+            path = run / f"{name}.jsonl"
+            if path.exists():
+                kept = [record for record in read_records(run, name) if record["step"] <= first_step]
+                path.write_text("".join(map(_line, kept)), encoding="utf-8")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Appends one record to `NAME.jsonl`."""
         if self.enabled:
             with open(self.run / f"{name}.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(_line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def read_records(run: Path, name: str) -> list[dict[str, Any]]:
-    """The records of `NAME.jsonl`, in order."""
-    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The records of `NAME.jsonl`, in order; a last line that a killed process left unfinished is not one."""
+    *lines, _ = (run / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
