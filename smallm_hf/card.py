@@ -19,10 +19,10 @@ def write_card(
         name: what the model is called.
         results: what `results.json` of the run holds.
         scored: the validation of the weights that lie there, one of `results`' own.
-        samples: records of `samples.jsonl` at the step the folder holds: `prompt` and `text`.
+        samples: records of `samples.jsonl` that these weights wrote: `prompt` and `text`; there may be none.
     """
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["smallm"])
     card = ModelCard.from_template(
-        data, template_path=str(TEMPLATE), name=name, scored=scored, samples=samples, **results
+        data, template_path=str(TEMPLATE), folder=folder, name=name, scored=scored, samples=samples, **results
     )
     card.save(folder / "README.md")

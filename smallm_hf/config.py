@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from smallm_hf.data.documents import DataConfig
 from smallm_hf.errors import UserError
 from smallm_hf.tokenization import TokenizerConfig
-from smallm_hf.training.loop import TrainingConfig
+from smallm_hf.training.configuration import TrainingConfig
 
 SECTIONS = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
 MODEL_HELP = (
@@ -41,7 +41,8 @@ class RunConfig:
 
     def save(self, path: Path) -> None:
         """Writes the config as a YAML file that `--config` reads back."""
-        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True))
+        content = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        path.write_text(content, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""The one exception a user may cause."""
+"""The one exception a user may cause, and the one fault of a machine that every writer may meet."""
+
+import errno
+
+# How a full disk shows: by the file system's number, or in the words of libraries that write files by themselves.
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE_WORDS = ("No space left", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
 
 
 class UserError(ValueError):
@@ -7,3 +13,15 @@ class UserError(ValueError):
     The message is one line that names what is wrong, both values, and what to change. Scripts print it and exit
     with status 2; every other exception is our own fault and keeps its traceback.
     """
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception of a write means that there is no space left."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    return any(words in str(error) for words in NO_SPACE_WORDS)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -86,7 +86,7 @@ def stream(
             and neither bos nor eos to begin with.
     """
     _check_settings(max_new_tokens, min_new_tokens, temperature, top_k, top_p, repetition_penalty)
-    window = _prompt_window(model, tokenizer, prompt)
+    window = prompt_window(model, tokenizer, prompt)
     limit = position_limit(model)
     eos_token_id = model.generation_config.eos_token_id
     eos_token_id = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
@@ -143,7 +143,7 @@ def sample(
     return texts
 
 
-def _prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
+def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """The start token and the prompt's own, int64 of shape (tokens,)."""
     start = start_token_id(tokenizer)
     ids = ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]

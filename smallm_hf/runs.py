@@ -14,14 +14,17 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.card import write_card
-from smallm_hf.command_line import is_main_process
+from smallm_hf.command_line import is_main_process, require_writable
 from smallm_hf.config import CommandOptions, RunConfig, model_config
 from smallm_hf.data.batching import WindowOrder
 from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_files
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
+from smallm_hf.generation import prompt_window
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
-from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state
+from smallm_hf.training.checkpoints import list_checkpoints, load_state, readable
+from smallm_hf.training.configuration import plan_steps
 from smallm_hf.training.devices import (
     build_accelerator,
     hardware,
@@ -30,7 +33,7 @@ from smallm_hf.training.devices import (
     resolve_precision,
     set_cpu_threads,
 )
-from smallm_hf.training.loop import SAMPLING, TrainingLoop, micro_steps_per_process, plan_steps
+from smallm_hf.training.loop import SAMPLING, TrainingLoop
 from smallm_hf.training.plan import Plan, make_plan
 from smallm_hf.training.progress import count, duration, read_records
 from smallm_hf.training.validation import ValidationSet
@@ -62,49 +65,49 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
 
     set_cpu_threads(config.training.cpu_threads)
     disable_progress_bar()  # of saving and loading: the run has its own
-    checkpoint = _find_checkpoint(options, say)
     began = time.perf_counter()
+    run, checkpoint = options.output_dir, _find_checkpoint(options, say)
     files = _token_files(config, say)
     architecture = _architecture(config, files)
     accelerator = build_accelerator(precision)
-    micro_steps_per_process(config.training.accumulation_steps, accelerator.num_processes)
     set_seed(config.training.seed)
     model = _model(architecture, checkpoint)
-    state = load_state(checkpoint) if checkpoint else LoopState()
+    with evaluation_mode(model):
+        refuse_lookahead(model)
+    for prompt in config.training.sample_prompts:
+        prompt_window(model, files.tokenizer, prompt)  # one that is too long is refused now, not after the training
+
     order = WindowOrder(len(files.train), config.training.context_length, config.training.seed)
     planned_steps = plan_steps(config.training, order.windows_per_epoch)
     plan = make_plan(architecture, config.training, precision, planned_steps)
     compiled = resolve_compile(
         config.training.compile, planned_flops=plan.flops, planned_seconds=config.training.max_seconds
     )
-    resolved = dataclasses.replace(
-        config, training=dataclasses.replace(config.training, precision=precision, compile=compiled)
-    )
-    run = options.output_dir
-    if accelerator.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        resolved.save(run / "config.yaml")
-        surroundings = {**environment(), "hardware": hardware()}
-        (run / "environment.json").write_text(json.dumps(surroundings, indent=2) + "\n")
+    training = dataclasses.replace(config.training, precision=precision, compile=compiled)
+    config = dataclasses.replace(config, training=training)
     say(describe_data(files))
-    say(describe_plan(plan, resolved, precision))
-    set_seed(config.training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
-    validation_bytes = files.meta.validation.bytes + files.meta.validation.documents  # an eos counts as one
-    validation = ValidationSet.choose(
-        files.validation, validation_bytes, config.training.validation_tokens, files.tokenizer
-    )
+    say(describe_plan(plan, config, precision))
+
+    set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
+    all_bytes = files.meta.validation.bytes + files.meta.validation.documents  # an eos counts as one
     loop = TrainingLoop(
         model=model,
         tokenizer=files.tokenizer,
         train_tokens=files.train,
-        validation=validation,
-        training=resolved.training,
+        validation=ValidationSet.choose(files.validation, all_bytes, training.validation_tokens, files.tokenizer),
+        training=training,
         run=run,
         accelerator=accelerator,
         checkpoint=checkpoint,
-        state=state,
+        state=load_state(checkpoint) if checkpoint else None,
     )
+    origin = {**environment(), "hardware": hardware()}
+    if accelerator.is_main_process:  # nothing is written before all that could be refused was
+        run.mkdir(parents=True, exist_ok=True)
+        config.save(run / "config.yaml")
+        _write_json(run / "environment.json", origin)
     trained = loop.run()
+
     results = {
         **trained,
         "wall_seconds": time.perf_counter() - began,
@@ -112,21 +115,30 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         "parameters": plan.parameters,
         "embedding_parameters": plan.embedding_parameters,
         "flops": plan.flops_per_token * trained["tokens"],
-        "protocol": f"packed, windows of {config.training.context_length} tokens, float32",
+        "protocol": f"packed, windows of {training.context_length} tokens, float32",
         "sampling": SAMPLING,
         "data": {"source": config.data.source, "folder": str(files.folder), **dataclasses.asdict(files.meta)},
-        "config": dataclasses.asdict(resolved),
-        "environment": environment(),
-        "hardware": hardware(),
+        "config": dataclasses.asdict(config),
+        "environment": origin,
     }
     if accelerator.is_main_process:
-        for folder, scored in (("best", results["best"]), ("final", results["last"])):
-            samples = [record for record in read_records(run, "samples") if record["step"] == scored["step"]]
-            write_card(run / folder, run.name, results, scored, samples[-len(config.training.sample_prompts) :])
-        (run / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        _write_json(run / "results.json", results)
+        _write_cards(run, results)
         say(describe_results(results, run))
     accelerator.end_training()
     return results
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_cards(run: Path, results: dict[str, Any]) -> None:
+    """A card for the best and for the last weights, each with its own numbers and, where it was sampled, samples."""
+    samples = read_records(run, "samples")
+    for folder, scored in (("best", results["best"]), ("final", results["last"])):
+        own = [record for record in samples if record["step"] == scored["step"]]
+        write_card(run / folder, run.name, results, scored, own)
 
 
 def _silent(line: str) -> None:
@@ -136,6 +148,7 @@ def _silent(line: str) -> None:
 def _find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
     """The checkpoint to resume; a folder that holds another run is refused."""
     run = options.output_dir
+    require_writable(run, "--output_dir")
     checkpoints = list_checkpoints(run)
     if options.resume:
         if not checkpoints:
@@ -179,15 +192,16 @@ def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTraine
         return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
     # The flagless Auto classes would load the native twin.
     model_class = SmaLLMForCausalLM if architecture.model_type == "smallm" else AutoModelForCausalLM
-    saved = type(architecture).from_pretrained(checkpoint)
-    for field in dataclasses.fields(architecture):
-        ours, theirs = getattr(architecture, field.name), getattr(saved, field.name, None)
-        if ours != theirs and field.name not in UNCOMPARED:
-            raise UserError(
-                f"{checkpoint} was trained with model.{field.name}={theirs}, this config says {ours}; "
-                "resume with the config of the run or give another --output_dir"
-            )
-    return model_class.from_pretrained(checkpoint, config=architecture, dtype=torch.float32)
+    with readable(checkpoint):
+        saved = type(architecture).from_pretrained(checkpoint)
+        for field in dataclasses.fields(architecture):
+            ours, theirs = getattr(architecture, field.name), getattr(saved, field.name, None)
+            if ours != theirs and field.name not in UNCOMPARED:
+                raise UserError(
+                    f"{checkpoint} was trained with model.{field.name}={theirs}, this config says {ours}; "
+                    "resume with the config of the run or give another --output_dir"
+                )
+        return model_class.from_pretrained(checkpoint, config=architecture, dtype=torch.float32)
 
 
 # What saving adds to a config, or what says nothing of its shape.

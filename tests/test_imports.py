@@ -9,15 +9,8 @@ ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
     ["errors", "tokenization", "models"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
-    [
-        "training.devices",
-        "training.checkpoints",
-        "training.validation",
-        "training.loop",
-        "training.plan",
-        "config",
-        "card",
-    ],
+    ["training.configuration", "training.devices", "training.checkpoints", "training.validation", "config", "card"],
+    ["training.loop", "training.plan", "plots"],
     ["runs"],
 ]
 
@@ -32,9 +25,14 @@ def level(module: str) -> int:
 def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            # `from smallm_hf import runs` names the module behind the import.
+            package = node.module == "smallm_hf"
+            names = [f"smallm_hf.{alias.name}" for alias in node.names] if package else [node.module or ""]
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         found |= {name.removeprefix("smallm_hf.") for name in names if name.startswith("smallm_hf.")}
+    found -= set(smallm_hf.__all__) | {"__version__"}
     return found
 
 

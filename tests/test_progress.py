@@ -1,4 +1,7 @@
+import io
+
 import pytest
+from rich.console import Console
 
 from smallm_hf.training.progress import Reporter, RunLog, count, duration, read_records
 
@@ -56,3 +59,16 @@ def test_text_beyond_ascii_is_readable_in_the_record(tmp_path):
     RunLog(tmp_path, enabled=True, first_step=0).write("samples", {"step": 1, "text": "Zoë\u2028\n"})
     assert "Zoë" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
     assert read_records(tmp_path, "samples") == [{"step": 1, "text": "Zoë\u2028\n"}]
+
+
+def test_eighty_columns_hold_the_bar_the_loss_the_speed_and_the_eta(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    reporter = Reporter(enabled=True, console=Console(force_terminal=True, width=80, file=io.StringIO()))
+    record = {"loss": 3.9123, "learning_rate": 1e-4, "gradient_norm": 0.84, "tokens_per_second": 41_200}
+    with reporter:
+        reporter.advance(0.5)
+        reporter.step(12_400, 20_000, record, 4320)
+        reporter.bar.refresh()
+    shown = reporter.console.file.getvalue()
+    for part in ("━━", "50%", "step 12400/20000", "loss 3.912", "41.2k tok/s", "eta 1h12m"):
+        assert part in shown, part

@@ -90,7 +90,7 @@ def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-3", "step-6"]
     assert json.loads((run / "results.json").read_text())["last"] == results["last"]
     metrics = read_records(run, "metrics")
-    assert [record["step"] for record in metrics if "loss" in record] == [1, 2, 4, 6]
+    assert [record["step"] for record in metrics if "loss" in record] == [1, 2, 3, 4, 6]
     assert [record["step"] for record in metrics if "validation_loss" in record] == [3, 6]
     assert metrics[0]["loss"] == pytest.approx(math.log(280), abs=0.5)
     assert [record["prompt"] for record in read_records(run, "samples")] == ["the cat", ""]
@@ -110,7 +110,7 @@ def test_results_carry_config_commit_seed_versions_and_hardware(recipe, tmp_path
     assert results["config"]["training"]["seed"] == 42
     assert results["environment"]["versions"]["torch"] == torch.__version__
     assert {"commit", "command"} <= results["environment"].keys()
-    assert results["hardware"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert results["environment"]["hardware"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert results["peak_memory_bytes"] > 2**20
     assert results["flops"] > 6 * results["tokens"] * 280 * 32
 
@@ -200,7 +200,7 @@ def test_records_after_the_checkpoint_are_taken_again_not_doubled(recipe, tmp_pa
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-6")  # as if the run had died between step 3 and 6
     train(recipe, tmp_path / "run", "--resume")
     steps = [record["step"] for record in read_records(tmp_path / "run", "metrics") if "loss" in record]
-    assert steps == [1, 2, 4, 6]
+    assert steps == [1, 2, 3, 4, 6]
     assert [record["step"] for record in read_records(tmp_path / "run", "samples")] == [6, 6]
 
 
@@ -371,19 +371,115 @@ def test_a_launcher_that_contradicts_our_precision_is_refused(recipe, tmp_path, 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path):
     words = ["--training.optimizer", "adamw", "--training.learning_rate", 1e30, "--training.log_every", 100]
-    with pytest.raises(UserError, match=r"the training loss is nan at step 3; lower training.learning_rate=1e\+30"):
+    with pytest.raises(
+        UserError, match=r"loss is nan and its gradient nan at step 3; lower training.learning_rate=1e\+30"
+    ):
         train(recipe, tmp_path / "run", *words)
     assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_half_written_folders_are_never_left(recipe, tmp_path, monkeypatch):
-    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+def test_a_poisoned_gradient_is_never_saved(recipe, tmp_path, monkeypatch):
+    steps = []
 
-    def full_disk(*arguments, **options):
-        raise OSError(28, "No space left on device", "optimizer.pt")
+    def poison(self, parameters, limit, norm_type=2):
+        steps.append(len(steps))
+        scale = math.inf if len(steps) == 3 else 1.0
+        return torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit) * scale
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        train(recipe, tmp_path / "run", "--resume")
+    monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", poison)
+    with pytest.raises(UserError, match="its gradient inf at step 3"):
+        train(recipe, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "best").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(recipe, tmp_path):
+    resource = pytest.importorskip("resource")
+    train(recipe, tmp_path / "run", "--training.max_steps", 3, "--training.optimizer", "adamw")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the weights of 40,000 parameters take 160,000 bytes
+    try:
+        with pytest.raises(UserError, match="no space left to write .*; free some and --resume") as error:
+            train(recipe, tmp_path / "run", "--resume", "--training.optimizer", "adamw")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-3"]
-    shutil.rmtree(tmp_path / "run")
+    assert train(recipe, tmp_path / "run", "--resume", "--training.optimizer", "adamw")["steps"] == 6
+
+
+def worsening(monkeypatch):
+    """Makes every validation worse than the one before, as in a run that overfits."""
+    losses = iter(range(1, 100))
+    score = "smallm_hf.training.validation.ValidationSet.score"
+    names = ("perplexity", "bits_per_byte", "top1_accuracy", "top3_accuracy", "tokens", "bytes")
+
+    def scored(self, *arguments):
+        return {"validation_loss": float(next(losses)), **{f"validation_{name}": 1 for name in names}}
+
+    monkeypatch.setattr(score, scored)
+
+
+def test_best_keeps_the_weights_and_the_numbers_of_the_best_step(recipe, tmp_path, monkeypatch):
+    worsening(monkeypatch)
+    results = train(recipe, tmp_path / "run")
+    assert (results["best"]["step"], results["last"]["step"]) == (3, 6)
+    best, final = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("best", "final"))
+    assert any(not torch.equal(best[name], final[name]) for name in best)
+    at_3 = load_file(tmp_path / "run" / "checkpoints" / "step-3" / "model.safetensors")
+    assert all(torch.equal(best[name], at_3[name]) for name in best)
+    assert "| 1.0000 |" in (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "## Samples" not in (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "## Samples" in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+def test_a_resumed_run_remembers_its_best(recipe, tmp_path, monkeypatch):
+    worsening(monkeypatch)
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    assert train(recipe, tmp_path / "run", "--resume")["best"]["step"] == 3
+
+
+def test_samples_are_drawn_at_intervals(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.sample_every", 2)
+    assert [record["step"] for record in read_records(tmp_path / "run", "samples")] == [2, 2, 4, 4, 6, 6]
+
+
+def test_a_finished_run_can_be_resumed_without_doubling_its_records(recipe, tmp_path):
+    first = train(recipe, tmp_path / "run")
+    metrics, samples = (read_records(tmp_path / "run", name) for name in ("metrics", "samples"))
+    again = train(recipe, tmp_path / "run", "--resume")
+    assert (read_records(tmp_path / "run", "metrics"), read_records(tmp_path / "run", "samples")) == (metrics, samples)
+    assert (again["steps"], again["last"]) == (first["steps"], first["last"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "random-0.pt"])
+def test_a_damaged_checkpoint_is_refused_by_name(recipe, tmp_path, name):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    path = tmp_path / "run" / "checkpoints" / "step-3" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="checkpoints/step-3 is damaged.*remove it") as error:
+        train(recipe, tmp_path / "run", "--resume")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_sees_later_tokens_is_refused(recipe, tmp_path):
+    content = yaml.safe_load(recipe.read_text())
+    content["model"] = {
+        **{"model_type": "bert", "vocab_size": 280, "hidden_size": 32, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32},
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_training(recipe, tmp_path):
+    with pytest.raises(UserError, match=r"the prompt takes \d+ tokens and the model's context holds 32"):
+        train(recipe, tmp_path / "run", "--training.sample_prompts", '["' + "the cat " * 40 + '"]')
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_cannot_be_is_refused_in_the_first_second(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output_dir .*file is a file, not a folder"):
+        train(recipe, tmp_path / "file" / "run")
+    assert not (tmp_path / "tokens").exists()

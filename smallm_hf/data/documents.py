@@ -284,7 +284,7 @@ def _json_rows(path: Path, column: str) -> Iterator[Any]:
 
 
 def _csv_rows(path: Path, column: str) -> Iterator[dict]:
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than many documents
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than many documents
     with _open_text(path, newline="") as file:
         rows = csv.DictReader(file)
         try:

@@ -8,7 +8,6 @@
 The folder is built beside its place and moved there when it is complete: `meta.json` is there, or nothing is.
 """
 
-import errno
 import hashlib
 import heapq
 import importlib.metadata
@@ -31,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.data.documents import DataConfig, Document, fingerprint_source, has_splits, read_documents
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, Sided, hash_fraction, split_by_ratio
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, is_disk_full
 from smallm_hf.tokenization import (
     GPT2,
     GPT2_FINGERPRINT,
@@ -51,7 +50,6 @@ BATCH_CHARACTERS = 1 << 21
 REPORT_SECONDS = 10
 EXAMPLES = 3  # documents of each side shown in the report
 POLL_SECONDS = 0.5
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Report = Callable[[str], None]
 
@@ -232,11 +230,14 @@ def wait_for_token_files(
     request = _Request(data, tokenizer, vocab_size)
     folder = Path(folder or data.folder or default_folder(data, tokenizer, vocab_size))
     deadline = time.monotonic() + timeout_seconds
+    refused = None
     while time.monotonic() < deadline:
         with suppress(UserError):  # not there yet, being replaced, or reported by the process that prepares
             files = open_token_files(folder)
-            if request.difference(files.meta) is None:
-                return files
+            if files.meta != refused:  # comparing may read the whole source: once for each that appears
+                if request.difference(files.meta) is None:
+                    return files
+                refused = files.meta
         time.sleep(POLL_SECONDS)
     raise TimeoutError(f"no token files in {folder} after {timeout_seconds} seconds")
 
@@ -366,7 +367,7 @@ def _prepare(request: _Request, folder: Path, model_max_length: int, report: Rep
         partial.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        if error.errno in NO_SPACE:
+        if is_disk_full(error):
             raise UserError(
                 f"no space for token files in {folder} ({error.strerror}); free some or set data.folder elsewhere"
             ) from error

@@ -187,8 +187,14 @@ def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _refuse_lookahead(model: PreTrainedModel) -> None:
-    """A model that sees the token it is scored on, BERT for example, would get a splendid and meaningless score."""
+def refuse_lookahead(model: PreTrainedModel) -> None:
+    """Makes sure that no later token changes an earlier prediction, by one small forward pass.
+
+    A model that sees the token it is scored on, BERT for example, would get a splendid and meaningless score.
+
+    Raises:
+        UserError: one does.
+    """
     input_ids = torch.zeros((2, 4), dtype=torch.long, device=model.device)
     input_ids[1, -1] = 1
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
@@ -310,7 +316,7 @@ def score_texts(
         raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")
     context_length = resolve_context_length(model, context_length)
     with evaluation_mode(model):
-        _refuse_lookahead(model)
+        refuse_lookahead(model)
     if protocol == "packed":
         stream, num_bytes = _pack(tokenizer, texts)
         options = {"context_length": context_length, "batch_size": batch_size, "advance": advance}

@@ -5,6 +5,7 @@ and `state.json`, the counters.
 """
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,9 +15,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, first_line, is_disk_full
+
+# What json, torch and pickle raise for a file that is missing, cut off or of another kind.
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
 @dataclass
@@ -27,26 +33,33 @@ class LoopState:
     windows: int = 0  # training windows seen, over all processes: the position in the data
     tokens: int = 0  # tokens seen, over all processes
     seconds: float = 0.0  # training time: data, steps and logging
-    best: dict[str, float] | None = None  # the validation with the lowest loss, and its step
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `folder` that takes its place when the block ends without an exception."""
+    """Gives an empty folder beside `folder` that takes its place when the block ends without an exception.
+
+    Raises:
+        UserError: the disk is full. What stood in its place still stands.
+    """
     fresh = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    # safetensors and torch report a full disk as errors of their own, the file system as OSError.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(f"no space left to write {folder} ({first_line(error)}); free some and --resume") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -65,11 +78,14 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoints/step-N` and removes all but the newest `keep`; every process calls it."""
     # One gather before any file: each process's random state travels to the one that writes.
-    random_states = _gather_random_states(accelerator)
+    random_states = [_random_state(accelerator.device)]
+    if accelerator.num_processes > 1:
+        random_states = gather_object(random_states)
     if accelerator.is_main_process:
         with replacing(run / "checkpoints" / f"step-{state.step}") as folder:
             model.save_pretrained(folder)
-            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+            torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / "optimizer.pt")
             for rank, random_state in enumerate(random_states):
                 torch.save(random_state, folder / f"random-{rank}.pt")
             (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
@@ -79,41 +95,57 @@ def save_checkpoint(
 
 
 def load_state(checkpoint: Path) -> LoopState:
-    """The counters of a checkpoint."""
-    try:
+    """The counters of a checkpoint.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    with readable(checkpoint):
         return LoopState(**json.loads((checkpoint / "state.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+
+
+def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
+    """Restores optimizer, gradient scaler and this process's random state, after model and optimizer are prepared.
+
+    Raises:
+        UserError: a file is missing or damaged, or of another optimizer.
+    """
+    with readable(checkpoint):
+        saved = torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        if accelerator.scaler and saved["scaler"]:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        random_file = checkpoint / f"random-{accelerator.process_index}.pt"
+        if random_file.exists():  # a run resumed on more processes than it had starts the new ones from its seed
+            _set_random_state(torch.load(random_file, weights_only=True), accelerator.device)
+
+
+@contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Names the checkpoint where one of its files cannot be read.
+
+    Raises:
+        UserError: in place of what the libraries raise.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*UNREADABLE, SafetensorError) as error:
         raise UserError(
-            f"{checkpoint} cannot be read as a checkpoint ({error}); delete it to resume an older one"
+            f"{checkpoint} is damaged or of another kind of run ({first_line(error)}); "
+            "remove it to resume from the one before"
         ) from error
 
 
-def load_optimizer(checkpoint: Path, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
-    """Restores the optimizer and this process's random state, after model and optimizer are prepared."""
-    optimizer.load_state_dict(
-        torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
-    )
-    random_file = checkpoint / f"random-{accelerator.process_index}.pt"
-    if random_file.exists():  # a run resumed on more processes than it had starts the new ones from its seed
-        _set_random_state(torch.load(random_file, weights_only=True))
-
-
-def _random_state() -> dict[str, torch.Tensor]:
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _gather_random_states(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
-    if accelerator.num_processes == 1:
-        return [_random_state()]
-    states: list = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(states, _random_state())
-    return states
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])

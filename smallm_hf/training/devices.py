@@ -3,14 +3,16 @@
 import os
 import platform
 import shutil
+import sys
+import sysconfig
+from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
+from torch.utils._triton import has_triton
 
 from smallm_hf.errors import UserError
-
-PRECISIONS = ("bf16", "fp16", "fp32")
 
 # The work after which compiling has paid for itself, in floating-point operations of the whole plan. On a CPU it costs
 # 30 to 60 seconds and about doubles 5e10 operations per second and core; on a GPU it costs as long at about 1e14.
@@ -41,8 +43,10 @@ def resolve_precision(requested: str) -> str:
                 f"training.precision={requested} contradicts the launcher's mixed precision {launcher}; "
                 "drop --mixed_precision from accelerate launch or set training.precision to auto"
             )
-        if launcher not in PRECISIONS:
-            raise UserError(f"the launcher's mixed precision {launcher} is not one of {', '.join(PRECISIONS)}; drop it")
+        if launcher not in ("bf16", "fp16"):
+            raise UserError(
+                f"the launcher's mixed precision {launcher} is neither bf16 nor fp16; drop --mixed_precision"
+            )
         requested = launcher
     device = accelerator_type()
     if requested == "auto":
@@ -70,16 +74,20 @@ def resolve_compile(requested: bool | str, *, planned_flops: float | None, plann
     if requested != "auto":
         return bool(requested)
     device = accelerator_type()
-    if device == "cpu":
-        toolchain = any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++", "clang++"))
-        enough_flops = COMPILE_PAYS_PER_CPU_CORE * (os.cpu_count() or 1)
-    else:
-        toolchain = device == "cuda" and torch.utils._triton.has_triton()
-        enough_flops = COMPILE_PAYS_ON_GPU
+    enough_flops = COMPILE_PAYS_PER_CPU_CORE * (os.cpu_count() or 1) if device == "cpu" else COMPILE_PAYS_ON_GPU
     long_enough = (planned_seconds is None or planned_seconds >= COMPILE_PAYS_SECONDS) and (
         planned_flops is None or planned_flops >= enough_flops
     )
-    return toolchain and long_enough
+    return long_enough and _can_compile(device)
+
+
+def _can_compile(device: str) -> bool:
+    """Whether Inductor finds what it builds kernels with: a compiler, Python's headers, for a GPU Triton too."""
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    if not (sys.platform == "linux" and compiler and headers):  # elsewhere only on request
+        return False
+    return device == "cpu" or (device == "cuda" and has_triton())
 
 
 def set_cpu_threads(requested: int | None) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-SCHEDULES = ("cosine", "wsd", "constant")
+# A timed run does not know the length of its first updates: they warm up from this share of the run on, not from zero.
+FIRST_PROGRESS = 1e-3
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -39,10 +40,6 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):
         self.optimizers = list(optimizers)
         super().__init__([group for part in self.optimizers for group in part.param_groups], {})
-        self._link()
-
-    def _link(self) -> None:
-        self.param_groups = [group for part in self.optimizers for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -59,7 +56,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Restores what `state_dict` gave."""
         for part, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             part.load_state_dict(state)
-        self._link()  # loading replaces the parts' group dictionaries
+        # Loading gives the parts new group dictionaries.
+        self.param_groups = [group for part in self.optimizers for group in part.param_groups]
 
 
 def build_optimizer(
@@ -120,8 +118,7 @@ def rate_factor(
         final_fraction: the factor at the end of the run, for `cosine` and `wsd`.
     """
     if warmup_steps is None:
-        # The first update of a timed run stands at progress 0: it takes the rate that one more update would have.
-        warmup = min(1.0, (progress + 1e-3) / warmup_fraction) if warmup_fraction else 1.0
+        warmup = min(1.0, max(progress, FIRST_PROGRESS) / warmup_fraction) if warmup_fraction else 1.0
         start = warmup_fraction
     else:
         warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

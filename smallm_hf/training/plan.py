@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from smallm_hf.training.loop import TrainingConfig
+from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.optimization import parameter_groups
 
 

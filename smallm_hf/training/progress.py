@@ -1,11 +1,12 @@
 """What a run says while it runs: a bar on a terminal, plain lines in a log, silence on other ranks, and its records."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 RECORDS = ("metrics", "samples")
 
@@ -37,18 +38,19 @@ class Reporter:
     logged step. Only the main process speaks.
     """
 
-    def __init__(self, enabled: bool):
-        self.console = Console(quiet=not enabled, highlight=False, soft_wrap=True)
+    def __init__(self, enabled: bool, console: Console | None = None):
+        self.console = console or Console(quiet=not enabled, highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         if self.console.is_terminal and enabled:
             self.bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.description}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.description}"),
                 console=self.console,
+                expand=True,
                 transient=True,
             )
-            self.task = self.bar.add_task("", total=1.0)
+            self.task = self.bar.add_task("training", total=1.0)
 
     def __enter__(self) -> "Reporter":
         if self.bar:
@@ -66,22 +68,18 @@ class Reporter:
     def advance(self, progress: float) -> None:
         """Moves the bar to `progress`, the share of the run that is done."""
         if self.bar:
-            self.bar.update(self.task, completed=progress)
+            self.bar.update(self.task, completed=min(progress, 1.0))
 
     def step(self, step: int, planned: int | None, record: dict[str, float], eta_seconds: float) -> None:
-        """Shows one logged step."""
-        parts = [
-            f"step {step}" + (f"/{planned}" if planned else ""),
-            f"loss {record['loss']:.3f}",
-            f"lr {record['learning_rate']:.2e}",
-            f"grad {record['gradient_norm']:.2f}",
-            f"{count(record['tokens_per_second'])} tok/s",
-            f"eta {duration(eta_seconds)}",
-        ]
+        """Shows one logged step: all of it in a log, what fits beside a bar on a terminal."""
+        where = f"step {step}" + (f"/{planned}" if planned else "")
+        loss = f"loss {record['loss']:.3f}"
+        rate, norm = f"lr {record['learning_rate']:.2e}", f"grad {record['gradient_norm']:.2f}"
+        speed, eta = f"{count(record['tokens_per_second'])} tok/s", f"eta {duration(eta_seconds)}"
         if self.bar:
-            self.bar.update(self.task, description=" | ".join(parts))
+            self.bar.update(self.task, description=" | ".join((where, loss, speed, eta)))
         else:
-            self.say(" | ".join(parts))
+            self.say(" | ".join((where, loss, rate, norm, speed, eta)))
 
     def validation(self, validated: dict[str, float]) -> None:
         """Shows one validation."""
@@ -96,14 +94,26 @@ class Reporter:
 class RunLog:
     """Appends records to the `.jsonl` files of a run folder; only the main process writes."""
 
-    def __init__(self, run: Path, enabled: bool, first_step: int):
-        """Records of steps after `first_step` are of an interrupted run that is about to take them again."""
+    def __init__(self, run: Path, enabled: bool, first_step: int = 0, finished: bool = False):
+        """Opens the records of a run for writing, without those that the run is about to take again.
+
+        Args:
+            run: the run folder; need not exist yet.
+            enabled: whether this process writes.
+            first_step: updates done so far; later records are of an interrupted run.
+            finished: whether only the closing validation and samples, of this very step, are left to do.
+        """
         self.run, self.enabled = run, enabled
-        for name in RECORDS if enabled else ():
-            path = run / f"{name}.jsonl"
+        for path in (run / f"{name}.jsonl" for name in RECORDS) if enabled else ():
             if path.exists():
-                kept = [record for record in read_records(run, name) if record["step"] <= first_step]
-                path.write_text("".join(map(_line, kept)), encoding="utf-8")
+                kept = [
+                    record
+                    for record in read_records(run, path.stem)
+                    if record["step"] < first_step + (not finished or "learning_rate" in record)
+                ]
+                fresh = path.with_suffix(".tmp")
+                fresh.write_text("".join(map(_line, kept)), encoding="utf-8")
+                fresh.replace(path)
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Appends one record to `NAME.jsonl`."""
@@ -113,7 +123,9 @@ class RunLog:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    # JSON has no infinity: a gradient that overflowed under fp16 is null.
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite, ensure_ascii=False) + "\n"
 
 
 def read_records(run: Path, name: str) -> list[dict[str, Any]]:

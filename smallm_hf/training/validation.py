@@ -1,6 +1,8 @@
 """The fixed set that every validation of a run scores."""
 
+import json
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,6 +10,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
+
+VALIDATION_FILE = "validation.json"
 
 
 @dataclass(frozen=True)
@@ -49,3 +53,14 @@ class ValidationSet:
             sums = Sums(nats, *(round(count) for count in counts))
         figures = summarize(sums + Sums(bytes=self.bytes))
         return {f"validation_{name}": value for name, value in figures.items()}
+
+
+def write_validation(folder: Path, validated: dict[str, float]) -> None:
+    """Leaves the figures of a validation, and its step, beside the weights they belong to."""
+    (folder / VALIDATION_FILE).write_text(json.dumps(validated, indent=2) + "\n", encoding="utf-8")
+
+
+def read_validation(folder: Path) -> dict[str, float] | None:
+    """The figures that lie beside weights; None where there are none."""
+    path = folder / VALIDATION_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -63,18 +63,27 @@ def test_a_launcher_that_contradicts_the_config_is_refused_with_both_values(on, 
     with pytest.raises(UserError, match="training.precision=bf16 contradicts the launcher's mixed precision fp16"):
         resolve_precision("bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-    with pytest.raises(UserError, match="fp8 is not one of bf16, fp16, fp32"):
+    with pytest.raises(UserError, match="fp8 is neither bf16 nor fp16"):
         resolve_precision("auto")
 
 
 def test_compiling_is_left_out_where_it_would_not_pay(on, monkeypatch):
     on("cpu")
-    monkeypatch.setattr(devices, "shutil", SimpleNamespace(which=lambda name: "/bin/c++"))
+    monkeypatch.setattr(devices, "_can_compile", lambda device: True)
     assert not resolve_compile("auto", planned_flops=1e9, planned_seconds=None)
     assert resolve_compile("auto", planned_flops=1e18, planned_seconds=None)
     assert resolve_compile("auto", planned_flops=None, planned_seconds=60)
     assert not resolve_compile("auto", planned_flops=None, planned_seconds=5)
     assert not resolve_compile("auto", planned_flops=1e9, planned_seconds=3600)
+
+
+def test_compiling_needs_the_headers_of_python(on, monkeypatch, tmp_path):
+    on("cpu")
+    monkeypatch.setattr(devices, "shutil", SimpleNamespace(which=lambda name: "/bin/c++"))
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert not resolve_compile("auto", planned_flops=1e18, planned_seconds=None)
+    (tmp_path / "Python.h").touch()
+    assert resolve_compile("auto", planned_flops=1e18, planned_seconds=None) == (devices.sys.platform == "linux")
 
 
 def test_compiling_needs_a_compiler_unless_it_is_asked_for(on, monkeypatch):

@@ -5,20 +5,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.data.batching import WindowOrder
 from smallm_hf.errors import UserError
 from smallm_hf.training.checkpoints import LoopState
-from smallm_hf.training.loop import (
-    Clock,
-    TrainingConfig,
-    TrainingLoop,
-    TrainingLoss,
-    micro_steps_per_process,
-    plan_steps,
-)
+from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps
+from smallm_hf.training.loop import Clock, TrainingLoop, TrainingLoss
+from smallm_hf.training.optimization import build_optimizer
 from smallm_hf.training.validation import ValidationSet
 
 EOS = 0
@@ -57,10 +53,15 @@ def make_loop(accelerator, tmp_path):
     return make
 
 
+def loss_of(loop: TrainingLoop) -> float:
+    loop.update()
+    return loop.loss.item()
+
+
 def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[float]:
     """Losses of some steps of gradient descent, which shows gradients as they are."""
     loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate))
-    return [loop.update()[0].item() for _ in range(steps)]
+    return [loss_of(loop) for _ in range(steps)]
 
 
 def test_accumulation_gives_the_update_of_one_large_batch(make_loop):
@@ -136,7 +137,7 @@ def test_a_compiled_step_gives_the_loss_of_the_plain_one_without_graph_breaks(ac
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_few_steps_on_one_text_lower_its_loss(make_loop, name):
     loop = make_loop(tokens=TOKENS[:20], optimizer=name, learning_rate=1e-2, batch_size=8, weight_decay=0.0)
-    losses = [loop.update()[0].item() for _ in range(30)]
+    losses = [loss_of(loop) for _ in range(30)]
     assert losses[0] == pytest.approx(math.log(40), abs=0.5)
     assert losses[-1] < 0.5 * losses[0]
 
@@ -185,3 +186,24 @@ def test_a_limited_validation_set_ends_with_a_document_and_counts_its_bytes():
 def test_an_unlimited_validation_set_is_all_of_it():
     chosen = ValidationSet.choose(np.array([1, 2, EOS]), 99, None, Letters())
     assert (chosen.tokens.tolist(), chosen.bytes) == ([1, 2, EOS], 99)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_infinite_fp16_gradient_skips_the_update_and_halves_the_scale(accelerator, name):
+    """The scaler of a GPU, run on the CPU: one optimizer object, so one skip and one halving."""
+    model = tiny_model()
+    rates = {"learning_rate": 1e-2, "muon_learning_rate": 2e-2, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95}
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = AcceleratedOptimizer(build_optimizer(model, name, **rates), scaler=accelerator.scaler)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids = torch.arange(16).reshape(2, 8)
+    accelerator.scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+    model.model.norm.weight.grad[0] = math.inf
+    optimizer.step()
+    assert accelerator.scaler.get_scale() == 512.0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    optimizer.zero_grad()
+    accelerator.scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+    optimizer.step()
+    assert accelerator.scaler.get_scale() == 512.0
+    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])

@@ -1,0 +1,150 @@
+"""The `training` section of a run config, and what follows from it alone."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from smallm_hf.errors import UserError
+
+# What a number of the config may be, the test, and the keys it holds for; null is allowed where a key allows it.
+RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "above 0",
+        lambda value: value > 0,
+        (
+            *("max_steps", "max_seconds", "epochs", "context_length", "batch_size", "accumulation_steps"),
+            *("learning_rate", "muon_learning_rate", "cpu_threads", "log_every", "evaluate_every", "validation_tokens"),
+            *("checkpoint_every", "keep_checkpoints", "sample_every", "sample_tokens"),
+        ),
+    ),
+    ("of 0 or more", lambda value: value >= 0, ("warmup_steps", "weight_decay", "max_gradient_norm")),
+    (
+        "from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction"),
+    ),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2")),
+    ("from 0 to below 4294967296", lambda value: 0 <= value < 2**32, ("seed",)),
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained. The first of max_steps, max_seconds and epochs that is reached ends the run.
+
+    Args:
+        max_steps: optimizer updates.
+        max_seconds: training time (data, steps and logging; not compiling, validation, sampling or saving). The
+            schedule fits itself to it.
+        epochs: passes over the training tokens.
+        context_length: tokens per window; at most model.max_position_embeddings.
+        batch_size: windows per process and micro-step.
+        accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
+        optimizer: muon takes the hidden matrices and leaves the rest to AdamW; adamw takes everything.
+        learning_rate: peak rate of AdamW.
+        muon_learning_rate: peak rate of Muon; ignored by adamw.
+        weight_decay: decoupled decay of matrices and tables; biases and norms have none.
+        beta1: decay of AdamW's first moment.
+        beta2: decay of AdamW's second moment.
+        max_gradient_norm: gradients are scaled down to this norm; 0 leaves them alone.
+        schedule: cosine, wsd (warm-up, stable, linear decay) or constant.
+        warmup_steps: updates of linear warm-up; null takes warmup_fraction.
+        warmup_fraction: share of the run spent warming up where warmup_steps is null.
+        decay_fraction: share of the run over which wsd falls.
+        final_learning_rate_fraction: where cosine and wsd end, as a share of the peak.
+        precision: auto takes bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32.
+        compile: auto compiles the training step where the run is long enough to pay for it.
+        cpu_threads: threads of each process on a CPU; null takes its share of the cores.
+        activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
+        seed: of weights, order, dropout and samples.
+        log_every: optimizer updates between two lines of metrics.jsonl.
+        evaluate_every: optimizer updates between two validations; null validates at the end only.
+        validation_tokens: size of the fixed validation set, in whole documents from the front; null takes all.
+        checkpoint_every: optimizer updates between two checkpoints; null keeps the last state only.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        sample_every: optimizer updates between two rounds of samples; null samples at the end only.
+        sample_prompts: what the samples continue; an empty prompt starts a new document.
+        sample_tokens: new tokens per sample.
+    """
+
+    max_steps: int | None = None
+    max_seconds: float | None = None
+    epochs: float | None = None
+    context_length: int = 256
+    batch_size: int = 16
+    accumulation_steps: int = 1
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: float = 3e-3
+    muon_learning_rate: float = 2e-2
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_gradient_norm: float = 1.0
+    schedule: Literal["cosine", "wsd", "constant"] = "wsd"
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.5
+    final_learning_rate_fraction: float = 0.0
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    cpu_threads: int | None = None
+    activation_checkpointing: bool = False
+    seed: int = 42
+    log_every: int = 10
+    evaluate_every: int | None = None
+    validation_tokens: int | None = 1_000_000
+    checkpoint_every: int | None = 1000
+    keep_checkpoints: int = 2
+    sample_every: int | None = None
+    sample_prompts: list[str] = field(default_factory=lambda: ["", "The", "In the beginning"])
+    sample_tokens: int = 100
+
+    def __post_init__(self) -> None:
+        for wanted, fits, names in RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise UserError(f"training.{name}={value} is out of range; set it to a number {wanted}")
+        if not self.sample_prompts:
+            raise UserError('training.sample_prompts=[] leaves nothing to continue; give at least one, such as [""]')
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows in one optimizer update, over all processes."""
+        return self.batch_size * self.accumulation_steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one optimizer update, over all processes."""
+        return self.windows_per_step * self.context_length
+
+
+def micro_steps_per_process(accumulation_steps: int, processes: int) -> int:
+    """How many of an update's micro-steps each process takes.
+
+    Raises:
+        UserError: the processes do not divide them, and one config would no longer mean one update.
+    """
+    if accumulation_steps % processes:
+        raise UserError(
+            f"training.accumulation_steps={accumulation_steps} is shared by {processes} processes and does not divide; "
+            f"set it to a multiple of {processes} (and training.batch_size so that their product stays)"
+        )
+    return accumulation_steps // processes
+
+
+def plan_steps(training: TrainingConfig, windows_per_epoch: int | None) -> int | None:
+    """The updates after which `max_steps` or `epochs` ends the run; None where time does, or data not read yet."""
+    limits = []
+    if training.max_steps:
+        limits.append(training.max_steps)
+    if training.epochs and windows_per_epoch:
+        limits.append(max(1, math.ceil(training.epochs * windows_per_epoch / training.windows_per_step)))
+    return min(limits, default=None)
+
+
+def share_done(training: TrainingConfig, planned_steps: int | None, step: int, seconds: float) -> float:
+    """The share of the run that is done after so many updates and seconds; 1 or more at its end."""
+    by_steps = step / planned_steps if planned_steps else 0.0
+    return max(by_steps, seconds / training.max_seconds if training.max_seconds else 0.0)
