@@ -1,11 +1,12 @@
 """Scores a language model on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
 
 import itertools
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.command_line import exit_clearly, require_writable
 from smallm_hf.data.documents import local_files, read_texts
 from smallm_hf.environment import environment
 from smallm_hf.evaluation.scoring import load_causal_lm, report_scores, score_documents
@@ -26,6 +27,8 @@ def main() -> None:
     given = parser.parse_args().as_dict()
 
     local_files(given["data"])  # a wrong path is told before a model is loaded
+    if given["output"]:
+        require_writable(Path(given["output"]), "--output")
     texts = itertools.islice(read_texts(given["data"], text_column=given["text_column"]), given["max_documents"])
     loading = {name: given[name] for name in ("model", "dtype", "device", "trust_remote_code")}
     options = {name: given[name] for name in ("protocol", "context_length", "batch_size")}

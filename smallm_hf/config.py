@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from smallm_hf.data.documents import DataConfig
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, one_line
 from smallm_hf.tokenization import TokenizerConfig
 from smallm_hf.training.configuration import TrainingConfig
 
@@ -81,7 +81,7 @@ def parse_command_line(
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(_wrong_type(error)) from error
     config = RunConfig(
         model=_complete_model(values.model, values.tokenizer.vocab_size),
         **{name: section(**vars(values[name])) for name, section in SECTIONS.items()},
@@ -222,7 +222,7 @@ def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
-def _one_line(error: ArgumentError) -> str:
+def _wrong_type(error: ArgumentError) -> str:
     """jsonargparse's account of a wrong type, as one line."""
     text = " ".join(str(error).split())
     key = re.search(r'key "(\w+)\.(\w+)"', text)
@@ -236,10 +236,10 @@ def _one_line(error: ArgumentError) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """The message of the first cause, as one line."""
+    """The message of the first cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:

@@ -22,6 +22,6 @@ def is_disk_full(error: BaseException) -> bool:
     return any(words in str(error) for words in NO_SPACE_WORDS)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+def one_line(error: BaseException) -> str:
+    """An exception's message as one line of at most 300 characters, or its type where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

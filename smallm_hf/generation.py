@@ -9,6 +9,7 @@ goes on from there. What it writes then depends on at least that half.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
@@ -48,6 +49,11 @@ class _NewTokens(BaseStreamer):
 
     def end(self) -> None:
         pass
+
+
+def forked_random(device: torch.device) -> AbstractContextManager:
+    """Leaves the random states of the CPU and of this one device as they were before the block."""
+    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
 
 def stream(
@@ -94,8 +100,7 @@ def stream(
     draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
     output = _TextFrom(tokenizer, window, write)
     written = 0
-    devices = [] if model.device.type == "cpu" else range(torch.get_device_module(model.device).device_count())
-    with torch.random.fork_rng(devices), evaluation_mode(model):
+    with forked_random(model.device), evaluation_mode(model):
         torch.manual_seed(seed)
         while written < max_new_tokens and not (written and window[-1].item() in eos_token_ids):
             if limit is not None and len(window) >= limit:

@@ -94,7 +94,9 @@ def test_two_processes_share_an_update_and_end_like_one(recipe, tmp_path):
 
 def test_accelerate_starts_two_processes_on_a_cpu_as_the_readme_says(recipe, tmp_path):
     launcher = [BIN / "accelerate", "launch", "--quiet", "--multi_gpu", "--num_processes", 2]
-    result = run(*launcher, TRAIN, "--config", recipe, "--output_dir", tmp_path / "run", ACCELERATE_USE_CPU="true")
+    timed = ["--training.max_seconds", 1, "--training.max_steps", "null"]  # both must find the end together
+    words = ["--config", recipe, "--output_dir", tmp_path / "run", *timed]
+    result = run(*launcher, TRAIN, *words, ACCELERATE_USE_CPU="true")
     assert result.returncode == 0, result.stderr
     text = (tmp_path / "run" / "results.json").read_text()
     assert yaml.safe_load(text)["processes"] == 2
@@ -107,6 +109,22 @@ def test_processes_that_do_not_divide_the_accumulation_are_refused(recipe, tmp_p
     assert result.returncode != 0
     assert "error: training.accumulation_steps=3 is shared by 2 processes and does not divide" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_one_process_alone_lost_stops_all_and_is_told(recipe, tmp_path):
+    (tmp_path / "poisoned.py").write_text(
+        "import os, runpy, sys\n"
+        "from smallm_hf.training.loop import TrainingLoss\n"
+        "forward = TrainingLoss.forward\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    TrainingLoss.forward = lambda self, **batch: forward(self, **batch) * float('nan')\n"
+        f"runpy.run_path({TRAIN!r}, run_name='__main__')\n"
+    )
+    launcher = [BIN / "torchrun", "--standalone", "--nproc_per_node", 2]
+    words = ["--config", recipe, "--output_dir", tmp_path / "run"]
+    result = run(*launcher, tmp_path / "poisoned.py", *words)
+    assert result.returncode != 0
+    assert result.stderr.count("error: the training loss is nan and its gradient nan at step 1") == 1
 
 
 @pytest.mark.parametrize(

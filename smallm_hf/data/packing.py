@@ -200,19 +200,6 @@ def _find(request: "_Request", folder: Path, replaceable: bool) -> TokenFiles | 
     raise UserError(f"{folder} holds token files with {difference}; give another data.folder or remove this one")
 
 
-def prepare_token_files(
-    data: DataConfig,
-    tokenizer: TokenizerConfig,
-    vocab_size: int,
-    folder: str | os.PathLike,
-    model_max_length: int,
-    report: Report = _silent,
-) -> TokenFiles:
-    """Makes the token files in `folder` whether or not it holds some already; see `find_or_prepare`."""
-    with _lock(Path(folder)):
-        return _prepare(_Request(data, tokenizer, vocab_size), Path(folder), model_max_length, report)
-
-
 def wait_for_token_files(
     data: DataConfig,
     tokenizer: TokenizerConfig,

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.perplexity.perplexity import Perplexity
 from smallm_hf.tokenization import require_hub, valid_unicode
 
@@ -43,7 +43,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 # Memory the float32 logits of one forward pass may take; a larger batch is read in several passes.
 LOGITS_BYTES = 2**30
 # A folder without any of these gets an empty tokenizer from transformers, silently.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+TOKENIZER_MARKS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 # Contexts beyond this are used only when asked for: models of 128k positions would not fit beside their logits.
 LONGEST_DEFAULT_CONTEXT = 2048
 # Texts tokenised and sorted by length at a time, so that memory does not grow with the corpus.
@@ -411,7 +411,7 @@ def _is_model_folder(model_id: str) -> bool:
     folder = Path(model_id).expanduser()
     hint = "give a folder that save_pretrained wrote, such as RUN/best, or a Hub id"
     if folder.is_dir():
-        for content, names in (("config", ["config.json"]), ("tokenizer", TOKENIZER_FILES)):
+        for content, names in (("config", ["config.json"]), ("tokenizer", TOKENIZER_MARKS)):
             if not any((folder / name).is_file() for name in names):
                 raise UserError(f"{model_id} holds no {content} ({', '.join(names)}); {hint}")
         return True
@@ -425,11 +425,7 @@ def _existing_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name or accelerator or "cpu").device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({_one_line(error)}); give cpu, or none") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); give cpu, or none") from error
 
 
 def _from_pretrained(model: str, dtype: Dtype, trust_remote_code: bool, local_files_only: bool):
@@ -472,5 +468,5 @@ def load_causal_lm(
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{model} cannot be loaded as a causal language model: {_one_line(error)}") from error
+        raise UserError(f"{model} cannot be loaded as a causal language model: {one_line(error)}") from error
     return loaded.to(found_device).eval(), tokenizer

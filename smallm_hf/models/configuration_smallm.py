@@ -31,6 +31,13 @@ NATIVE_SWITCHES = {
     },
 }
 
+# Settings of the native classes that change what they compute and that we do not have, at the one value we agree with.
+NATIVE_ONLY = {
+    "qwen3": {"use_sliding_window": False},
+    "llama": {},
+    "gpt2": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+}
+
 PRESETS = {
     "modern": {
         **NATIVE_SWITCHES["qwen3"],
@@ -280,10 +287,25 @@ def to_native(config_dict: dict, model_type: str) -> dict:
 
 
 def from_native(config_dict: dict) -> dict:
-    """The inverse of `to_native`; a `config.json` of any other model type comes back unchanged."""
+    """The inverse of `to_native`; a `config.json` of model type smallm, or of none, comes back unchanged.
+
+    Raises:
+        ValueError: a model type that is none of these, or a setting of a native class that ours does not have.
+    """
     model_type = config_dict.get("model_type")
-    if model_type not in NATIVE_SWITCHES:
+    if model_type in (None, SmaLLMConfig.model_type):
         return config_dict
+    if model_type not in NATIVE_SWITCHES:
+        raise ValueError(
+            f"a model of type {model_type!r} is none of smallm, {', '.join(NATIVE_SWITCHES)}; "
+            "load it with AutoModelForCausalLM"
+        )
+    for name, value in NATIVE_ONLY[model_type].items():
+        if config_dict.get(name, value) != value:
+            raise ValueError(
+                f"{name}={config_dict[name]!r} of this {model_type} model cannot be computed by smallm, which needs "
+                f"{value!r}; load it with AutoModelForCausalLM"
+            )
     names = GPT2_NAMES if model_type == "gpt2" else {}
     return {
         "preset": "classic" if model_type == "gpt2" else "modern",

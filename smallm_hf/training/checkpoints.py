@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from smallm_hf.errors import UserError, first_line, is_disk_full
+from smallm_hf.errors import UserError, is_disk_full, one_line
 
 # What json, torch and pickle raise for a file that is missing, cut off or of another kind.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
@@ -57,7 +57,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if not is_disk_full(error):
             raise
-        raise UserError(f"no space left to write {folder} ({first_line(error)}); free some and --resume") from error
+        raise UserError(f"no space left to write {folder} ({one_line(error)}); free some and --resume") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -133,7 +133,7 @@ def readable(checkpoint: Path) -> Iterator[None]:
         raise
     except (*UNREADABLE, SafetensorError) as error:
         raise UserError(
-            f"{checkpoint} is damaged or of another kind of run ({first_line(error)}); "
+            f"{checkpoint} is damaged or of another kind of run ({one_line(error)}); "
             "remove it to resume from the one before"
         ) from error
 

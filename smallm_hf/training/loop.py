@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.data.batching import WindowOrder, next_token_batch
-from smallm_hf.errors import UserError, first_line
+from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import position_limit
-from smallm_hf.generation import sample
+from smallm_hf.generation import forked_random, sample
 from smallm_hf.tokenization import save_tokenizer
 from smallm_hf.training.checkpoints import LoopState, load_training_state, replacing, save_checkpoint
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, share_done
@@ -265,15 +265,14 @@ class TrainingLoop:
         """
         self.reporter.say("compiling the training step (once; its time does not count)")
         began = time.perf_counter()
-        device = self.accelerator.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]), self.accelerator.no_sync(self.step_loss):
+        with forked_random(self.accelerator.device), self.accelerator.no_sync(self.step_loss):
             batch = self.batch(np.zeros(self.training.batch_size, dtype=np.int64))
             try:
                 loss = self.step_loss(**batch, counted_targets=(batch["targets"] != -100).sum())
                 self.accelerator.backward(loss)
             except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
                 raise UserError(
-                    f"training.compile=true fails on this machine ({first_line(error)}); "
+                    f"training.compile=true fails on this machine ({one_line(error)}); "
                     "train with --training.compile false"
                 ) from error
         self.optimizer.zero_grad()

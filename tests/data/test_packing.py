@@ -24,7 +24,6 @@ from smallm_hf.data.packing import (
     default_folder,
     find_or_prepare,
     open_token_files,
-    prepare_token_files,
     wait_for_token_files,
 )
 from smallm_hf.errors import UserError
@@ -278,17 +277,19 @@ def test_a_folder_with_other_files_is_left_alone(source, tmp_path):
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
 
 
-def test_waiting_ends_with_the_files_of_these_settings_not_with_older_ones(source, tmp_path, monkeypatch):
+def test_waiting_ends_with_the_files_of_the_source_as_it_is_not_as_it_was(source, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "POLL_SECONDS", 0.01)
-    old, new = (DataConfig(source=str(source), validation_ratio=ratio) for ratio in (0.2, 0.3))
-    prepare_token_files(old, BPE, 270, tmp_path / "tokens", 64)
+    monkeypatch.chdir(tmp_path)
+    request = (DataConfig(source=str(source)), BPE, 270)
+    stale = find_or_prepare(*request, None, 64)
+    source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
     with pytest.raises(TimeoutError):
-        wait_for_token_files(new, BPE, 270, tmp_path / "tokens", timeout_seconds=0.2)
-    later = threading.Timer(0.2, prepare_token_files, (new, BPE, 270, tmp_path / "tokens", 64))
+        wait_for_token_files(*request, timeout_seconds=0.2)
+    later = threading.Timer(0.2, find_or_prepare, (*request, None, 64))
     later.start()
-    files = wait_for_token_files(new, BPE, 270, tmp_path / "tokens", timeout_seconds=60)
+    files = wait_for_token_files(*request, timeout_seconds=60)
     later.join()
-    assert files.meta.settings["data.validation_ratio"] == 0.3
+    assert files.meta.content_sha256 != stale.meta.content_sha256
 
 
 # --- bad input and interruptions -------------------------------------------------------------------------------------
@@ -335,11 +336,14 @@ def test_an_interrupted_preparation_leaves_nothing_behind(source, tmp_path, monk
 
 
 def test_an_interruption_leaves_older_token_files_as_they_were(source, tmp_path, monkeypatch):
-    before = prepare(source, tmp_path / "tokens").meta
+    monkeypatch.chdir(tmp_path)
+    request = (DataConfig(source=str(source)), BPE, 270, None, 64)
+    before = find_or_prepare(*request)
+    source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
     monkeypatch.setattr(packing._Writer, "close", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        prepare_token_files(DataConfig(source=str(source)), BPE, 271, tmp_path / "tokens", 64)
-    assert open_token_files(tmp_path / "tokens").meta == before
+        find_or_prepare(*request)
+    assert open_token_files(before.folder).meta == before.meta
 
 
 def test_what_a_killed_process_left_is_cleared_away(source, tmp_path):
@@ -354,7 +358,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(source, tmp_path):
     program = (
         "import resource, sys; from smallm_hf.data.packing import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "try: prepare_token_files(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258, sys.argv[2], 64)\n"
+        "try: find_or_prepare(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258, sys.argv[2], 64)\n"
         "except ValueError as error: print(type(error).__name__, error)\n"
     )
     source.write_text(source.read_text() * 50)
@@ -392,7 +396,7 @@ def test_peak_memory_is_the_same_for_20_and_200_megabytes(tmp_path, gpt2_folder,
     program = (
         "import sys; from smallm_hf.data.packing import *\n"
         "data, tokenizer = DataConfig(source=sys.argv[1]), TokenizerConfig(sys.argv[2])\n"
-        "prepare_token_files(data, tokenizer, int(sys.argv[3]), sys.argv[4], 256)\n"
+        "find_or_prepare(data, tokenizer, int(sys.argv[3]), sys.argv[4], 256)\n"
     )
     pick = np.random.default_rng(0)
     words = np.array(["".join(pick.choice(list("etaoinshrdlu"), pick.integers(2, 9))) for _ in range(20_000)])

@@ -166,3 +166,17 @@ def test_to_dict_and_the_configs_own_save_stay_ours(tmp_path):
     config.save_pretrained(tmp_path)
     assert config.to_dict()["model_type"] == "smallm"
     assert SmaLLMConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        ({"model_type": "gpt2", "scale_attn_weights": False}, "scale_attn_weights=False of this gpt2 model"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window=True of this qwen3 model"),
+        ({"model_type": "mistral"}, "'mistral' is none of smallm, qwen3, llama, gpt2; load it with Auto"),
+    ],
+)
+def test_a_model_we_would_compute_wrongly_is_refused_by_name(foreign, message):
+    with pytest.raises(ValueError, match=message):
+        from_native(foreign)
