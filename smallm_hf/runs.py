@@ -23,6 +23,7 @@ from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
 from smallm_hf.generation import prompt_window
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
+from smallm_hf.plots import draw_runs
 from smallm_hf.training.checkpoints import list_checkpoints, load_state, readable
 from smallm_hf.training.configuration import plan_steps
 from smallm_hf.training.devices import (
@@ -124,6 +125,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     if accelerator.is_main_process:
         _write_json(run / "results.json", results)
         _write_cards(run, results)
+        draw_runs([run])
         say(describe_results(results, run))
     accelerator.end_training()
     return results

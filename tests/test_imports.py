@@ -9,8 +9,16 @@ ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
     ["errors", "tokenization", "models"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
-    ["training.configuration", "training.devices", "training.checkpoints", "training.validation", "config", "card"],
-    ["training.loop", "training.plan", "plots"],
+    [
+        "training.configuration",
+        "training.devices",
+        "training.checkpoints",
+        "training.validation",
+        "config",
+        "card",
+        "plots",
+    ],
+    ["training.loop", "training.plan"],
     ["runs"],
 ]
 

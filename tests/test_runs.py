@@ -85,7 +85,14 @@ def without_time(records: list[dict]) -> list[dict]:
 def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
     results = train(recipe, tmp_path / "run")
     run = tmp_path / "run"
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "results.json"):
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "results.json",
+        "figures/loss.png",
+    ):
         assert (run / name).is_file(), name
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-3", "step-6"]
     assert json.loads((run / "results.json").read_text())["last"] == results["last"]

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from smallm_hf.errors import UserError
+
 RECORDS = ("metrics", "samples")
 
 
@@ -129,6 +131,15 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def read_records(run: Path, name: str) -> list[dict[str, Any]]:
-    """The records of `NAME.jsonl`, in order; a last line that a killed process left unfinished is not one."""
-    *lines, _ = (run / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
+    """The records of `NAME.jsonl`, in order; a last line that a killed process left unfinished is not one.
+
+    Raises:
+        UserError: a line that is no JSON.
+    """
+    path, records = run / f"{name}.jsonl", []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: line {number} is not JSON; remove that line") from error
+    return records
