@@ -18,7 +18,7 @@ LEVELS = [
         "card",
         "plots",
     ],
-    ["training.loop", "training.plan"],
+    ["training.loop", "training.plan", "config", "card", "plots"],
     ["runs"],
 ]
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from smallm_hf import SmaLLMForCausalLM
+from smallm_hf import SmaLLMForCausalLM, runs
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
@@ -31,6 +31,14 @@ def fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    """Drawing takes longer than these runs; one test below draws, and tests/test_plots.py."""
+    draw = runs.draw_runs
+    monkeypatch.setattr(runs, "draw_runs", lambda folders: [])
+    return lambda: monkeypatch.setattr(runs, "draw_runs", draw)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +90,8 @@ def without_time(records: list[dict]) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in records]
 
 
-def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
+def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys, figures):
+    figures()
     results = train(recipe, tmp_path / "run")
     run = tmp_path / "run"
     for name in (
