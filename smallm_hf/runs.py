@@ -245,6 +245,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
 
 def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
+    early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
     last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
     return "\n".join(
         [
@@ -253,7 +254,7 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             f"bits per byte {last['validation_bits_per_byte']:.4f} ({results['protocol']})",
             f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
             f"trained           {count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
-            f"{duration(results['wall_seconds'])} in all",
+            f"{duration(results['wall_seconds'])} in all{early}",
             "",
             "next:",
             f"  python scripts/generate.py --model {run}/best --prompt {shlex.quote(prompt)}",

@@ -499,3 +499,25 @@ def test_an_output_folder_that_cannot_be_is_refused_in_the_first_second(recipe, 
     with pytest.raises(UserError, match=r"--output_dir .*file is a file, not a folder"):
         train(recipe, tmp_path / "file" / "run")
     assert not (tmp_path / "tokens").exists()
+
+
+def test_a_run_out_of_patience_stops_early_and_stays_stopped(recipe, tmp_path, monkeypatch, capsys):
+    worsening(monkeypatch)
+    words = ["--training.max_steps", 60, "--training.evaluate_every", 2, "--training.patience", 2]
+    results = train(recipe, tmp_path / "run", *words)
+    assert (results["steps"], results["best"]["step"], results["stopped_early"]) == (6, 2, True)
+    assert "stopped early" in capsys.readouterr().out
+    assert train(recipe, tmp_path / "run", *words, "--resume")["steps"] == 6
+
+
+def test_patience_without_validations_is_refused(recipe, tmp_path):
+    with pytest.raises(UserError, match="training.patience=2 waits for validations; set training.evaluate_every too"):
+        train(recipe, tmp_path / "run", "--training.patience", 2, "--training.evaluate_every", "null")
+
+
+def test_intervals_may_count_tokens(recipe, tmp_path):
+    words = ["--training.interval_unit", "tokens", "--training.evaluate_every", 300, "--training.checkpoint_every", 500]
+    train(recipe, tmp_path / "run", *words)  # 128 tokens per step
+    steps = [record["step"] for record in read_records(tmp_path / "run", "metrics") if "validation_loss" in record]
+    assert steps == [3, 5, 6]
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-4", "step-6"]

@@ -33,6 +33,7 @@ class LoopState:
     windows: int = 0  # training windows seen, over all processes: the position in the data
     tokens: int = 0  # tokens seen, over all processes
     seconds: float = 0.0  # training time: data, steps and logging
+    validations_without_gain: int = 0  # since the lowest validation loss
 
 
 @contextmanager

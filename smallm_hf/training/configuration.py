@@ -15,7 +15,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             *("max_steps", "max_seconds", "epochs", "context_length", "batch_size", "accumulation_steps"),
             *("learning_rate", "muon_learning_rate", "cpu_threads", "log_every", "evaluate_every", "validation_tokens"),
-            *("checkpoint_every", "keep_checkpoints", "sample_every", "sample_tokens"),
+            *("patience", "checkpoint_every", "keep_checkpoints", "sample_every", "sample_tokens"),
         ),
     ),
     ("of 0 or more", lambda value: value >= 0, ("warmup_steps", "weight_decay", "max_gradient_norm")),
@@ -59,11 +59,13 @@ class TrainingConfig:
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         seed: of weights, order, dropout and samples.
         log_every: optimizer updates between two lines of metrics.jsonl.
-        evaluate_every: optimizer updates between two validations; null validates at the end only.
+        interval_unit: what evaluate_every, checkpoint_every and sample_every count, optimizer steps or training tokens.
+        evaluate_every: steps or tokens between two validations; null validates at the end only.
+        patience: validations without a lower loss after which the run ends early; null never.
         validation_tokens: size of the fixed validation set, in whole documents from the front; null takes all.
-        checkpoint_every: optimizer updates between two checkpoints; null keeps the last state only.
+        checkpoint_every: steps or tokens between two checkpoints; null keeps the last state only.
         keep_checkpoints: how many of the newest checkpoints stay.
-        sample_every: optimizer updates between two rounds of samples; null samples at the end only.
+        sample_every: steps or tokens between two rounds of samples; null samples at the end only.
         sample_prompts: what the samples continue; an empty prompt starts a new document.
         sample_tokens: new tokens per sample.
     """
@@ -92,7 +94,9 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     seed: int = 42
     log_every: int = 10
+    interval_unit: Literal["steps", "tokens"] = "steps"
     evaluate_every: int | None = None
+    patience: int | None = None
     validation_tokens: int | None = 1_000_000
     checkpoint_every: int | None = 1000
     keep_checkpoints: int = 2
@@ -106,6 +110,8 @@ class TrainingConfig:
                 value = getattr(self, name)
                 if value is not None and not fits(value):
                     raise UserError(f"training.{name}={value} is out of range; set it to a number {wanted}")
+        if self.patience and not self.evaluate_every:
+            raise UserError(f"training.patience={self.patience} waits for validations; set training.evaluate_every too")
         if not self.sample_prompts:
             raise UserError('training.sample_prompts=[] leaves nothing to continue; give at least one, such as [""]')
 

@@ -139,7 +139,8 @@ class TrainingLoop:
         )
         self.step_loss, self.optimizer = accelerator.prepare(TrainingLoss(model, training.compile), optimizer)
         self.reporter = Reporter(accelerator.is_main_process)
-        finished = share_done(training, self.planned_steps, self.state.step, self.state.seconds) >= 1
+        done = share_done(training, self.planned_steps, self.state.step, self.state.seconds)
+        finished = done >= 1 or self.out_of_patience()
         self.log = RunLog(run, accelerator.is_main_process, self.state.step, finished)
         self.validated: dict[str, float] = {}
         self.best = read_validation(run / "best") if checkpoint is not None else None
@@ -164,13 +165,15 @@ class TrainingLoop:
         with self.reporter:
             while True:
                 progress = self.progress()
-                last = progress >= 1
+                last = progress >= 1 or self.out_of_patience()
                 self.reporter.advance(progress)
-                # A checkpoint begins a new record too, so that a resumed run averages over the same updates.
-                if last or state.step == 1 or self.due(training.log_every) or self.due(training.checkpoint_every):
+                intervals = (training.evaluate_every, training.sample_every, training.checkpoint_every)
+                # Each of these begins a new record too, so that a resumed run averages over the same updates.
+                if last or state.step == 1 or state.step % training.log_every == 0 or any(map(self.due, intervals)):
                     self.report()
                 if last or self.due(training.evaluate_every):
                     self.evaluate()
+                    last = last or self.out_of_patience()
                 if last or self.due(training.sample_every):
                     self.sample(aloud=last)
                 if last or self.due(training.checkpoint_every):
@@ -188,6 +191,7 @@ class TrainingLoop:
             "training_seconds": state.seconds,
             "tokens_per_second": (state.tokens - self.first_tokens) / seconds if seconds else None,
             "processes": self.accelerator.num_processes,
+            "stopped_early": self.out_of_patience(),
             "last": self.validated,
             "best": self.best,
         }
@@ -201,8 +205,16 @@ class TrainingLoop:
         return share_done(self.training, self.planned_steps, self.state.step, seconds)
 
     def due(self, every: int | None) -> bool:
-        """Whether something that happens `every` so many updates happens now."""
-        return every is not None and self.state.step % every == 0 and self.state.step > self.first_step
+        """Whether something that happens `every` so many steps or tokens happens after this update."""
+        if every is None or self.state.step == self.first_step:
+            return False
+        if self.training.interval_unit == "steps":
+            return self.state.step % every == 0
+        return self.state.tokens // every > (self.state.tokens - self.training.tokens_per_step) // every
+
+    def out_of_patience(self) -> bool:
+        """Whether too many validations in a row have brought no lower loss."""
+        return bool(self.training.patience) and self.state.validations_without_gain >= self.training.patience
 
     def set_rate(self, progress: float) -> None:
         """Sets the learning rates of the next update."""
@@ -324,7 +336,10 @@ class TrainingLoop:
             self.reporter.validation(self.validated)
             if self.best is None or self.validated["validation_loss"] < self.best["validation_loss"]:
                 self.best = self.validated
+                self.state.validations_without_gain = 0
                 self.save_model("best")
+            else:
+                self.state.validations_without_gain += 1
 
     def sample(self, aloud: bool) -> None:
         """Continues the fixed prompts into `samples.jsonl`, by the run's seed; the main process alone."""
