@@ -6,10 +6,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.command_line import exit_clearly, require_writable
+from smallm_hf.command_line import exit_clearly
 from smallm_hf.data.documents import local_files, read_texts
 from smallm_hf.environment import environment
 from smallm_hf.evaluation.scoring import load_causal_lm, report_scores, score_documents
+from smallm_hf.folders import require_writable
 
 DESCRIPTION = "Scores any causal language model on text: loss, perplexity, bits per byte, top-1 and top-3 accuracy."
 
@@ -28,7 +29,7 @@ def main() -> None:
 
     local_files(given["data"])  # a wrong path is told before a model is loaded
     if given["output"]:
-        require_writable(Path(given["output"]), "--output")
+        require_writable(Path(given["output"]), "--output", folder=False)
     texts = itertools.islice(read_texts(given["data"], text_column=given["text_column"]), given["max_documents"])
     loading = {name: given[name] for name in ("model", "dtype", "device", "trust_remote_code")}
     options = {name: given[name] for name in ("protocol", "context_length", "batch_size")}

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from smallm_hf.errors import UserError, is_disk_full
 
@@ -28,21 +27,6 @@ def exit_clearly(main: Callable[[], None]) -> None:
         _stop(f"error: no space left writing {error.filename or 'a file'}; free some space and run again", 2)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
-
-
-def require_writable(path: Path, option: str) -> None:
-    """Makes sure, before any work, that a file or folder can be written at `path`.
-
-    Raises:
-        UserError: part of the path is a file, or its nearest existing folder is closed to us.
-    """
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if existing != path and not existing.is_dir():
-        raise UserError(f"{option} {path}: {existing} is a file, not a folder; give another {option}")
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"{option} {path}: {existing} cannot be written to; give another {option}")
 
 
 def _stop(line: str, status: int) -> None:

@@ -170,6 +170,8 @@ def _config_files_first(arguments: list[str]) -> list[str]:
         word = arguments.pop(0)
         if word == "--config" and arguments:
             files += ["--config", arguments.pop(0)]
+        elif word == "--config":
+            raise UserError("--config names no file; give one, for example configs/quickstart.yaml")
         elif word.startswith("--config="):
             files += ["--config", word.removeprefix("--config=")]
         else:
@@ -191,7 +193,7 @@ def _config_of_run(arguments: list[str]) -> list[str]:
 def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
     """Names the nearest valid key for one that is unknown, in the files and on the line."""
     valid = {*parser.get_defaults().keys(), *SECTIONS, "help", "print_config"}
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == "--config":
             _check_file(following, valid)
         elif word.startswith("--") and len(word) > 2:
@@ -210,15 +212,17 @@ def _check_file(path: str, valid: Iterable[str]) -> None:
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
     for section, keys in content.items():
+        if section in (*SECTIONS, "model") and not isinstance(keys, dict):
+            raise UserError(f"{path}: section {section} holds {keys!r}, not keys with values; fill it or leave it out")
         names = [f"{section}.{key}" for key in keys] if isinstance(keys, dict) and section != "model" else [section]
-        for name in names:
+        for name in map(str, names):
             if name not in valid:
                 raise UserError(f"{path}: unknown key {name}{_nearest(name, valid)}")
 
 
 def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """The end of an error line: the valid name that looks most like `name`."""
-    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
@@ -226,7 +230,7 @@ def _wrong_type(error: ArgumentError) -> str:
     """jsonargparse's account of a wrong type, as one line."""
     text = " ".join(str(error).split())
     key = re.search(r'key "(\w+)\.(\w+)"', text)
-    given = re.search(r"(?:Given value:|Got value:) (.*)", text)
+    given = re.search(r"(?:Given value:|Got value:) (\S+)", text)
     if key is None or given is None or key[1] not in SECTIONS:
         return text
     expected = get_type_hints(SECTIONS[key[1]])[key[2]]

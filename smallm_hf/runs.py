@@ -14,18 +14,19 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.card import write_card
-from smallm_hf.command_line import is_main_process, require_writable
+from smallm_hf.command_line import is_main_process
 from smallm_hf.config import CommandOptions, RunConfig, model_config
 from smallm_hf.data.batching import WindowOrder
 from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_files
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
+from smallm_hf.folders import require_writable
 from smallm_hf.generation import prompt_window
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
 from smallm_hf.plots import draw_runs
-from smallm_hf.training.checkpoints import list_checkpoints, load_state, readable
-from smallm_hf.training.configuration import plan_steps
+from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state, readable
+from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.devices import (
     build_accelerator,
     hardware,
@@ -44,7 +45,7 @@ def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles:
     """Makes the token files of a config, or finds them made, and says what they hold."""
     files = _token_files(config, print, options.output_dir)
     print(describe_data(files))
-    print(f"read {files.folder}/report.json, or train on them: --data.folder {files.folder}")
+    print(f"read {files.folder}/report.json; train on them with the same settings and --data.folder {files.folder}")
     return files
 
 
@@ -100,13 +101,16 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         run=run,
         accelerator=accelerator,
         checkpoint=checkpoint,
-        state=load_state(checkpoint) if checkpoint else None,
+        state=_state(config, files, checkpoint),
     )
     origin = {**environment(), "hardware": hardware()}
     if accelerator.is_main_process:  # nothing is written before all that could be refused was
-        run.mkdir(parents=True, exist_ok=True)
+        _claim(options)
         config.save(run / "config.yaml")
         _write_json(run / "environment.json", origin)
+    if loop.finished():
+        limits = ", ".join(f"training.{name}={value:g}" for name, value in _limits(training).items())
+        say(f"nothing left to train at step {loop.state.step} ({limits}); raise the limit that was reached to go on")
     trained = loop.run()
 
     results = {
@@ -147,10 +151,19 @@ def _silent(line: str) -> None:
     """What every process but the main one says."""
 
 
+def _claim(options: CommandOptions) -> None:
+    """Makes the run folder, unless another run has made it since we looked."""
+    try:
+        options.output_dir.mkdir(parents=True)
+    except FileExistsError:
+        if not options.resume and any(options.output_dir.iterdir()):
+            raise UserError(f"another run has just begun in {options.output_dir}; give another --output_dir") from None
+
+
 def _find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
     """The checkpoint to resume; a folder that holds another run is refused."""
     run = options.output_dir
-    require_writable(run, "--output_dir")
+    require_writable(run, "--output_dir", folder=True)
     checkpoints = list_checkpoints(run)
     if options.resume:
         if not checkpoints:
@@ -195,6 +208,13 @@ def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTraine
     # The flagless Auto classes would load the native twin.
     model_class = SmaLLMForCausalLM if architecture.model_type == "smallm" else AutoModelForCausalLM
     with readable(checkpoint):
+        written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        own_type = "smallm" if "SmaLLM" in str(written.get("auto_map", "")) else written["model_type"]
+        if own_type != architecture.model_type:
+            raise UserError(
+                f"{checkpoint} was trained with model.model_type={own_type}, this config says "
+                f"{architecture.model_type}; resume with the config of the run or give another --output_dir"
+            )
         saved = type(architecture).from_pretrained(checkpoint)
         for field in dataclasses.fields(architecture):
             ours, theirs = getattr(architecture, field.name), getattr(saved, field.name, None)
@@ -206,8 +226,29 @@ def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTraine
         return model_class.from_pretrained(checkpoint, config=architecture, dtype=torch.float32)
 
 
+def _state(config: RunConfig, files: TokenFiles, checkpoint: Path | None) -> LoopState:
+    """The counters to start from; a checkpoint of another optimizer or tokenizer is refused."""
+    ours = {"optimizer": config.training.optimizer, "tokenizer_sha256": files.meta.tokenizer_sha256}
+    if checkpoint is None:
+        return LoopState(**ours)
+    state = load_state(checkpoint)
+    for name, value in ours.items():
+        if getattr(state, name) != value:
+            raise UserError(
+                f"{checkpoint} was trained with {name} {getattr(state, name)[:12]}, this run has {value[:12]}; "
+                "resume with the config and the text of the run or give another --output_dir"
+            )
+    return state
+
+
 # What saving adds to a config, or what says nothing of its shape.
 UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
+
+
+def _limits(training: TrainingConfig) -> dict[str, float]:
+    """The limits that a run has, the first of which ends it."""
+    limits = {name: getattr(training, name) for name in ("max_steps", "max_seconds", "epochs", "patience")}
+    return {name: value for name, value in limits.items() if value}
 
 
 def describe_data(files: TokenFiles) -> str:
@@ -228,8 +269,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
     if training.epochs and not plan.tokens:
         end = f"{training.epochs:g} epochs of data not counted yet"
     total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
-    limits = {name: getattr(training, name) for name in ("max_steps", "max_seconds", "epochs")}
-    limits = [f"{name}={value:g}" for name, value in limits.items() if value]
+    limits = [f"{name}={value:g}" for name, value in _limits(training).items()]
     return "\n".join(
         [
             f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",

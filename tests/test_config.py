@@ -104,6 +104,8 @@ def test_tokenizer_and_model_share_one_vocabulary_size(recipe, tmp_path):
         (["--training.seed", "-1"], r"training.seed=-1 is out of range"),
         (["--training.sample_prompts", "[]"], r"training.sample_prompts=\[\] leaves nothing to continue"),
         (["--training.max_steps", "null"], r"the run has no end; set training.max_steps"),
+        (["--training.max_steps", "1e3"], r"training.max_steps=1000.0 is not of type int \| null"),
+        (["--config"], r"--config names no file; give one"),
         (["--config", "nowhere.yaml"], r"--config nowhere.yaml: cannot be read"),
     ],
 )
@@ -120,6 +122,9 @@ def test_a_wrong_word_is_one_line_that_names_the_fix(recipe, words, message):
         ("trainin:\n  max_steps: 3\n", r"unknown key trainin.max_steps; did you mean training.max_steps\?"),
         ("training:\n  max_steps: 3\n bad", r"not YAML"),
         ("- a\n- b\n", r"holds no sections"),
+        ("model:\n", r"section model holds None, not keys with values"),
+        ("data: [a]\n", r"section data holds \['a'\], not keys with values"),
+        ("1: {a: b}\n", r"unknown key 1.a"),
         ("training:\n  epochs: soon\n", r"training.epochs=soon is not of type float \| null"),
     ],
 )
@@ -159,3 +164,8 @@ def test_help_teaches_every_key(capsys):
         "--dry_run",
     ):
         assert phrase in " ".join(text.split()), phrase
+
+
+def test_a_line_without_any_word_is_told_what_is_missing():
+    with pytest.raises(UserError, match="the run has no end"):
+        parse()

@@ -7,7 +7,7 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "tokenization", "models"],
+    ["errors", "folders", "tokenization", "models"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",

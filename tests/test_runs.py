@@ -414,7 +414,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(recipe, tm
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the weights of 40,000 parameters take 160,000 bytes
     try:
-        with pytest.raises(UserError, match="no space left to write .*; free some and --resume") as error:
+        with pytest.raises(UserError, match="no space left to write .*; free some and run again") as error:
             train(recipe, tmp_path / "run", "--resume", "--training.optimizer", "adamw")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -496,8 +496,10 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(recipe, tmp
 
 def test_an_output_folder_that_cannot_be_is_refused_in_the_first_second(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--output_dir .*file is a file, not a folder"):
+    with pytest.raises(UserError, match=r"--output_dir .*file is a file; give another --output_dir"):
         train(recipe, tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=r"--output_dir .*file is a file; give another --output_dir"):
+        train(recipe, tmp_path / "file")
     assert not (tmp_path / "tokens").exists()
 
 
@@ -521,3 +523,59 @@ def test_intervals_may_count_tokens(recipe, tmp_path):
     steps = [record["step"] for record in read_records(tmp_path / "run", "metrics") if "validation_loss" in record]
     assert steps == [3, 5, 6]
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-4", "step-6"]
+
+
+def test_a_resume_with_another_tokenizer_is_refused(recipe, tmp_path, stories):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    other = tmp_path / "other.txt"
+    other.write_text(stories.read_text().replace("cat", "zebra").replace("mat", "quilt"))
+    words = ["--data.source", other, "--data.folder", tmp_path / "other"]
+    with pytest.raises(
+        UserError, match=r"step-3 was trained with tokenizer_sha256 \w{12}, this run has \w{12}; resume with"
+    ):
+        train(recipe, tmp_path / "run", "--resume", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--training.optimizer", "adamw"], "step-3 was trained with optimizer muon, this run has adamw"),
+        (["--model", '{"model_type": "gpt2", "vocab_size": 280}'], "model.model_type=smallm, this config says gpt2"),
+    ],
+)
+def test_a_resume_of_another_kind_of_run_names_both_and_leaves_the_run_as_it_was(recipe, tmp_path, words, message):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=message):
+        train(recipe, tmp_path / "run", "--resume", *words)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.pt", "state.json"])
+def test_a_checkpoint_with_a_file_missing_is_refused_by_name(recipe, tmp_path, name):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    (tmp_path / "run" / "checkpoints" / "step-3" / name).unlink()
+    with pytest.raises(UserError, match="checkpoints/step-3 is damaged.*remove it") as error:
+        train(recipe, tmp_path / "run", "--resume")
+    assert "\n" not in str(error.value)
+
+
+def test_resuming_what_is_finished_says_which_limit_to_raise(recipe, tmp_path, capsys):
+    train(recipe, tmp_path / "run")
+    capsys.readouterr()
+    train(recipe, tmp_path / "run", "--resume")
+    said = "nothing left to train at step 6 (training.max_steps=6); raise the limit that was reached to go on"
+    assert said in capsys.readouterr().out
+
+
+def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(recipe, tmp_path, monkeypatch):
+    def meanwhile(*arguments, **options):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.yaml").write_text("")
+        return describe(*arguments, **options)
+
+    describe = runs.describe_plan
+    monkeypatch.setattr(runs, "describe_plan", meanwhile)
+    with pytest.raises(UserError, match="another run has just begun in"):
+        train(recipe, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]

@@ -122,7 +122,7 @@ def split_documents(lines: Iterable[str]) -> Iterator[Iterator[str]]:
 
     Each document has to be read before the next is asked for.
     """
-    for is_separator, document in itertools.groupby(lines, key=lambda line: line.rstrip("\n") == SEPARATOR):
+    for is_separator, document in itertools.groupby(lines, key=lambda line: line.rstrip() == SEPARATOR):
         if not is_separator:
             yield document
 
@@ -231,10 +231,14 @@ def _read_file(path: Path, name: str, text_column: str) -> Iterator[tuple[str, d
         for number, row in enumerate(rows(path, text_column), start=1):
             yield f"{name}#{number}", {"file": name, "row": number}, _parts(_value(row, text_column, path, number))
         return
+    for number, document in enumerate(split_documents(_lines(path)), start=1):
+        yield f"{name}#{number}", {"file": name, "document": number}, document
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yields lines, long ones in parts; faults of the file show here, whoever reads the document."""
     with _open_text(path) as file:
-        lines = iter(functools.partial(file.readline, PIECE_CHARACTERS), "")
-        for number, document in enumerate(split_documents(lines), start=1):
-            yield f"{name}#{number}", {"file": name, "document": number}, document
+        yield from iter(functools.partial(file.readline, PIECE_CHARACTERS), "")
 
 
 def _value(row: Any, column: str, where: str | Path, number: int) -> str:
@@ -245,6 +249,8 @@ def _value(row: Any, column: str, where: str | Path, number: int) -> str:
             f"{where} row {number} has no column {column!r}, only {', '.join(map(repr, row))[:300]}; "
             "set data.text_column to one of these"
         )
+    if row[column] is None:
+        return ""  # counted among the empty documents
     if not isinstance(row[column], str):
         raise UserError(
             f"{where} row {number} holds {type(row[column]).__name__} in column {column!r}, not text; "

@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import re
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -30,7 +30,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.data.documents import DataConfig, Document, fingerprint_source, has_splits, read_documents
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, Sided, hash_fraction, split_by_ratio
-from smallm_hf.errors import UserError, is_disk_full
+from smallm_hf.errors import UserError
+from smallm_hf.folders import replacing, require_writable
 from smallm_hf.tokenization import (
     GPT2,
     GPT2_FINGERPRINT,
@@ -132,7 +133,12 @@ class TokenFiles:
         Raises:
             UserError: the one in the folder is another.
         """
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.folder}/tokenizer cannot be loaded; remove {self.folder} and prepare it again"
+            ) from error
         self.check_tokenizer(tokenizer)
         return tokenizer
 
@@ -276,15 +282,14 @@ def _settings(data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int) -> 
 
 
 def _lock(folder: Path) -> FileLock:
-    """Two runs that want the same token files make them once; the lock ends with its process, however that ends."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        (folder.parent / f".{folder.name}.lock").touch()
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}: {error.filename}); set data.folder elsewhere"
-        ) from error
-    return FileLock(folder.parent / f".{folder.name}.lock")
+    """Two runs that want the same token files make them once; the lock ends with its process, however that ends.
+
+    It lies among the temporary files of this machine: beside the folder it would stay behind when nothing else does.
+    """
+    require_writable(folder, "data.folder", folder=True)
+    user = os.getuid() if hasattr(os, "getuid") else ""  # another user's lock could not be opened
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"smallm_hf-{user}-{name}.lock")
 
 
 class _Request:
@@ -342,25 +347,8 @@ class _Request:
 def _prepare(request: _Request, folder: Path, model_max_length: int, report: Report) -> TokenFiles:
     if folder.is_file() or (folder.is_dir() and not (folder / "meta.json").exists() and any(folder.iterdir())):
         raise UserError(f"{folder} holds other files and no token files; give another data.folder")
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed; the lock says that none is at work
-    try:
-        partial.mkdir()
+    with replacing(folder) as partial:
         _write(request, partial, model_max_length, report)
-        replaced = folder.parent / f".{folder.name}.replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        if is_disk_full(error):
-            raise UserError(
-                f"no space for token files in {folder} ({error.strerror}); free some or set data.folder elsewhere"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return open_token_files(folder)
 
 
@@ -411,9 +399,15 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
     (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
 
 
+def _place(source: str) -> str:
+    """A source by another name is the same: the full path of what is on this disk."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
 def _plan_sides(request: _Request) -> Callable[[], Sided]:
     """Returns a function that reads all documents with their sides; a source without text is found out here."""
-    if len(set(request.sources)) < len(request.sources):
+    if len({(_place(source), split) for source, split in request.sources}) < len(request.sources):
         raise UserError(
             f"data.source={request.data.source} would be its own validation; give another data.validation_source, or "
             "leave it out to validate on data.validation_ratio of the source"

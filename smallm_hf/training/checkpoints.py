@@ -19,7 +19,8 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from smallm_hf.errors import UserError, is_disk_full, one_line
+from smallm_hf.errors import UserError, one_line
+from smallm_hf.folders import replacing
 
 # What json, torch and pickle raise for a file that is missing, cut off or of another kind.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
@@ -34,33 +35,8 @@ class LoopState:
     tokens: int = 0  # tokens seen, over all processes
     seconds: float = 0.0  # training time: data, steps and logging
     validations_without_gain: int = 0  # since the lowest validation loss
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `folder` that takes its place when the block ends without an exception.
-
-    Raises:
-        UserError: the disk is full. What stood in its place still stands.
-    """
-    fresh = folder.with_name(f".{folder.name}.tmp")
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    # safetensors and torch report a full disk as errors of their own, the file system as OSError.
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not is_disk_full(error):
-            raise
-        raise UserError(f"no space left to write {folder} ({one_line(error)}); free some and --resume") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    optimizer: str = ""  # training.optimizer
+    tokenizer_sha256: str = ""  # of the tokenizer that gave the tokens their meaning
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from smallm_hf.data.batching import WindowOrder, next_token_batch
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import position_limit
+from smallm_hf.folders import replacing
 from smallm_hf.generation import forked_random, sample
 from smallm_hf.tokenization import save_tokenizer
-from smallm_hf.training.checkpoints import LoopState, load_training_state, replacing, save_checkpoint
+from smallm_hf.training.checkpoints import LoopState, load_training_state, save_checkpoint
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, share_done
 from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
 from smallm_hf.training.progress import Reporter, RunLog, duration
@@ -139,9 +140,7 @@ class TrainingLoop:
         )
         self.step_loss, self.optimizer = accelerator.prepare(TrainingLoss(model, training.compile), optimizer)
         self.reporter = Reporter(accelerator.is_main_process)
-        done = share_done(training, self.planned_steps, self.state.step, self.state.seconds)
-        finished = done >= 1 or self.out_of_patience()
-        self.log = RunLog(run, accelerator.is_main_process, self.state.step, finished)
+        self.log = RunLog(run, accelerator.is_main_process, self.state.step, self.finished())
         self.validated: dict[str, float] = {}
         self.best = read_validation(run / "best") if checkpoint is not None else None
         self.loss = self.gradient_norm = self.loss_since_log = torch.zeros((), device=accelerator.device)
@@ -203,6 +202,11 @@ class TrainingLoop:
             # Clocks differ by a little, and all must stop together.
             seconds = broadcast(torch.tensor(seconds, device=self.accelerator.device, dtype=torch.float32)).item()
         return share_done(self.training, self.planned_steps, self.state.step, seconds)
+
+    def finished(self) -> bool:
+        """Whether the counters to start from are at the end already."""
+        done = share_done(self.training, self.planned_steps, self.state.step, self.state.seconds)
+        return done >= 1 or self.out_of_patience()
 
     def due(self, every: int | None) -> bool:
         """Whether something that happens `every` so many steps or tokens happens after this update."""
