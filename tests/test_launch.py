@@ -39,7 +39,7 @@ def run(*command: object, seconds: float = 120, **environment: str) -> subproces
 
 
 def launch(*command: object, **environment: str) -> subprocess.CompletedProcess:
-    """Runs several processes. One start in about forty has hung here: that is told, with its stacks, and tried again."""
+    """Runs several processes. One start in about forty hung here: that is told, with its stacks, and tried again."""
     try:
         return run(*command, **environment)
     except TimeoutError as error:
