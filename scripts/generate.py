@@ -13,7 +13,7 @@ DESCRIPTION = "Continues a prompt with a causal language model and shows the tex
 
 
 def main() -> None:
-    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_function_arguments(load_causal_lm, as_group=False, skip={"trust_remote_code"})
     parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
     parser.add_argument("--prompt", default="", help="the beginning; left out, the model begins by itself")

@@ -11,7 +11,7 @@ DESCRIPTION = "Draws loss, bits per byte, rate, gradient norm and throughput of 
 
 
 def main() -> None:
-    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, laid over each other")
     parser.add_argument("--output_dir", type=Path, help="default: RUN/figures for one run, figures for several")
     given = parser.parse_args()

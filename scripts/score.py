@@ -16,7 +16,7 @@ DESCRIPTION = "Scores any causal language model on text: loss, perplexity, bits 
 
 
 def main() -> None:
-    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_function_arguments(load_causal_lm, as_group=False, skip={"trust_remote_code"})
     parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
     parser.add_argument("--data", required=True, help=".txt, .jsonl, .json, .csv or .parquet, or a folder of them")

@@ -2,9 +2,10 @@
 
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable
 
-from smallm_hf.errors import UserError, is_disk_full
+from smallm_hf.errors import UserError, is_disk_full, one_line
 
 
 def is_main_process() -> bool:
@@ -21,6 +22,8 @@ def exit_clearly(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         _stop(f"error: {error}", 2)
+    except ArgumentError as error:  # from a parser that was told exit_on_error=False
+        _stop(f"error: {one_line(error)}; see --help", 2)
     except OSError as error:
         if not is_disk_full(error):
             raise

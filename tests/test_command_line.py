@@ -1,4 +1,5 @@
 import errno
+from argparse import ArgumentError
 
 import pytest
 
@@ -44,3 +45,10 @@ def test_ctrl_c_exits_with_the_shells_status(capsys):
     with pytest.raises(SystemExit) as end:
         exit_clearly(fail(KeyboardInterrupt()))
     assert end.value.code == 130
+
+
+def test_a_wrong_option_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        exit_clearly(fail(ArgumentError(None, "unrecognized arguments:\n --modle x")))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --modle x; see --help\n"
