@@ -24,7 +24,6 @@ from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
 from smallm_hf.folders import require_writable
 from smallm_hf.generation import prompt_window
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
-from smallm_hf.plots import draw_runs
 from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.devices import (
@@ -129,6 +128,8 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     if accelerator.is_main_process:
         _write_json(run / "results.json", results)
         _write_cards(run, results)
+        from smallm_hf.plots import draw_runs  # matplotlib, which a dry run and the other processes do without
+
         draw_runs([run])
         say(describe_results(results, run))
     accelerator.end_training()

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from smallm_hf import SmaLLMForCausalLM, runs
+from smallm_hf import SmaLLMForCausalLM, plots, runs
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
@@ -36,9 +36,9 @@ def fresh_accelerate():
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
     """Drawing takes longer than these runs; one test below draws, and tests/test_plots.py."""
-    draw = runs.draw_runs
-    monkeypatch.setattr(runs, "draw_runs", lambda folders: [])
-    return lambda: monkeypatch.setattr(runs, "draw_runs", draw)
+    draw = plots.draw_runs
+    monkeypatch.setattr(plots, "draw_runs", lambda folders: [])
+    return lambda: monkeypatch.setattr(plots, "draw_runs", draw)
 
 
 @pytest.fixture(scope="session")

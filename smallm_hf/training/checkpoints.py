@@ -22,8 +22,11 @@ from transformers import PreTrainedModel
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import replacing
 
-# What json, torch and pickle raise for a file that is missing, cut off or of another kind.
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
+# What json, torch, pickle and safetensors raise for a file that is missing, cut off or of another kind.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
 
 
 @dataclass
@@ -108,7 +111,7 @@ def readable(checkpoint: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (*UNREADABLE, SafetensorError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{checkpoint} is damaged or of another kind of run ({one_line(error)}); "
             "remove it to resume from the one before"
