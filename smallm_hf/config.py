@@ -10,18 +10,21 @@ from typing import Any, get_type_hints
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from jsonargparse import ArgumentError, ArgumentParser
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from smallm_hf.data.documents import DataConfig
 from smallm_hf.errors import UserError, one_line
-from smallm_hf.tokenization import TokenizerConfig
+from smallm_hf.pretrained import pretrained_config
+from smallm_hf.tokenization import TokenizerConfig, load_tokenizer
 from smallm_hf.training.configuration import TrainingConfig
 
 SECTIONS = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256"
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to go on "
+    "training with its tokenizer: other model keys of the same file or line then change its config, earlier ones are "
+    "set aside"
 )
 
 
@@ -36,8 +39,13 @@ class RunConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the tokenizer and of the model's embedding, which are the same number."""
-        return self.model["vocab_size"]
+        """Entries of the tokenizer; those of the model's embedding too, unless it came with more of them."""
+        return self.tokenizer.vocab_size if self.init_from else self.model["vocab_size"]
+
+    @property
+    def init_from(self) -> str | None:
+        """The pretrained model that the run goes on with."""
+        return self.model.get("init_from")
 
     def save(self, path: Path) -> None:
         """Writes the config as a YAML file that `--config` reads back."""
@@ -82,9 +90,14 @@ def parse_command_line(
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(_wrong_type(error)) from error
+    if values.model.get("init_from"):
+        values.model, values.tokenizer = _pretrained_sections(parser, arguments)
+    else:
+        values.model = _complete_model(values.model, values.tokenizer.vocab_size)
+    if values.training.batch_size == "auto" and values.training.global_batch_size is None:
+        values.training.global_batch_size = _stated_windows(parser, arguments)
     config = RunConfig(
-        model=_complete_model(values.model, values.tokenizer.vocab_size),
-        **{name: section(**vars(values[name])) for name, section in SECTIONS.items()},
+        model=values.model, **{name: section(**vars(values[name])) for name, section in SECTIONS.items()}
     )
     check_sections(config)
     output_dir = Path(values.output_dir) if values.output_dir else None
@@ -119,23 +132,33 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrain
 
     Args:
         fields: `model_type` and fields of that class.
-        token_ids: `bos_token_id` and its like, known once there is a tokenizer; stated fields win.
+        token_ids: `bos_token_id` and its like, known once there is a tokenizer; stated fields win, and a pretrained
+            model has its own.
 
     Raises:
-        UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses.
+        UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses; a
+            pretrained model that cannot be found or does not fit.
     """
     fields = dict(fields)
-    model_type = fields.pop("model_type", "smallm")
-    if model_type not in CONFIG_MAPPING:
+    model_type, source = fields.pop("model_type", "smallm"), fields.pop("init_from", None)
+    if source:
+        config_class = type(pretrained_config(source))
+        model_type = config_class.model_type
+    elif model_type not in CONFIG_MAPPING:
         raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
-    config_class = CONFIG_MAPPING[model_type]
+    else:
+        config_class = CONFIG_MAPPING[model_type]
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
         if name not in valid:
             raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model.model_type={model_type} does not predict the next token; take smallm, llama, gpt2 ...")
     try:
-        return config_class(**{**token_ids, **fields})
+        return pretrained_config(source, fields) if source else config_class(**{**token_ids, **fields})
     except (StrictDataclassError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"model: {_innermost(error)}") from error
 
 
@@ -195,14 +218,14 @@ def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
     valid = {*parser.get_defaults().keys(), *SECTIONS, "help", "print_config"}
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == "--config":
-            _check_file(following, valid)
+            _check_file_keys(following, valid)
         elif word.startswith("--") and len(word) > 2:
             key = word[2:].split("=")[0].rstrip("+")
             if key not in valid and not key.startswith("model."):
                 raise UserError(f"unknown option --{key}{_nearest(key, valid, '--')}")
 
 
-def _check_file(path: str, valid: Iterable[str]) -> None:
+def _read_file(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -211,6 +234,11 @@ def _check_file(path: str, valid: Iterable[str]) -> None:
         raise UserError(f"--config {path}: not YAML ({_innermost(error)}); see configs/quickstart.yaml") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
+    return content
+
+
+def _check_file_keys(path: str, valid: Iterable[str]) -> None:
+    content = _read_file(path)
     for section, keys in content.items():
         if section in (*SECTIONS, "model") and not isinstance(keys, dict):
             raise UserError(f"{path}: section {section} holds {keys!r}, not keys with values; fill it or leave it out")
@@ -244,6 +272,38 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(error)
+
+
+def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], Namespace]:
+    """The `model` and `tokenizer` of a run that goes on with a pretrained model.
+
+    What was stated before `init_from`, in a recipe for a model from scratch, is set aside; the tokenizer is its own.
+    """
+    start = 0
+    for index, word in enumerate(arguments):
+        if word == "--config" and "init_from" in (_read_file(arguments[index + 1]).get("model") or {}):
+            start = index
+        elif re.match(r"--model\.init_from\b", word):
+            start = arguments.index("--config") + 2 * arguments.count("--config") if "--config" in arguments else 0
+    stated = parser.parse_args(arguments[start:])
+    source, tokenizer = stated.model["init_from"], stated.tokenizer
+    pretrained_config(source)  # a model that is missing is refused in its own name, not its tokenizer's
+    if tokenizer.source not in (TokenizerConfig.source, source):
+        raise UserError(
+            f"tokenizer.source={tokenizer.source} is not the tokenizer of model.init_from={source}; leave it out"
+        )
+    tokenizer.source, tokenizer.vocab_size = source, tokenizer.vocab_size or len(load_tokenizer(source))
+    return stated.model, tokenizer
+
+
+def _stated_windows(parser: ArgumentParser, arguments: list[str]) -> int:
+    """The windows of an update where `--training.batch_size auto` on the line has replaced the recipe's number."""
+    key = "--training.batch_size"
+    words = iter(arguments)
+    others = [w for w in words if not (w.startswith(f"{key}=") or (w == key and next(words)))]
+    training = parser.parse_args(others).training
+    size = TrainingConfig.batch_size if training.batch_size == "auto" else training.batch_size
+    return size * training.accumulation_steps
 
 
 def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:

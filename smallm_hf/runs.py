@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.card import write_card
@@ -23,19 +23,22 @@ from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
 from smallm_hf.folders import require_writable
 from smallm_hf.generation import prompt_window
-from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM
-from smallm_hf.training.checkpoints import LoopState, list_checkpoints, load_state, readable
-from smallm_hf.training.configuration import TrainingConfig, plan_steps
+from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
+from smallm_hf.training.checkpoints import STATE_FILE, LoopState, list_checkpoints, load_state, readable
+from smallm_hf.training.configuration import TrainingConfig, plan_steps, share_done
 from smallm_hf.training.devices import (
     build_accelerator,
     hardware,
     peak_memory_bytes,
+    resolve_batch_size,
     resolve_compile,
+    resolve_loss,
     resolve_precision,
     set_cpu_threads,
 )
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
-from smallm_hf.training.plan import Plan, make_plan
+from smallm_hf.training.loss import has_plain_head
+from smallm_hf.training.plan import Plan, make_plan, memory_bytes
 from smallm_hf.training.progress import count, duration, read_records
 from smallm_hf.training.validation import ValidationSet
 
@@ -59,8 +62,10 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     """
     say = print if is_main_process() else _silent
     precision = resolve_precision(config.training.precision)
+    architecture, requested = model_config(config.model), config.training
+    config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
     if options.dry_run:
-        plan = make_plan(model_config(config.model), config.training, precision, plan_steps(config.training, None))
+        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
         say(describe_plan(plan, config, precision))
         return None
 
@@ -68,13 +73,27 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     disable_progress_bar()  # of saving and loading: the run has its own
     began = time.perf_counter()
     run, checkpoint = options.output_dir, _find_checkpoint(options, say)
+    cools_down = checkpoint is None and config.training.cooldown_from is not None
+    if cools_down:
+        checkpoint = Path(config.training.cooldown_from)
+        if not (checkpoint / STATE_FILE).is_file():
+            raise UserError(
+                f"training.cooldown_from={checkpoint} is no checkpoint; give a folder such as RUN/checkpoints/step-1000"
+            )
     files = _token_files(config, say)
     architecture = _architecture(config, files)
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
-    model = _model(architecture, checkpoint)
+    model = _model(config, architecture, checkpoint)
     with evaluation_mode(model):
         refuse_lookahead(model)
+    if config.training.loss == "chunked" and not has_plain_head(model):
+        if requested.loss == "chunked":
+            raise UserError(
+                "training.loss=chunked needs logits that are a linear map of the hidden states, and those of "
+                f"{type(model).__name__} are not; set it to logits"
+            )
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, loss="logits"))
     for prompt in config.training.sample_prompts:
         prompt_window(model, files.tokenizer, prompt)  # one that is too long is refused now, not after the training
 
@@ -99,8 +118,9 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         training=training,
         run=run,
         accelerator=accelerator,
+        flops_per_token=plan.flops_per_token,
         checkpoint=checkpoint,
-        state=_state(config, files, checkpoint),
+        state=_state(config, files, checkpoint, cools_down),
     )
     origin = {**environment(), "hardware": hardware()}
     if accelerator.is_main_process:  # nothing is written before all that could be refused was
@@ -108,7 +128,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         config.save(run / "config.yaml")
         _write_json(run / "environment.json", origin)
     if loop.finished():
-        limits = ", ".join(f"training.{name}={value:g}" for name, value in _limits(training).items())
+        limits = _limits(training)
         say(f"nothing left to train at step {loop.state.step} ({limits}); raise the limit that was reached to go on")
     trained = loop.run()
 
@@ -186,6 +206,16 @@ def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | N
     return wait_for_token_files(*settings, folder=folder)
 
 
+def _resolve_sizes(training: TrainingConfig, architecture: PreTrainedConfig, precision: str) -> TrainingConfig:
+    """Decides `batch_size: auto` and `loss: auto`, which depend on what fits into memory."""
+    model = fresh_model(architecture, "meta")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    training = resolve_batch_size(training, lambda sized: memory_bytes(model, sized, precision), processes)
+    tokens = training.batch_size * training.context_length
+    logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
+    return dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+
+
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer."""
     tokenizer = files.tokenizer
@@ -194,23 +224,28 @@ def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
             f"the tokenizer in {files.folder} has {len(tokenizer)} entries, model.vocab_size={config.vocab_size}; "
             "set them equal or give another data.folder"
         )
-    return model_config(
+    architecture = model_config(
         config.model,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    embedded = architecture.get_text_config().vocab_size
+    if embedded < len(tokenizer):
+        raise UserError(
+            f"the tokenizer of model.init_from={config.init_from} has {len(tokenizer)} entries, its model only "
+            f"{embedded}; give a model and a tokenizer that fit"
+        )
+    return architecture
 
 
-def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTrainedModel:
-    """Fresh weights, or those of a checkpoint of the same architecture; float32."""
+def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTrainedModel:
+    """Fresh weights, pretrained ones, or those of a checkpoint of the same architecture; float32."""
     if checkpoint is None:
-        return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
-    # The flagless Auto classes would load the native twin.
-    model_class = SmaLLMForCausalLM if architecture.model_type == "smallm" else AutoModelForCausalLM
+        return pretrained_model(config.init_from, architecture) if config.init_from else fresh_model(architecture)
     with readable(checkpoint):
         written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        own_type = "smallm" if "SmaLLM" in str(written.get("auto_map", "")) else written["model_type"]
+        own_type = "smallm" if is_ours(written) else written["model_type"]
         if own_type != architecture.model_type:
             raise UserError(
                 f"{checkpoint} was trained with model.model_type={own_type}, this config says "
@@ -224,12 +259,16 @@ def _model(architecture: PreTrainedConfig, checkpoint: Path | None) -> PreTraine
                     f"{checkpoint} was trained with model.{field.name}={theirs}, this config says {ours}; "
                     "resume with the config of the run or give another --output_dir"
                 )
-        return model_class.from_pretrained(checkpoint, config=architecture, dtype=torch.float32)
+        return load_weights(checkpoint, architecture)
 
 
-def _state(config: RunConfig, files: TokenFiles, checkpoint: Path | None) -> LoopState:
-    """The counters to start from; a checkpoint of another optimizer or tokenizer is refused."""
-    ours = {"optimizer": config.training.optimizer, "tokenizer_sha256": files.meta.tokenizer_sha256}
+def _state(config: RunConfig, files: TokenFiles, checkpoint: Path | None, cools_down: bool) -> LoopState:
+    """The counters to start from; a checkpoint of another optimizer, tokenizer or schedule is refused."""
+    ours = {
+        "optimizer": config.training.optimizer,
+        "tokenizer_sha256": files.meta.tokenizer_sha256,
+        "schedule": config.training.schedule,
+    }
     if checkpoint is None:
         return LoopState(**ours)
     state = load_state(checkpoint)
@@ -239,17 +278,34 @@ def _state(config: RunConfig, files: TokenFiles, checkpoint: Path | None) -> Loo
                 f"{checkpoint} was trained with {name} {getattr(state, name)[:12]}, this run has {value[:12]}; "
                 "resume with the config and the text of the run or give another --output_dir"
             )
+    if cools_down:
+        _check_cooldown(config.training, checkpoint, state)
+        state.cooldown_step, state.cooldown_seconds = state.step, state.seconds
+        state.validations_without_gain = 0
     return state
+
+
+def _check_cooldown(training: TrainingConfig, checkpoint: Path, state: LoopState) -> None:
+    if state.rate_factor < 1:
+        raise UserError(
+            f"training.cooldown_from={checkpoint} was at {state.rate_factor:.2f} of its peak rate, warming up or "
+            "decaying already; give a checkpoint from between"
+        )
+    if share_done(training, training.max_steps, state.step, state.seconds) >= 1:
+        raise UserError(
+            f"training.cooldown_from={checkpoint} is at step {state.step} after {state.seconds:.0f} s, and the run "
+            f"ends at {_limits(training)}; raise that to leave room for the decay"
+        )
 
 
 # What saving adds to a config, or what says nothing of its shape.
 UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
 
 
-def _limits(training: TrainingConfig) -> dict[str, float]:
+def _limits(training: TrainingConfig) -> str:
     """The limits that a run has, the first of which ends it."""
     limits = {name: getattr(training, name) for name in ("max_steps", "max_seconds", "epochs", "patience")}
-    return {name: value for name, value in limits.items() if value}
+    return ", ".join(f"training.{name}={value:g}" for name, value in limits.items() if value)
 
 
 def describe_data(files: TokenFiles) -> str:
@@ -270,16 +326,15 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
     if training.epochs and not plan.tokens:
         end = f"{training.epochs:g} epochs of data not counted yet"
     total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
-    limits = [f"{name}={value:g}" for name, value in _limits(training).items()]
     return "\n".join(
         [
             f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
             f"tokens per step   {plan.tokens_per_step:,} "
             f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
-            f"total tokens      {end} ({', '.join(limits)})",
+            f"total tokens      {end} ({_limits(training)})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
             f"memory            about {plan.memory_bytes / 2**30:.2f} GiB per process (estimated)",
-            f"precision         {precision}, compile {training.compile}",
+            f"precision         {precision}, compile {training.compile}, loss {training.loss}",
         ]
     )
 

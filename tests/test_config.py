@@ -169,3 +169,19 @@ def test_help_teaches_every_key(capsys):
 def test_a_line_without_any_word_is_told_what_is_missing():
     with pytest.raises(UserError, match="the run has no end"):
         parse()
+
+
+def test_an_automatic_batch_on_the_line_keeps_the_update_of_the_recipe(recipe, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("training:\n  batch_size: 32\n  accumulation_steps: 8\n")
+    for words in (["--training.batch_size", "auto"], ["--training.batch_size=auto"]):
+        training = parse("--config", recipe, "--config", other, *words).training
+        assert (training.batch_size, training.global_batch_size) == ("auto", 256)
+    assert parse("--config", recipe, "--training.batch_size", "auto").training.windows_per_step == 16
+
+
+def test_three_sizes_of_one_update_must_agree(recipe):
+    words = ["--training.batch_size", 4, "--training.accumulation_steps", 2, "--training.global_batch_size"]
+    assert parse("--config", recipe, *words, 8).training.windows_per_step == 8
+    with pytest.raises(UserError, match="batch_size=4 x training.accumulation_steps=2 is 8 .*global_batch_size=16"):
+        parse("--config", recipe, *words, 16)

@@ -7,7 +7,7 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "folders", "tokenization", "models"],
+    ["errors", "folders", "tokenization", "models", "pretrained"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",
@@ -18,7 +18,7 @@ LEVELS = [
         "card",
         "plots",
     ],
-    ["training.loop", "training.plan", "config", "card", "plots"],
+    ["training.loss", "training.loop", "training.plan", "config", "card", "plots"],
     ["runs"],
 ]
 

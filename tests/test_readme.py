@@ -82,14 +82,15 @@ def test_every_command_runs(checkout):
 
 def test_the_table_of_recipes_states_the_counted_parameters():
     from smallm_hf.config import model_config
-    from smallm_hf.training.plan import embedding_parameters, meta_model
+    from smallm_hf.pretrained import fresh_model
+    from smallm_hf.training.plan import embedding_parameters
 
     recipes = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
     rows = dict(re.findall(r"^\| `(\w+\.yaml)` \| \w+ \| ([\d,]+ \([\d,]+\)) \|", README, flags=re.MULTILINE))
     assert sorted(rows) == recipes
     for name in recipes:
         config = yaml.safe_load((REPOSITORY / "configs" / name).read_text())
-        model = meta_model(model_config(config["model"]))
+        model = fresh_model(model_config(config["model"]), "meta")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         assert rows[name] == f"{parameters:,} ({embedding_parameters(model):,})", name
 

@@ -29,21 +29,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
-from safetensors import SafetensorError
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.errors import UserError
 from smallm_hf.evaluation.perplexity.perplexity import Perplexity
-from smallm_hf.tokenization import require_hub, valid_unicode
+from smallm_hf.pretrained import load_causal_lm  # noqa: F401
+from smallm_hf.tokenization import valid_unicode
 
 Protocol = Literal["documents", "packed"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Memory the float32 logits of one forward pass may take; a larger batch is read in several passes.
 LOGITS_BYTES = 2**30
-# A folder without any of these gets an empty tokenizer from transformers, silently.
-TOKENIZER_MARKS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 # Contexts beyond this are used only when asked for: models of 128k positions would not fit beside their logits.
 LONGEST_DEFAULT_CONTEXT = 2048
 # Texts tokenised and sorted by length at a time, so that memory does not grow with the corpus.
@@ -401,72 +398,3 @@ def report_scores(scores: dict[str, Any], output: str | None, **provenance: Any)
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(scores | provenance, indent=2) + "\n")
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-
-def _is_model_folder(model_id: str) -> bool:
-    """True for a folder with a model in it, False for what may be a Hub id."""
-    folder = Path(model_id).expanduser()
-    hint = "give a folder that save_pretrained wrote, such as RUN/best, or a Hub id"
-    if folder.is_dir():
-        for content, names in (("config", ["config.json"]), ("tokenizer", TOKENIZER_MARKS)):
-            if not any((folder / name).is_file() for name in names):
-                raise UserError(f"{model_id} holds no {content} ({', '.join(names)}); {hint}")
-        return True
-    if folder.exists() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
-        raise UserError(f"{model_id} is not a folder; {hint}")
-    return False
-
-
-def _existing_device(name: str | None) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    try:
-        return torch.empty(0, device=name or accelerator or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); give cpu, or none") from error
-
-
-def _from_pretrained(model: str, dtype: Dtype, trust_remote_code: bool, local_files_only: bool):
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": local_files_only}
-    tokenizer = AutoTokenizer.from_pretrained(model, **options)
-    loaded, loading = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True, **options)
-    if loading["missing_keys"]:  # transformers would fill them with random numbers and warn
-        missing = min(loading["missing_keys"])
-        raise UserError(f"{model} lacks weights of {type(loaded).__name__}, {missing} for one; give a language model")
-    return loaded, tokenizer
-
-
-def load_causal_lm(
-    model: str, *, dtype: Dtype = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal language model and its tokenizer, to be used and not trained.
-
-    Args:
-        model: a folder written by `save_pretrained`, such as RUN/best, or a Hub id (looked for in the cache first).
-        dtype: `auto` keeps the dtype of the weights.
-        device: `cpu`, `cuda`, `cuda:1` or `mps`; by default the accelerator where there is one.
-        trust_remote_code: whether to run the modeling code that comes with the model.
-
-    Raises:
-        UserError: no such folder, no config, tokenizer or weights in it, not a causal model, the Hub out of reach, an
-            unknown dtype, no such device.
-    """
-    if dtype not in get_args(Dtype):
-        raise UserError(f"dtype {dtype!r} is unknown; choose from {', '.join(get_args(Dtype))}")
-    found_device = _existing_device(device)
-    is_folder = _is_model_folder(model)
-    try:
-        try:
-            loaded, tokenizer = _from_pretrained(model, dtype, trust_remote_code, local_files_only=True)
-        except OSError:
-            if is_folder:
-                raise
-            require_hub(f"model {model}", "give the folder of a local model")
-            loaded, tokenizer = _from_pretrained(model, dtype, trust_remote_code, local_files_only=False)
-    except UserError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{model} cannot be loaded as a causal language model: {one_line(error)}") from error
-    return loaded.to(found_device).eval(), tokenizer

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import replacing
 
+STATE_FILE = "state.json"
 # What json, torch, pickle and safetensors raise for a file that is missing, cut off or of another kind.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError),
@@ -38,6 +39,10 @@ class LoopState:
     tokens: int = 0  # tokens seen, over all processes
     seconds: float = 0.0  # training time: data, steps and logging
     validations_without_gain: int = 0  # since the lowest validation loss
+    rate_factor: float = 0.0  # of the last update: the share of the peak rate
+    cooldown_step: int = 0  # where a run with training.cooldown_from began, and
+    cooldown_seconds: float = 0.0  # its training time by then
+    schedule: str = ""  # training.schedule
     optimizer: str = ""  # training.optimizer
     tokenizer_sha256: str = ""  # of the tokenizer that gave the tokens their meaning
 
@@ -68,7 +73,7 @@ def save_checkpoint(
             torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / "optimizer.pt")
             for rank, random_state in enumerate(random_states):
                 torch.save(random_state, folder / f"random-{rank}.pt")
-            (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
         for old in list_checkpoints(run)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
@@ -81,7 +86,7 @@ def load_state(checkpoint: Path) -> LoopState:
         UserError: they cannot be read.
     """
     with readable(checkpoint):
-        return LoopState(**json.loads((checkpoint / "state.json").read_text()))
+        return LoopState(**json.loads((checkpoint / STATE_FILE).read_text()))
 
 
 def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:

@@ -14,8 +14,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: value > 0,
         (
             *("max_steps", "max_seconds", "epochs", "context_length", "batch_size", "accumulation_steps"),
-            *("learning_rate", "muon_learning_rate", "cpu_threads", "log_every", "evaluate_every", "validation_tokens"),
-            *("patience", "checkpoint_every", "keep_checkpoints", "sample_every", "sample_tokens"),
+            *("global_batch_size", "learning_rate", "muon_learning_rate", "cpu_threads", "peak_tflops", "log_every"),
+            *("evaluate_every", "validation_tokens", "patience", "checkpoint_every", "keep_checkpoints"),
+            *("sample_every", "sample_tokens"),
         ),
     ),
     ("of 0 or more", lambda value: value >= 0, ("warmup_steps", "weight_decay", "max_gradient_norm")),
@@ -39,8 +40,10 @@ class TrainingConfig:
             schedule fits itself to it.
         epochs: passes over the training tokens.
         context_length: tokens per window; at most model.max_position_embeddings.
-        batch_size: windows per process and micro-step.
+        batch_size: windows per process and micro-step; auto takes the most that fit into memory and divide the update.
         accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
+        global_batch_size: windows per optimizer update; null is batch_size x accumulation_steps, as the recipe states
+            them where batch_size is set to auto on the line.
         optimizer: muon takes the hidden matrices and leaves the rest to AdamW; adamw takes everything.
         learning_rate: peak rate of AdamW.
         muon_learning_rate: peak rate of Muon; ignored by adamw.
@@ -49,14 +52,18 @@ class TrainingConfig:
         beta2: decay of AdamW's second moment.
         max_gradient_norm: gradients are scaled down to this norm; 0 leaves them alone.
         schedule: cosine, wsd (warm-up, stable, linear decay) or constant.
-        warmup_steps: updates of linear warm-up; null takes warmup_fraction.
+        cooldown_from: a checkpoint that was still at its full rate; a new run goes on from it, decaying at once.
+        warmup_steps: updates of linear warm-up, at most a tenth of the run; null takes warmup_fraction.
         warmup_fraction: share of the run spent warming up where warmup_steps is null.
         decay_fraction: share of the run over which wsd falls.
         final_learning_rate_fraction: where cosine and wsd end, as a share of the peak.
         precision: auto takes bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32.
         compile: auto compiles the training step where the run is long enough to pay for it.
+        loss: logits makes them all at once; chunked computes the loss from hidden states and never holds float32 logits
+            for more than a part of the batch; auto does so on a GPU whose memory they would fill.
         cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
+        peak_tflops: dense TFLOP/s of one device, whose share reached is stated as mfu; null knows common GPUs.
         seed: of weights, order, dropout and samples.
         log_every: optimizer updates between two lines of metrics.jsonl.
         interval_unit: what evaluate_every, checkpoint_every and sample_every count, optimizer steps or training tokens.
@@ -74,8 +81,9 @@ class TrainingConfig:
     max_seconds: float | None = None
     epochs: float | None = None
     context_length: int = 256
-    batch_size: int = 16
+    batch_size: int | Literal["auto"] = 16
     accumulation_steps: int = 1
+    global_batch_size: int | None = None
     optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: float = 3e-3
     muon_learning_rate: float = 2e-2
@@ -84,14 +92,17 @@ class TrainingConfig:
     beta2: float = 0.95
     max_gradient_norm: float = 1.0
     schedule: Literal["cosine", "wsd", "constant"] = "wsd"
+    cooldown_from: str | None = None
     warmup_steps: int | None = None
     warmup_fraction: float = 0.02
     decay_fraction: float = 0.5
     final_learning_rate_fraction: float = 0.0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    loss: Literal["auto", "logits", "chunked"] = "auto"
     cpu_threads: int | None = None
     activation_checkpointing: bool = False
+    peak_tflops: float | None = None
     seed: int = 42
     log_every: int = 10
     interval_unit: Literal["steps", "tokens"] = "steps"
@@ -108,17 +119,30 @@ class TrainingConfig:
         for wanted, fits, names in RANGES:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not fits(value):
+                if not (value is None or isinstance(value, str) or fits(value)):
                     raise UserError(f"training.{name}={value} is out of range; set it to a number {wanted}")
         if self.patience and not self.evaluate_every:
             raise UserError(f"training.patience={self.patience} waits for validations; set training.evaluate_every too")
+        if self.cooldown_from and self.schedule != "wsd":
+            raise UserError(
+                f"training.cooldown_from is the decay of schedule wsd, training.schedule={self.schedule}; set it to wsd"
+            )
+        if self.batch_size == "auto":
+            if self.global_batch_size is None:
+                raise UserError("training.batch_size=auto divides training.global_batch_size, which is null; set it")
+        elif self.global_batch_size not in (None, self.batch_size * self.accumulation_steps):
+            raise UserError(
+                f"training.batch_size={self.batch_size} x training.accumulation_steps={self.accumulation_steps} is "
+                f"{self.batch_size * self.accumulation_steps} windows per update, training.global_batch_size="
+                f"{self.global_batch_size}; leave the last out, or set training.batch_size to auto"
+            )
         if not self.sample_prompts:
             raise UserError('training.sample_prompts=[] leaves nothing to continue; give at least one, such as [""]')
 
     @property
     def windows_per_step(self) -> int:
         """Windows in one optimizer update, over all processes."""
-        return self.batch_size * self.accumulation_steps
+        return self.global_batch_size or self.batch_size * self.accumulation_steps
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,10 +1,12 @@
 """What the hardware decides: the accelerator, the precision, whether compiling pays. Never from timing."""
 
+import dataclasses
 import os
 import platform
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,12 +15,24 @@ from accelerate import Accelerator
 from torch.utils._triton import has_triton
 
 from smallm_hf.errors import UserError
+from smallm_hf.training.configuration import TrainingConfig
 
 # The work after which compiling has paid for itself, in floating-point operations of the whole plan. On a CPU it costs
 # 30 to 60 seconds and about doubles 5e10 operations per second and core; on a GPU it costs as long at about 1e14.
 COMPILE_PAYS_PER_CPU_CORE = 5e12
 COMPILE_PAYS_ON_GPU = 5e15
 COMPILE_PAYS_SECONDS = 45.0
+# Dense 16-bit TFLOP/s with float32 sums, from the makers' data sheets; the first name that is in the device's wins.
+PEAK_TFLOPS = {
+    **{"B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0},
+    **{"A10G": 70.0, "A10": 125.0, "T4": 65.0, "V100": 125.0, "RTX 4090": 165.0, "RTX 3090": 71.0},
+}
+# Of the memory that is free, what a batch of size `auto` may take: estimates err, and other things need some too.
+USABLE_MEMORY = 0.8
+# On a CPU a larger micro-step is no faster (measured: README), it only holds more memory.
+CPU_TOKENS_PER_MICRO_STEP = 4096
+# On a GPU the loss is computed in parts where float32 logits and their gradient would fill this share of its memory.
+LOGITS_SHARE_OF_MEMORY = 0.25
 
 
 def accelerator_type() -> str:
@@ -88,6 +102,76 @@ def _can_compile(device: str) -> bool:
     if not (sys.platform == "linux" and compiler and headers):  # elsewhere only on request
         return False
     return device == "cpu" or (device == "cuda" and has_triton())
+
+
+def resolve_loss(requested: str, *, logits_bytes: int) -> str:
+    """Whether the loss of a micro-step is made from `logits` or `chunked`.
+
+    `auto` is chunked on a GPU whose memory `logits_bytes`, all logits in float32 and their gradient, would fill. On a
+    CPU it is never: there, chunks take about as long eagerly and twice as long compiled.
+    """
+    if requested != "auto":
+        return requested
+    crowded = accelerator_type() == "cuda" and logits_bytes > LOGITS_SHARE_OF_MEMORY * _total_gpu_bytes()
+    return "chunked" if crowded else "logits"
+
+
+def resolve_batch_size(
+    training: TrainingConfig, memory_bytes: Callable[[TrainingConfig], int], processes: int
+) -> TrainingConfig:
+    """The config with `batch_size: auto` decided: the largest divisor of the update that fits beside all else.
+
+    Args:
+        training: the section of the run config.
+        memory_bytes: estimates what one process holds with a given `batch_size`.
+        processes: share the update, and on one machine its memory.
+
+    Raises:
+        UserError: not even one window fits, or the processes do not divide the update.
+    """
+    if training.batch_size != "auto":
+        return training
+    windows = training.global_batch_size
+    if windows % processes:
+        raise UserError(
+            f"training.global_batch_size={windows} is shared by {processes} processes and does not divide; "
+            f"set it to a multiple of {processes}"
+        )
+    limit = USABLE_MEMORY * _free_memory_bytes()
+    most = windows // processes
+    if accelerator_type() == "cpu":
+        most = min(most, max(1, CPU_TOKENS_PER_MICRO_STEP // training.context_length))
+    for size in range(most, 0, -1):
+        if (windows // processes) % size == 0:
+            chosen = dataclasses.replace(training, batch_size=size, accumulation_steps=windows // size)
+            if memory_bytes(chosen) <= limit:
+                return chosen
+    raise UserError(
+        f"one window of training.context_length={training.context_length} takes about "
+        f"{memory_bytes(chosen) / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB can be used here; take a smaller model, "
+        "a shorter context or training.activation_checkpointing"
+    )
+
+
+def _total_gpu_bytes() -> int:
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def _free_memory_bytes() -> int:
+    """What one process may take: of its GPU, or its share of the machine's."""
+    if accelerator_type() == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def peak_flops(stated_tflops: float | None, precision: str) -> float | None:
+    """Operations per second that one device can do at best in this precision; None where nobody has said."""
+    if stated_tflops is not None:
+        return stated_tflops * 1e12
+    if accelerator_type() != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), None)
 
 
 def set_cpu_threads(requested: int | None) -> None:

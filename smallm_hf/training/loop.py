@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.data.batching import WindowOrder, next_token_batch
@@ -22,42 +21,14 @@ from smallm_hf.generation import forked_random, sample
 from smallm_hf.tokenization import save_tokenizer
 from smallm_hf.training.checkpoints import LoopState, load_training_state, save_checkpoint
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, share_done
+from smallm_hf.training.devices import peak_flops, peak_memory_bytes
+from smallm_hf.training.loss import TrainingLoss
 from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
 from smallm_hf.training.progress import Reporter, RunLog, duration
 from smallm_hf.training.validation import ValidationSet, read_validation, write_validation
 
 # How samples are drawn during a run: likely words, with some freedom (Holtzman et al. 2020).
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
-
-
-class TrainingLoss(nn.Module):
-    """The part of the step that is prepared and compiled: a batch in, one number out.
-
-    Returning the loss alone lets the compiler drop the logits, and keeps Accelerate from copying them to float32.
-    """
-
-    def __init__(self, model: PreTrainedModel, compile: bool):
-        super().__init__()
-        self.model = model
-        self.compute = self._loss
-        if compile:
-            fullgraph = getattr(model, "_can_compile_fullgraph", False)
-            self.compute = torch.compile(self._loss, fullgraph=fullgraph, dynamic=False)
-
-    def _loss(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
-        # `shift_labels` is the library's word for labels that are the next tokens already.
-        output = self.model(
-            input_ids=input_ids,
-            labels=targets,
-            shift_labels=targets,
-            num_items_in_batch=counted_targets,
-            use_cache=False,
-        )
-        return output.loss
-
-    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
-        """Summed nats of the targets (B, T) divided by `counted_targets`, the counted tokens of the whole update."""
-        return self.compute(input_ids, targets, counted_targets)
 
 
 class Clock:
@@ -99,6 +70,7 @@ class TrainingLoop:
         training: the section of the run config, every `auto` decided.
         run: the run folder; exists.
         accelerator: built for that precision.
+        flops_per_token: forward and backward, for the share of the peak that metrics state.
         checkpoint: where optimizer and random state come from; None starts afresh.
         state: the counters to start from.
 
@@ -116,12 +88,15 @@ class TrainingLoop:
         training: TrainingConfig,
         run: Path,
         accelerator: Accelerator,
+        flops_per_token: float,
         checkpoint: Path | None = None,
         state: LoopState | None = None,
     ):
         self.model, self.tokenizer, self.tokens, self.validation = model, tokenizer, train_tokens, validation
         self.training, self.run_folder, self.accelerator = training, run, accelerator
         self.state = state or LoopState()
+        peak = peak_flops(training.peak_tflops, training.precision)
+        self.peak_tokens_per_second = peak and accelerator.num_processes * peak / flops_per_token
         self.first_step, self.first_tokens, self.first_seconds = self.state.step, self.state.tokens, self.state.seconds
         self.micro_steps = micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)
         self.order = WindowOrder(len(train_tokens), training.context_length, training.seed)
@@ -138,7 +113,9 @@ class TrainingLoop:
             beta1=training.beta1,
             beta2=training.beta2,
         )
-        self.step_loss, self.optimizer = accelerator.prepare(TrainingLoss(model, training.compile), optimizer)
+        self.step_loss, self.optimizer = accelerator.prepare(
+            TrainingLoss(model, compile=training.compile, chunked=training.loss == "chunked"), optimizer
+        )
         self.reporter = Reporter(accelerator.is_main_process)
         self.log = RunLog(run, accelerator.is_main_process, self.state.step, self.finished())
         self.validated: dict[str, float] = {}
@@ -174,7 +151,7 @@ class TrainingLoop:
                     self.evaluate()
                     last = last or self.out_of_patience()
                 if last or self.due(training.sample_every):
-                    self.sample(aloud=last)
+                    self.sample()
                 if last or self.due(training.checkpoint_every):
                     self.save_checkpoint()  # behind all records of this step, which a resumed run does not take again
                 if last:
@@ -223,17 +200,21 @@ class TrainingLoop:
     def set_rate(self, progress: float) -> None:
         """Sets the learning rates of the next update."""
         training = self.training
-        factor = rate_factor(
+        decay_fraction = training.decay_fraction
+        if training.cooldown_from:  # from where it began to the end of the run
+            begin = (self.state.cooldown_step, self.state.cooldown_seconds)
+            decay_fraction = 1 - share_done(training, self.planned_steps, *begin)
+        self.state.rate_factor = rate_factor(
             progress,
             self.state.step,
             schedule=training.schedule,
-            warmup_steps=training.warmup_steps,
+            warmup_steps=0 if training.cooldown_from else training.warmup_steps,
             warmup_fraction=training.warmup_fraction,
-            decay_fraction=training.decay_fraction,
+            decay_fraction=decay_fraction,
             final_fraction=training.final_learning_rate_fraction,
         )
-        set_learning_rate(self.optimizer, factor)
-        self.learning_rate = training.learning_rate * factor
+        set_learning_rate(self.optimizer, self.state.rate_factor)
+        self.learning_rate = training.learning_rate * self.state.rate_factor
 
     def update(self) -> None:
         """One optimizer update; leaves its loss, the norm of its gradient before clipping, and the counters after it.
@@ -310,7 +291,9 @@ class TrainingLoop:
             "loss": mean_loss,
             "learning_rate": self.learning_rate,
             "gradient_norm": float(self.gradient_norm),
-            "tokens_per_second": steps * self.training.tokens_per_step / seconds,
+            "tokens_per_second": (speed := steps * self.training.tokens_per_step / seconds),
+            **({"mfu": speed / self.peak_tokens_per_second} if self.peak_tokens_per_second else {}),
+            "memory_bytes": peak_memory_bytes(),
         }
         self.loss_since_log, self.logged = torch.zeros_like(self.loss), (self.state.step, self.state.seconds)
         self.log.write("metrics", record)
@@ -345,7 +328,7 @@ class TrainingLoop:
             else:
                 self.state.validations_without_gain += 1
 
-    def sample(self, aloud: bool) -> None:
+    def sample(self) -> None:
         """Continues the fixed prompts into `samples.jsonl`, by the run's seed; the main process alone."""
         if not self.accelerator.is_main_process:
             return
@@ -361,8 +344,7 @@ class TrainingLoop:
             )
             for prompt, text in zip(training.sample_prompts, texts, strict=True):
                 self.log.write("samples", {"step": self.state.step, "prompt": prompt, "text": text})
-                if aloud:
-                    self.reporter.say(f"\nsample | {prompt}{text}")
+                self.reporter.say(f"\nsample | {prompt}{text}")
 
     def save_checkpoint(self) -> None:
         """Saves all that the next update depends on."""

@@ -9,6 +9,8 @@ from torch import nn
 
 # A timed run does not know the length of its first updates: they warm up from this share of the run on, not from zero.
 FIRST_PROGRESS = 1e-3
+# `warmup_steps` of a long run would swallow a short one: no warm-up takes more than this share of a run.
+LONGEST_WARMUP = 0.1
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -112,7 +114,7 @@ def rate_factor(
         schedule: `cosine` (Loshchilov & Hutter 2017) falls from the end of the warm-up to the end of the run; `wsd`
             (warmup-stable-decay, Hu et al. 2024) stays at the peak and falls linearly over the last `decay_fraction`;
             `constant` stays.
-        warmup_steps: updates of linear warm-up; None: `warmup_fraction` of the run instead.
+        warmup_steps: updates of linear warm-up, at most `LONGEST_WARMUP` of the run; None: `warmup_fraction` of it.
         warmup_fraction: share of the run spent warming up, where `warmup_steps` is None.
         decay_fraction: share of the run over which `wsd` falls.
         final_fraction: the factor at the end of the run, for `cosine` and `wsd`.
@@ -121,9 +123,9 @@ def rate_factor(
         warmup = min(1.0, max(progress, FIRST_PROGRESS) / warmup_fraction) if warmup_fraction else 1.0
         start = warmup_fraction
     else:
-        warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        warmup = min(1.0, max((step + 1) / warmup_steps, progress / LONGEST_WARMUP)) if warmup_steps else 1.0
         # Where the warm-up ended, as a share of the run; progress / step is the share of one update.
-        start = min(1.0, warmup_steps * progress / step) if step else 0.0
+        start = min(LONGEST_WARMUP, warmup_steps * progress / step) if step else 0.0
     progress = min(1.0, progress)
     if schedule == "constant":
         decay = 1.0

@@ -2,18 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.optimization import parameter_groups
-
-
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of `config` without memory behind its parameters."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def embedding_parameters(model: PreTrainedModel) -> int:
@@ -68,8 +62,8 @@ class Plan:
 
 
 def make_plan(config: PreTrainedConfig, training: TrainingConfig, precision: str, steps: int | None) -> Plan:
-    """Counts a run on the meta device: needs no data, no weights and no memory."""
-    model = meta_model(config)
+    """Counts a run on the meta device, every `auto` decided: needs no data, no weights and no memory."""
+    model = fresh_model(config, "meta")
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         embedding_parameters=embedding_parameters(model),
@@ -96,5 +90,5 @@ def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: st
     bytes_per_value = 4 if precision == "fp32" else 2
     per_channel = bytes_per_value if training.activation_checkpointing else 17 * bytes_per_value
     activations = tokens * config.num_hidden_layers * config.hidden_size * per_channel
-    logits = tokens * config.vocab_size * (bytes_per_value + 8)
+    logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * (bytes_per_value + 8)
     return 4 * (2 * parameters + moments) + activations + logits

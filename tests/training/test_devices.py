@@ -6,7 +6,15 @@ import torch
 
 from smallm_hf.errors import UserError
 from smallm_hf.training import devices
-from smallm_hf.training.devices import resolve_compile, resolve_precision, set_cpu_threads
+from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.devices import (
+    peak_flops,
+    resolve_batch_size,
+    resolve_compile,
+    resolve_loss,
+    resolve_precision,
+    set_cpu_threads,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +118,95 @@ def test_a_launchers_single_thread_becomes_a_share_of_the_cores(on, monkeypatch)
     set_cpu_threads(None)
     set_cpu_threads(5)
     assert chosen == [8, 2, 5]
+
+
+AUTO = TrainingConfig(max_steps=1, context_length=128, batch_size="auto", global_batch_size=24)
+
+
+def gibibytes_per_window(training: TrainingConfig) -> int:
+    return 2**30 * training.batch_size
+
+
+@pytest.mark.parametrize(
+    ("device", "free_gib", "processes", "sizes"),
+    [
+        ("cuda", 100, 1, (24, 1)),
+        ("cuda", 11, 1, (8, 3)),  # 8.8 of it can be used
+        ("cuda", 100, 2, (12, 2)),
+        ("cuda", 11, 3, (8, 3)),
+        ("cpu", 100, 1, (24, 1)),
+        ("cpu", 6, 1, (4, 6)),
+    ],
+)
+def test_an_automatic_batch_is_the_largest_divisor_of_the_update_that_fits(
+    on, monkeypatch, device, free_gib, processes, sizes
+):
+    on(device)
+    monkeypatch.setattr(devices, "_free_memory_bytes", lambda: free_gib * 2**30)
+    resolved = resolve_batch_size(AUTO, gibibytes_per_window, processes)
+    assert (resolved.batch_size, resolved.accumulation_steps) == sizes
+    assert resolved.windows_per_step == AUTO.windows_per_step == 24
+
+
+def test_an_automatic_batch_on_a_cpu_is_no_larger_than_what_makes_it_faster(on, monkeypatch):
+    on("cpu")
+    monkeypatch.setattr(devices, "_free_memory_bytes", lambda: 2**50)
+    many = TrainingConfig(max_steps=1, context_length=128, batch_size="auto", global_batch_size=1024)
+    assert resolve_batch_size(many, gibibytes_per_window, 1).batch_size == 32
+
+
+def test_a_stated_batch_is_left_alone():
+    stated = TrainingConfig(max_steps=1, batch_size=5)
+    assert resolve_batch_size(stated, gibibytes_per_window, 1) is stated
+
+
+def test_a_window_that_cannot_fit_is_refused(on, monkeypatch):
+    on("cpu")
+    monkeypatch.setattr(devices, "_free_memory_bytes", lambda: 2**29)
+    with pytest.raises(UserError, match="context_length=128 takes about 1.0 GiB, and 0.4 GiB can be used here"):
+        resolve_batch_size(AUTO, gibibytes_per_window, 1)
+    with pytest.raises(UserError, match="global_batch_size=24 is shared by 5 processes and does not divide"):
+        resolve_batch_size(AUTO, gibibytes_per_window, 5)
+
+
+@pytest.mark.parametrize(
+    ("device", "requested", "logits_gib", "loss"),
+    [
+        ("cuda", "auto", 1, "logits"),
+        ("cuda", "auto", 5, "chunked"),
+        ("cpu", "auto", 5, "logits"),
+        ("cpu", "chunked", 1, "chunked"),
+        ("cuda", "logits", 5, "logits"),
+    ],
+)
+def test_auto_computes_the_loss_in_parts_where_logits_would_fill_a_gpu(
+    on, monkeypatch, device, requested, logits_gib, loss
+):
+    on(device)
+    monkeypatch.setattr(devices, "_total_gpu_bytes", lambda: 16 * 2**30)
+    assert resolve_loss(requested, logits_bytes=logits_gib * 2**30) == loss
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("Tesla T4", 65),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("Unheard-of", None),
+    ],
+)
+def test_the_peak_of_a_known_gpu_is_that_of_its_data_sheet(on, monkeypatch, name, tflops):
+    on("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    assert peak_flops(None, "bf16") == (tflops and tflops * 1e12)
+    assert peak_flops(None, "fp32") is None
+    assert peak_flops(3.5, "fp32") == 3.5e12
+
+
+def test_a_cpu_has_no_peak_but_the_stated_one(on):
+    on("cpu")
+    assert peak_flops(None, "bf16") is None
+    assert peak_flops(0.2, "bf16") == 2e11

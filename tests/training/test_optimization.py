@@ -120,6 +120,13 @@ def test_cosine_rises_linearly_over_its_warm_up_and_ends_at_the_final_fraction()
     assert factor(100) == pytest.approx(0.1)
 
 
+def test_a_warm_up_takes_a_tenth_of_a_run_at_most():
+    factor = lambda step: rate_factor(step / 50, step, **{**COSINE, "warmup_steps": 2000})  # noqa: E731
+    assert [factor(step) for step in (0, 1, 4)] == pytest.approx([1 / 2000, 0.2, 0.8])
+    assert factor(5) == 1.0
+    assert factor(50) == pytest.approx(0.0)
+
+
 def test_wsd_is_flat_until_its_linear_decay():
     factor = lambda progress: rate_factor(progress, 1, **{**COSINE, "schedule": "wsd", "warmup_fraction": 0.02})  # noqa: E731
     assert [factor(p) for p in (0.1, 0.5, 0.75, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0])

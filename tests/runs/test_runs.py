@@ -2,92 +2,24 @@
 
 import json
 import math
-import random
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from running import train, without_time
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from smallm_hf import SmaLLMForCausalLM, plots, runs
+from smallm_hf import SmaLLMForCausalLM, runs
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.runs import prepare_run, train_run
+from smallm_hf.runs import prepare_run
 from smallm_hf.training.progress import read_records
 
 NATIVE = {"modern": "Qwen3ForCausalLM", "classic": "GPT2LMHeadModel"}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate remembers the first Accelerator of a process; each run is its own."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def figures(monkeypatch):
-    """Drawing takes longer than these runs; one test below draws, and tests/test_plots.py."""
-    draw = plots.draw_runs
-    monkeypatch.setattr(plots, "draw_runs", lambda folders: [])
-    return lambda: monkeypatch.setattr(plots, "draw_runs", draw)
-
-
-@pytest.fixture(scope="session")
-def stories(tmp_path_factory) -> Path:
-    """Sixty short documents of a few words."""
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "near", "its", "blue", "house"]
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(words, k=40)) + "." for _ in range(60)]
-    path = tmp_path_factory.mktemp("stories") / "stories.txt"
-    path.write_text("\n<|endoftext|>\n".join(texts) + "\n")
-    return path
-
-
-@pytest.fixture
-def recipe(tmp_path, stories) -> Path:
-    content = {
-        "data": {"source": str(stories), "validation_ratio": 0.2, "folder": str(tmp_path / "tokens")},
-        "model": {
-            "vocab_size": 280,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 32,
-        },
-        "training": {
-            "max_steps": 6,
-            "context_length": 32,
-            "batch_size": 4,
-            "log_every": 2,
-            "evaluate_every": 3,
-            "checkpoint_every": 3,
-            "sample_prompts": ["the cat", ""],
-            "sample_tokens": 5,
-            "precision": "fp32",
-            "compile": False,
-        },
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def train(recipe: Path, output_dir: Path, *words: object) -> dict | None:
-    arguments = ["--config", recipe, "--output_dir", output_dir, *words]
-    return train_run(*parse_command_line("test", [str(word) for word in arguments], training=True))
-
-
-def without_time(records: list[dict]) -> list[dict]:
-    return [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in records]
 
 
 def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys, figures):
@@ -181,6 +113,41 @@ def test_the_same_config_and_seed_give_the_same_bits(recipe, tmp_path):
     assert weights[0] == weights[1]
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
     assert samples[0] == samples[1]
+
+
+def test_metrics_state_memory_and_the_share_of_a_stated_peak(recipe, tmp_path):
+    results = train(recipe, tmp_path / "run", "--training.peak_tflops", 0.5)
+    records = [record for record in read_records(tmp_path / "run", "metrics") if "loss" in record]
+    flops_per_token = results["flops"] / results["tokens"]
+    for record in records:
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops_per_token / 5e11)
+        assert 2**20 < record["memory_bytes"] <= results["peak_memory_bytes"]
+    train(recipe, tmp_path / "other")
+    assert not any("mfu" in record for record in read_records(tmp_path / "other", "metrics"))
+
+
+def test_samples_during_training_are_said_and_kept(recipe, tmp_path, capsys):
+    train(recipe, tmp_path / "run", "--training.sample_every", 2)
+    assert [record["step"] for record in read_records(tmp_path / "run", "samples")] == [2, 2, 4, 4, 6, 6]
+    assert capsys.readouterr().out.count("sample | the cat") == 3
+
+
+def test_the_same_update_from_other_micro_steps_and_from_chunks_is_the_same(recipe, tmp_path):
+    """Four windows at once, an automatic batch of two in each of two, and a loss without all logits."""
+    train(recipe, tmp_path / "whole")
+    halves = ["--training.batch_size", 2, "--training.accumulation_steps", 2, "--training.loss", "chunked"]
+    train(recipe, tmp_path / "halves", *halves)
+    whole, halves = (read_records(tmp_path / name, "metrics") for name in ("whole", "halves"))
+    for mine, theirs in zip(whole, halves, strict=True):
+        for name in {"loss", "gradient_norm", "validation_loss"} & mine.keys():
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
+
+
+def test_an_automatic_batch_is_decided_and_written_down(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.batch_size", "auto", "--training.max_steps", 1)
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]
+    assert written["batch_size"] * written["accumulation_steps"] == written["global_batch_size"] == 4
+    assert written["loss"] == "logits"
 
 
 def test_another_seed_gives_another_run(recipe, tmp_path):

@@ -1,0 +1,160 @@
+"""Loads models of folders and Hub ids: to use them as they are, or to go on training them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from smallm_hf.errors import UserError, one_line
+from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.tokenization import require_hub
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Loaded = TypeVar("Loaded")
+
+# A folder without any of these gets an empty tokenizer from transformers, silently.
+TOKENIZER_MARKS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+
+
+def load_causal_lm(
+    model: str, *, dtype: Dtype = "auto", device: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, to be used and not trained.
+
+    Args:
+        model: a folder written by `save_pretrained`, such as RUN/best, or a Hub id (looked for in the cache first).
+        dtype: `auto` keeps the dtype of the weights.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; by default the accelerator where there is one.
+        trust_remote_code: whether to run the modeling code that comes with the model.
+
+    Raises:
+        UserError: no such folder, no config, tokenizer or weights in it, not a causal model, the Hub out of reach, an
+            unknown dtype, no such device.
+    """
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype {dtype!r} is unknown; choose from {', '.join(get_args(Dtype))}")
+    found_device = _existing_device(device)
+
+    def load(**options: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        options["trust_remote_code"] = trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+        return _all_weights(AutoModelForCausalLM, model, dtype=dtype, **options), tokenizer
+
+    loaded, tokenizer = _find(model, load)
+    return loaded.to(found_device).eval(), tokenizer
+
+
+def pretrained_config(source: str, changes: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """The config of a model to go on training, of our own class where the model is ours.
+
+    Args:
+        source: a folder or a Hub id.
+        changes: fields to set otherwise, such as dropout.
+
+    Raises:
+        UserError: no such model or none that predicts the next token, or a change that its weights do not fit.
+    """
+
+    def load(**options: bool) -> PreTrainedConfig:
+        written, _ = PreTrainedConfig.get_config_dict(source, **options)
+        config_class = SmaLLMConfig if is_ours(written) else AutoConfig
+        config = config_class.from_pretrained(source, **options)
+        shapes = _shapes(config)
+        for name, value in (changes or {}).items():
+            changed = config_class.from_pretrained(source, **{name: value}, **options)
+            if _shapes(changed) != shapes:
+                raise UserError(
+                    f"model.{name}={value} does not fit the weights of model.init_from={source}, which has "
+                    f"{getattr(config, name)}; leave it out"
+                )
+        return config_class.from_pretrained(source, **(changes or {}), **options)
+
+    return _find(source, load)
+
+
+def pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a folder or Hub id, to go on training it: float32, of the class that `config` belongs to.
+
+    Raises:
+        UserError: no such model, or weights that do not fit the config.
+    """
+    return _find(source, lambda **options: load_weights(source, config, **options))
+
+
+def load_weights(source: str | Path, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """The float32 model that `save_pretrained` wrote to a folder; what the libraries raise is raised."""
+    # The flagless Auto classes would load the native twin of ours.
+    model_class = SmaLLMForCausalLM if isinstance(config, SmaLLMConfig) else AutoModelForCausalLM
+    return _all_weights(model_class, source, config=config, dtype=torch.float32, **options)
+
+
+def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:
+    """A model of this config with initial weights, float32; on `meta` it takes no memory."""
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def is_ours(written: Mapping[str, Any]) -> bool:
+    """Whether a `config.json`, which may name a native class, is of a model of ours."""
+    return "SmaLLM" in str(written.get("auto_map", "")) or written.get("model_type") == SmaLLMConfig.model_type
+
+
+def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in fresh_model(config, "meta").state_dict().items()}
+
+
+def _all_weights(model_class: type, source: str | Path, **options: Any) -> PreTrainedModel:
+    loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
+    if loading["missing_keys"]:  # transformers would fill them with random numbers and warn
+        missing = min(loading["missing_keys"])
+        raise UserError(f"{source} lacks weights of {type(loaded).__name__}, {missing} for one; give a language model")
+    return loaded
+
+
+def _find(source: str, load: Callable[..., Loaded]) -> Loaded:
+    """Loads from a folder, the cache or, last and only if it answers, the Hub."""
+    is_folder = _is_model_folder(source)
+    try:
+        try:
+            return load(local_files_only=True)
+        except OSError:
+            if is_folder:
+                raise
+            require_hub(f"model {source}", "give the folder of a local model")
+            return load(local_files_only=False)
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{source} cannot be loaded as a causal language model: {one_line(error)}") from error
+
+
+def _is_model_folder(source: str) -> bool:
+    """True for a folder with a model in it, False for what may be a Hub id."""
+    folder = Path(source).expanduser()
+    hint = "give a folder that save_pretrained wrote, such as RUN/best, or a Hub id"
+    if folder.is_dir():
+        for content, names in (("config", ["config.json"]), ("tokenizer", TOKENIZER_MARKS)):
+            if not any((folder / name).is_file() for name in names):
+                raise UserError(f"{source} holds no {content} ({', '.join(names)}); {hint}")
+        return True
+    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source} is not a folder; {hint}")
+    return False
+
+
+def _existing_device(name: str | None) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        return torch.empty(0, device=name or accelerator or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); give cpu, or none") from error

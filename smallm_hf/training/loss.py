@@ -1,0 +1,71 @@
+"""The training loss of a causal language model, from its logits or, for large vocabularies, from its hidden states."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from smallm_hf.evaluation.scoring import evaluation_mode
+
+
+class TrainingLoss(nn.Module):
+    """The part of the step that is prepared and compiled: a batch in, one number out.
+
+    Returning the loss alone lets the compiler drop the logits, and keeps Accelerate from copying them to float32.
+
+    Args:
+        model: any causal language model.
+        compile: whether to compile it, for one shape of batch.
+        chunked: never hold the logits of a whole batch; see `has_plain_head`.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, compile: bool, chunked: bool):
+        super().__init__()
+        self.model = model
+        self._nats = self._nats_in_chunks if chunked else self._nats_of_logits
+        # A compiled loss cannot see that its gradients are asked for once only.
+        self.chunks = nn.LinearCrossEntropyOptions(allow_retain_graph=compile)
+        self.compute = self._loss
+        if compile:
+            fullgraph = getattr(model, "_can_compile_fullgraph", False)
+            self.compute = torch.compile(self._loss, fullgraph=fullgraph, dynamic=False)
+
+    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
+        """Summed nats of the targets (B, T) divided by `counted_targets`, the counted tokens of the whole update."""
+        return self.compute(input_ids, targets, counted_targets)
+
+    def _loss(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
+        return self._nats(input_ids, targets) / counted_targets
+
+    def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=input_ids, use_cache=False).logits.float()  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+    def _nats_in_chunks(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
+        head = self.model.get_output_embeddings()
+        device = hidden_states.device.type
+        # The function knows nothing of autocast. A CPU's is ignored: its chunked kernels are slow in 16 bits.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and device != "cpu" else None
+        with torch.autocast(device, enabled=False):
+            return F.linear_cross_entropy(
+                hidden_states.flatten(0, 1).to(dtype or head.weight.dtype),
+                head.weight.to(dtype or head.weight.dtype),
+                targets.flatten(),
+                linear_bias=None if head.bias is None else head.bias.to(dtype or head.bias.dtype),
+                reduction="sum",
+                options=self.chunks,
+            )
+
+
+@torch.inference_mode()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are one linear map of the last hidden states, and nothing else (no scaling, no capping)."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or model.base_model is model:
+        return False
+    input_ids = torch.arange(4, device=model.device)[None] % head.out_features
+    with evaluation_mode(model):
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        mapped = head(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+    return logits.shape == mapped.shape and torch.equal(logits, mapped)

@@ -1,0 +1,130 @@
+"""`model.init_from` goes on training a model of any causal family, with its own tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from running import train
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, LlamaConfig, T5Config
+
+from smallm_hf.config import parse_command_line
+from smallm_hf.data.documents import read_texts
+from smallm_hf.errors import UserError
+from smallm_hf.pretrained import fresh_model, pretrained_config
+from smallm_hf.tokenization import save_tokenizer, train_bpe
+from smallm_hf.training.progress import read_records
+
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@pytest.fixture
+def pretrained(tmp_path, stories):
+    """Saves a model of some family with a tokenizer of 270 entries, and an embedding of a few more."""
+    tokenizer = train_bpe(iter(read_texts(str(stories))), 270)
+
+    def save(config_class=LlamaConfig, vocab_size=280, **fields) -> Path:
+        torch.manual_seed(0)
+        ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
+        model = fresh_model(config_class(vocab_size=vocab_size, max_position_embeddings=64, **SHAPE, **ids, **fields))
+        model.save_pretrained(tmp_path / "pretrained")
+        save_tokenizer(tokenizer, tmp_path / "pretrained", model_max_length=64)
+        return tmp_path / "pretrained"
+
+    return save
+
+
+def first_loss(run: Path) -> float:
+    return read_records(run, "metrics")[0]["loss"]
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, GPTNeoXConfig])
+def test_the_recipe_is_set_aside_for_the_models_own_shape_and_tokenizer(pretrained, recipe, tmp_path, family):
+    source = pretrained(family)
+    train(recipe, tmp_path / "run", "--model.init_from", source)
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best")
+    assert (best.config.model_type, best.config.hidden_size, best.config.vocab_size) == (family.model_type, 16, 280)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "run" / "best")) == 270
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["model"] == {"init_from": str(source)}
+    assert written["tokenizer"] == {"source": str(source), "vocab_size": 270}
+
+
+def test_training_begins_with_the_weights_of_the_model(pretrained, recipe, tmp_path):
+    source = pretrained()
+    frozen = ["--training.learning_rate", 1e-9, "--training.muon_learning_rate", 1e-9, "--training.max_steps", 1]
+    train(recipe, tmp_path / "run", "--model.init_from", source, *frozen)
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "run" / "final" / "model.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_model_of_ours_stays_ours_and_goes_on_better_than_afresh(recipe, tmp_path):
+    train(recipe, tmp_path / "first", "--training.max_steps", 40, "--training.learning_rate", 1e-2)
+    words = ["--model.init_from", tmp_path / "first" / "best", "--data.folder", tmp_path / "others"]
+    train(recipe, tmp_path / "second", *words, "--model.dropout", 0.1)
+    assert first_loss(tmp_path / "second") < first_loss(tmp_path / "first") - 1
+    saved = json.loads((tmp_path / "second" / "best" / "config.json").read_text())
+    assert "SmaLLMForCausalLM" in saved["auto_map"]["AutoModelForCausalLM"]
+    assert saved["dropout"] == 0.1
+
+
+def test_it_resumes_from_its_own_config(pretrained, recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--model.init_from", pretrained())
+    arguments = ["--resume", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "8"]
+    config, options = parse_command_line("test", arguments, training=True)
+    from smallm_hf.runs import train_run
+
+    assert train_run(config, options)["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model.hidden_size", 32],
+            "model.hidden_size=32 does not fit the weights of model.init_from=.*which has 16",
+        ),
+        (["--model.hidden_sizes", 32], "unknown key model.hidden_sizes for model_type llama; did you mean"),
+        (["--tokenizer.source", "gpt2"], "tokenizer.source=gpt2 is not the tokenizer of model.init_from"),
+        (["--training.context_length", 65], "training.context_length=65 exceeds model.max_position_embeddings=64"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(pretrained, recipe, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        train(recipe, tmp_path / "run", "--model.init_from", pretrained(), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_smaller_than_its_tokenizer_is_refused(pretrained, recipe, tmp_path):
+    with pytest.raises(UserError, match="has 270 entries, its model only 260"):
+        train(recipe, tmp_path / "run", "--model.init_from", pretrained(vocab_size=260))
+
+
+def test_a_model_that_predicts_no_next_token_is_refused(pretrained, recipe, tmp_path):
+    source = pretrained()
+    T5Config(d_model=16, num_layers=1).save_pretrained(source)
+    with pytest.raises(UserError, match="model type 't5'|T5Config|model_type=t5"):
+        train(recipe, tmp_path / "run", "--model.init_from", source)
+    with pytest.raises(UserError, match="model.model_type=t5 does not predict the next token"):
+        parse_command_line("test", ["--training.max_steps", "1", "--model.model_type", "t5"], training=True)
+
+
+def test_a_folder_without_model_or_tokenizer_is_refused(pretrained, recipe, tmp_path):
+    with pytest.raises(UserError, match="is not a folder; give a folder that save_pretrained wrote"):
+        train(recipe, tmp_path / "run", "--model.init_from", tmp_path / "nowhere")
+    source = pretrained()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="tokenizer"):
+        train(recipe, tmp_path / "run", "--model.init_from", source)
+    shutil.rmtree(source)
+
+
+def test_a_real_pretrained_model_goes_on_with_its_tokenizer(shared_data, recipe, tmp_path):
+    source = shared_data / "pretrained" / "stories260K-hf"
+    train(recipe, tmp_path / "run", "--model.init_from", source, "--training.max_steps", 2)
+    assert pretrained_config(str(tmp_path / "run" / "best")).model_type == "llama"
