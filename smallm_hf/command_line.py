@@ -5,7 +5,10 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 
-from smallm_hf.errors import UserError, is_disk_full, one_line
+from smallm_hf.errors import Interrupted, UserError, is_disk_full, one_line
+
+# What a script that was asked to stop, and can go on from where it is, exits with: EX_TEMPFAIL of BSD's sysexits.h.
+EXIT_INTERRUPTED = 75
 
 
 def is_main_process() -> bool:
@@ -16,7 +19,8 @@ def is_main_process() -> bool:
 def exit_clearly(main: Callable[[], None]) -> None:
     """Runs `main` and turns a user's mistake into one line on stderr and exit status 2.
 
-    A full disk is a user's matter too. Ctrl-C exits 130. Anything else is a fault of ours and keeps its traceback.
+    A full disk is a user's matter too. A run that saved its state because it was asked to stop exits 75, Ctrl-C before
+    there is a state 130. Anything else is a fault of ours and keeps its traceback.
     """
     try:
         main()
@@ -28,6 +32,8 @@ def exit_clearly(main: Callable[[], None]) -> None:
         if not is_disk_full(error):
             raise
         _stop(f"error: no space left writing {error.filename or 'a file'}; free some space and run again", 2)
+    except Interrupted as request:
+        _stop(str(request), EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
 

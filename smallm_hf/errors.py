@@ -1,4 +1,4 @@
-"""The one exception a user may cause, and the one fault of a machine that every writer may meet."""
+"""The exceptions a user may cause, and the one fault of a machine that every writer may meet."""
 
 import errno
 
@@ -13,6 +13,14 @@ class UserError(ValueError):
     The message is one line that names what is wrong, both values, and what to change. Scripts print it and exit
     with status 2; every other exception is our own fault and keeps its traceback.
     """
+
+
+class DiskFull(UserError):
+    """There was no space left for something that can be written again later."""
+
+
+class Interrupted(Exception):
+    """Work was given up because the run was asked to stop; what leaves a script has saved the state and exits 75."""
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all."""
+"""Writing a folder whole or not at all, and so that it is still there after a power cut."""
 
 import os
 import shutil
@@ -8,28 +8,31 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from smallm_hf.errors import UserError, is_disk_full, one_line
+from smallm_hf.errors import DiskFull, UserError, is_disk_full, one_line
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Gives an empty folder beside `folder` that takes its place when the block ends without an exception.
 
-    After an exception what stood there still stands, and nothing else is left, no folder made on the way either.
+    After an exception what stood there still stands, and nothing else is left, no folder made on the way either. A
+    process that is killed leaves the one or the other, `restored` makes sure under which name.
 
     Raises:
-        UserError: the disk is full.
+        DiskFull: no space was left.
     """
-    fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
+    fresh, old = _beside(folder)
+    restored(folder)
     made = [parent for parent in folder.parents if not parent.exists()]
-    shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
     try:
         fresh.mkdir(parents=True)
         yield fresh
-        shutil.rmtree(old, ignore_errors=True)
+        for path in [*fresh.rglob("*"), fresh]:
+            _to_disk(path)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
+        _to_disk(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -38,8 +41,34 @@ def replacing(folder: Path) -> Iterator[Path]:
                 parent.rmdir()
         # safetensors and torch report a full disk as errors of their own, the file system as OSError.
         if isinstance(error, OSError | SafetensorError | RuntimeError) and is_disk_full(error):
-            raise UserError(f"no space left to write {folder} ({one_line(error)}); free some and run again") from error
+            raise DiskFull(f"no space left to write {folder} ({one_line(error)}); free some and run again") from error
         raise
+
+
+def restored(folder: Path) -> Path:
+    """The folder, put back where a process was killed between moving it aside and moving the new one in."""
+    fresh, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is written, and where the one it replaces waits."""
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.replaced")
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, would survive a power cut."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def require_writable(path: Path, option: str, *, folder: bool) -> None:

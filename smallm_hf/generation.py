@@ -132,18 +132,25 @@ def sample(
     *,
     num_samples: int = 1,
     seed: int = 42,
+    heard: Callable[[str], None] | None = None,
     **settings: float,
 ) -> list[str]:
     """Returns the continuations of prompts, `num_samples` of the first, then of the second, and so on.
 
     Sample `i` of a prompt is what `stream` writes with `seed + i`, whatever the other prompts are; `settings` are
-    those of `stream`.
+    those of `stream`. `heard` is called with each piece as it comes, and may end it all by an exception.
     """
     texts = []
     for prompt in prompts:
         for index in range(num_samples):
             pieces: list[str] = []
-            stream(model, tokenizer, prompt, pieces.append, seed=seed + index, **settings)
+
+            def write(piece: str, pieces: list[str] = pieces) -> None:
+                pieces.append(piece)
+                if heard:
+                    heard(piece)
+
+            stream(model, tokenizer, prompt, write, seed=seed + index, **settings)
             texts.append("".join(pieces))
     return texts
 

@@ -21,11 +21,18 @@ from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_f
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
-from smallm_hf.folders import require_writable
 from smallm_hf.generation import prompt_window
 from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
-from smallm_hf.training.checkpoints import STATE_FILE, LoopState, list_checkpoints, load_state, readable
-from smallm_hf.training.configuration import TrainingConfig, plan_steps, share_done
+from smallm_hf.resuming import (
+    check_cooldown,
+    check_fingerprints,
+    cooldown_state,
+    find_checkpoint,
+    fingerprints_of,
+    resumed_config,
+)
+from smallm_hf.training.checkpoints import LoopState, load_state, readable
+from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.devices import (
     build_accelerator,
     hardware,
@@ -35,6 +42,7 @@ from smallm_hf.training.devices import (
     resolve_loss,
     resolve_precision,
     set_cpu_threads,
+    set_determinism,
 )
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
 from smallm_hf.training.loss import has_plain_head
@@ -61,6 +69,10 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         UserError: every mistake that can be seen before training is raised before the run folder exists.
     """
     say = print if is_main_process() else _silent
+    run = options.output_dir
+    checkpoint = None if options.dry_run else find_checkpoint(options, say)
+    if checkpoint is not None:
+        config = resumed_config(config, checkpoint, say)
     precision = resolve_precision(config.training.precision)
     architecture, requested = model_config(config.model), config.training
     config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
@@ -72,15 +84,16 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     set_cpu_threads(config.training.cpu_threads)
     disable_progress_bar()  # of saving and loading: the run has its own
     began = time.perf_counter()
-    run, checkpoint = options.output_dir, _find_checkpoint(options, say)
+    if config.training.deterministic:
+        set_determinism()
     cools_down = checkpoint is None and config.training.cooldown_from is not None
     if cools_down:
         checkpoint = Path(config.training.cooldown_from)
-        if not (checkpoint / STATE_FILE).is_file():
-            raise UserError(
-                f"training.cooldown_from={checkpoint} is no checkpoint; give a folder such as RUN/checkpoints/step-1000"
-            )
+        check_cooldown(config.training, checkpoint)
     files = _token_files(config, say)
+    fingerprints = fingerprints_of(files)
+    if checkpoint is not None:
+        check_fingerprints(checkpoint, files, ["tokenizer"] if cools_down else list(fingerprints))
     architecture = _architecture(config, files)
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
@@ -109,6 +122,9 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     say(describe_plan(plan, config, precision))
 
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
+    state = LoopState() if checkpoint is None else load_state(checkpoint)
+    if cools_down:
+        state = cooldown_state(state)
     all_bytes = files.meta.validation.bytes + files.meta.validation.documents  # an eos counts as one
     loop = TrainingLoop(
         model=model,
@@ -119,8 +135,9 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         run=run,
         accelerator=accelerator,
         flops_per_token=plan.flops_per_token,
+        identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints},
         checkpoint=checkpoint,
-        state=_state(config, files, checkpoint, cools_down),
+        state=state,
     )
     origin = {**environment(), "hardware": hardware()}
     if accelerator.is_main_process:  # nothing is written before all that could be refused was
@@ -128,8 +145,8 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         config.save(run / "config.yaml")
         _write_json(run / "environment.json", origin)
     if loop.finished():
-        limits = _limits(training)
-        say(f"nothing left to train at step {loop.state.step} ({limits}); raise the limit that was reached to go on")
+        step = loop.state.step
+        say(f"nothing left to train at step {step} ({training.limits}); raise the limit that was reached to go on")
     trained = loop.run()
 
     results = {
@@ -179,23 +196,6 @@ def _claim(options: CommandOptions) -> None:
     except FileExistsError:
         if not options.resume and any(options.output_dir.iterdir()):
             raise UserError(f"another run has just begun in {options.output_dir}; give another --output_dir") from None
-
-
-def _find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to resume; a folder that holds another run is refused."""
-    run = options.output_dir
-    require_writable(run, "--output_dir", folder=True)
-    checkpoints = list_checkpoints(run)
-    if options.resume:
-        if not checkpoints:
-            say(f"no checkpoint in {run}; starting afresh")
-            return None
-        say(f"resuming from {checkpoints[-1]}")
-        return checkpoints[-1]
-    if is_main_process() and run.exists() and any(run.iterdir()):
-        held = f"a run that stopped at {checkpoints[-1].name}" if checkpoints else "files already"
-        raise UserError(f"{run} holds {held}; add --resume to continue it, or give another --output_dir")
-    return None
 
 
 def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | None = None) -> TokenFiles:
@@ -262,50 +262,8 @@ def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path |
         return load_weights(checkpoint, architecture)
 
 
-def _state(config: RunConfig, files: TokenFiles, checkpoint: Path | None, cools_down: bool) -> LoopState:
-    """The counters to start from; a checkpoint of another optimizer, tokenizer or schedule is refused."""
-    ours = {
-        "optimizer": config.training.optimizer,
-        "tokenizer_sha256": files.meta.tokenizer_sha256,
-        "schedule": config.training.schedule,
-    }
-    if checkpoint is None:
-        return LoopState(**ours)
-    state = load_state(checkpoint)
-    for name, value in ours.items():
-        if getattr(state, name) != value:
-            raise UserError(
-                f"{checkpoint} was trained with {name} {getattr(state, name)[:12]}, this run has {value[:12]}; "
-                "resume with the config and the text of the run or give another --output_dir"
-            )
-    if cools_down:
-        _check_cooldown(config.training, checkpoint, state)
-        state.cooldown_step, state.cooldown_seconds = state.step, state.seconds
-        state.validations_without_gain = 0
-    return state
-
-
-def _check_cooldown(training: TrainingConfig, checkpoint: Path, state: LoopState) -> None:
-    if state.rate_factor < 1:
-        raise UserError(
-            f"training.cooldown_from={checkpoint} was at {state.rate_factor:.2f} of its peak rate, warming up or "
-            "decaying already; give a checkpoint from between"
-        )
-    if share_done(training, training.max_steps, state.step, state.seconds) >= 1:
-        raise UserError(
-            f"training.cooldown_from={checkpoint} is at step {state.step} after {state.seconds:.0f} s, and the run "
-            f"ends at {_limits(training)}; raise that to leave room for the decay"
-        )
-
-
 # What saving adds to a config, or what says nothing of its shape.
 UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
-
-
-def _limits(training: TrainingConfig) -> str:
-    """The limits that a run has, the first of which ends it."""
-    limits = {name: getattr(training, name) for name in ("max_steps", "max_seconds", "epochs", "patience")}
-    return ", ".join(f"training.{name}={value:g}" for name, value in limits.items() if value)
 
 
 def describe_data(files: TokenFiles) -> str:
@@ -331,7 +289,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
             f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
             f"tokens per step   {plan.tokens_per_step:,} "
             f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
-            f"total tokens      {end} ({_limits(training)})",
+            f"total tokens      {end} ({training.limits})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
             f"memory            about {plan.memory_bytes / 2**30:.2f} GiB per process (estimated)",
             f"precision         {precision}, compile {training.compile}, loss {training.loss}",

@@ -13,12 +13,14 @@ LEVELS = [
         "training.configuration",
         "training.devices",
         "training.checkpoints",
+        "training.stopping",
         "training.validation",
         "config",
         "card",
         "plots",
     ],
     ["training.loss", "training.loop", "training.plan", "config", "card", "plots"],
+    ["resuming"],
     ["runs"],
 ]
 

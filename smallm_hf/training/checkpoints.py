@@ -1,17 +1,20 @@
 """Checkpoints: everything the next step depends on, in one folder that appears whole or not at all.
 
-`checkpoints/step-N/` holds the model as `save_pretrained` writes it, `optimizer.pt`, one `random-RANK.pt` per process
-and `state.json`, the counters.
+`checkpoints/step-N/` holds the model as `save_pretrained` writes it, `optimizer.pt`, one `random-RANK.pt` per process,
+`state.json`, the counters, and, written last, `manifest.json`: what the run was, and the sha256 of every other file.
+A checkpoint is used only where all of these agree.
 """
 
+import hashlib
 import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +22,12 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from smallm_hf.environment import versions
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import replacing
 
-STATE_FILE = "state.json"
+STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
+FORMAT = 1
 # What json, torch, pickle and safetensors raise for a file that is missing, cut off or of another kind.
 UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError),
@@ -38,13 +43,47 @@ class LoopState:
     windows: int = 0  # training windows seen, over all processes: the position in the data
     tokens: int = 0  # tokens seen, over all processes
     seconds: float = 0.0  # training time: data, steps and logging
-    validations_without_gain: int = 0  # since the lowest validation loss
+    closed: bool = True  # whether what is due after this step, such as its validation, has been done
+    batch_size: int = 0  # windows per process and micro-step; smaller than configured where memory ran out
+    gradient_norm: float = 0.0  # of the last update, before clipping
     rate_factor: float = 0.0  # of the last update: the share of the peak rate
     cooldown_step: int = 0  # where a run with training.cooldown_from began, and
     cooldown_seconds: float = 0.0  # its training time by then
-    schedule: str = ""  # training.schedule
-    optimizer: str = ""  # training.optimizer
-    tokenizer_sha256: str = ""  # of the tokenizer that gave the tokens their meaning
+    best: dict[str, float] | None = None  # the validation with the lowest loss
+    validations_without_gain: int = 0  # since then
+    skipped_steps: int = 0  # updates left out for a loss or gradient that is no number, or a spike
+    skipped_in_a_row: int = 0  # of these, the last ones
+    logged_step: int = 0  # of the last record, and
+    logged_seconds: float = 0.0  # its training time
+    nats_since_log: float = 0.0  # sum of the losses of the updates since, and
+    updates_since_log: int = 0  # how many of them were not left out
+    recent_losses: list[float] = field(default_factory=list)  # where spikes are looked for
+    recent_norms: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is of, and what its files must be.
+
+    Args:
+        format: version of this layout.
+        step: updates done.
+        tokens: training tokens seen.
+        processes: how many shared an update.
+        config: of the run, every `auto` decided.
+        fingerprints: sha256 of the tokenizer and of the token files.
+        versions: of Python and the libraries.
+        files: size in bytes and sha256 of every other file.
+    """
+
+    format: int
+    step: int
+    tokens: int
+    processes: int
+    config: dict[str, Any]
+    fingerprints: dict[str, str]
+    versions: dict[str, str]
+    files: dict[str, dict[str, int | str]]
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -53,29 +92,128 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def newest_checkpoint(run: Path, say: Callable[[str], None], set_aside: bool) -> Path | None:
+    """The newest checkpoint that is whole.
+
+    Damaged ones behind it are told and, by the one process that is to `set_aside`, given another name.
+    """
+    for checkpoint in reversed(list_checkpoints(run)):
+        reason = damage(checkpoint)
+        if reason is None:
+            return checkpoint
+        if not set_aside:
+            continue
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        say(f"{checkpoint} is damaged ({reason}); set aside as {aside.name}")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its own manifest; None where nothing is."""
+    try:
+        manifest = read_manifest(checkpoint)
+        found = _describe_files(checkpoint)
+    except (UserError, OSError) as error:
+        return one_line(error)
+    for name in sorted(manifest.files.keys() | found.keys()):
+        expected, actual = manifest.files.get(name), found.get(name)
+        if actual is None or expected is None:
+            return f"{name} is {'missing' if actual is None else 'not of this checkpoint'}"
+        if expected != actual:
+            return (
+                f"{name} has {actual['bytes']} bytes with sha256 {actual['sha256'][:12]}, "
+                f"its manifest says {expected['bytes']} with {expected['sha256'][:12]}"
+            )
+    return None
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """What a checkpoint says it is.
+
+    Raises:
+        UserError: it says nothing that can be read, or speaks another format.
+    """
+    path = checkpoint / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        written = content.get("format")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); take another checkpoint") from error
+    if written != FORMAT:
+        raise UserError(f"{path} is of format {written}, this version reads {FORMAT}; take another checkpoint")
+    return Manifest(**content)
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST_FILE:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256}
+    return files
+
+
 def save_checkpoint(
     run: Path,
     accelerator: Accelerator,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     state: LoopState,
-    keep: int,
+    *,
+    config: dict[str, Any],
+    fingerprints: dict[str, str],
+    kept: Callable[[int], bool],
+    newest: int,
 ) -> None:
-    """Writes `checkpoints/step-N` and removes all but the newest `keep`; every process calls it."""
+    """Writes `checkpoints/step-N`, reads it back, and only then removes older ones; every process calls it.
+
+    Args:
+        run: the run folder.
+        accelerator: knows the processes, and the gradient scaler if there is one.
+        model: its weights are saved.
+        optimizer: its state is saved.
+        state: the counters.
+        config: of the run, for the manifest.
+        fingerprints: of tokenizer and token files, for the manifest.
+        kept: whether the checkpoint of a step stays though it is old.
+        newest: how many of the newest stay in any case.
+
+    Raises:
+        DiskFull: no space was left; nothing has changed.
+        UserError: what was written cannot be read back as it was.
+    """
     # One gather before any file: each process's random state travels to the one that writes.
-    random_states = [_random_state(accelerator.device)]
+    random_states = [random_state(accelerator.device)]
     if accelerator.num_processes > 1:
         random_states = gather_object(random_states)
     if accelerator.is_main_process:
-        with replacing(run / "checkpoints" / f"step-{state.step}") as folder:
+        checkpoint = run / "checkpoints" / f"step-{state.step}"
+        with replacing(checkpoint) as folder:
             model.save_pretrained(folder)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / "optimizer.pt")
-            for rank, random_state in enumerate(random_states):
-                torch.save(random_state, folder / f"random-{rank}.pt")
+            for rank, each in enumerate(random_states):
+                torch.save(each, folder / f"random-{rank}.pt")
             (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
-        for old in list_checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            manifest = Manifest(
+                format=FORMAT,
+                step=state.step,
+                tokens=state.tokens,
+                processes=accelerator.num_processes,
+                config=config,
+                fingerprints=fingerprints,
+                versions=versions(),
+                files=_describe_files(folder),
+            )
+            (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        if reason := damage(checkpoint):
+            raise UserError(f"{checkpoint} was just written and is damaged ({reason}); check the disk, then --resume")
+        for old in list_checkpoints(run)[:-newest]:
+            if not kept(int(old.name.removeprefix("step-"))):
+                shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
@@ -102,7 +240,7 @@ def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: t
             accelerator.scaler.load_state_dict(saved["scaler"])
         random_file = checkpoint / f"random-{accelerator.process_index}.pt"
         if random_file.exists():  # a run resumed on more processes than it had starts the new ones from its seed
-            _set_random_state(torch.load(random_file, weights_only=True), accelerator.device)
+            set_random_state(torch.load(random_file, weights_only=True), accelerator.device)
 
 
 @contextmanager
@@ -123,14 +261,16 @@ def readable(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of the generators that dropout draws from, of the CPU and of this device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restores what `random_state` gave."""
     torch.set_rng_state(state["cpu"])
     if device.type in state and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state[device.type])

@@ -16,7 +16,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("max_steps", "max_seconds", "epochs", "context_length", "batch_size", "accumulation_steps"),
             *("global_batch_size", "learning_rate", "muon_learning_rate", "cpu_threads", "peak_tflops", "log_every"),
             *("evaluate_every", "validation_tokens", "patience", "checkpoint_every", "keep_checkpoints"),
-            *("sample_every", "sample_tokens"),
+            *("keep_every", "sample_every", "sample_tokens", "max_skipped_steps", "skip_spikes"),
         ),
     ),
     ("of 0 or more", lambda value: value >= 0, ("warmup_steps", "weight_decay", "max_gradient_norm")),
@@ -64,6 +64,11 @@ class TrainingConfig:
         cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         peak_tflops: dense TFLOP/s of one device, whose share reached is stated as mfu; null knows common GPUs.
+        max_skipped_steps: updates are left out where loss or gradient is no number; after so many in a row the run
+            saves its state and stops.
+        skip_spikes: also leave out an update whose loss or gradient norm is so many standard deviations above the mean
+            of the last 128; null never.
+        deterministic: only algorithms that give the same bits each time, slower on a GPU.
         seed: of weights, order, dropout and samples.
         log_every: optimizer updates between two lines of metrics.jsonl.
         interval_unit: what evaluate_every, checkpoint_every and sample_every count, optimizer steps or training tokens.
@@ -71,7 +76,9 @@ class TrainingConfig:
         patience: validations without a lower loss after which the run ends early; null never.
         validation_tokens: size of the fixed validation set, in whole documents from the front; null takes all.
         checkpoint_every: steps or tokens between two checkpoints; null keeps the last state only.
-        keep_checkpoints: how many of the newest checkpoints stay.
+        keep_checkpoints: how many of the newest checkpoints stay; that of the best validation stays too.
+        keep_every: checkpoints at multiples of so many steps stay for good.
+        on_full_disk: stop, or continue without what could not be written.
         sample_every: steps or tokens between two rounds of samples; null samples at the end only.
         sample_prompts: what the samples continue; an empty prompt starts a new document.
         sample_tokens: new tokens per sample.
@@ -103,6 +110,9 @@ class TrainingConfig:
     cpu_threads: int | None = None
     activation_checkpointing: bool = False
     peak_tflops: float | None = None
+    max_skipped_steps: int = 10
+    skip_spikes: float | None = None
+    deterministic: bool = False
     seed: int = 42
     log_every: int = 10
     interval_unit: Literal["steps", "tokens"] = "steps"
@@ -111,6 +121,8 @@ class TrainingConfig:
     validation_tokens: int | None = 1_000_000
     checkpoint_every: int | None = 1000
     keep_checkpoints: int = 2
+    keep_every: int | None = None
+    on_full_disk: Literal["stop", "continue"] = "stop"
     sample_every: int | None = None
     sample_prompts: list[str] = field(default_factory=lambda: ["", "The", "In the beginning"])
     sample_tokens: int = 100
@@ -138,6 +150,12 @@ class TrainingConfig:
             )
         if not self.sample_prompts:
             raise UserError('training.sample_prompts=[] leaves nothing to continue; give at least one, such as [""]')
+
+    @property
+    def limits(self) -> str:
+        """The limits that a run has, the first of which ends it, as a user states them."""
+        stated = {name: getattr(self, name) for name in ("max_steps", "max_seconds", "epochs", "patience")}
+        return ", ".join(f"training.{name}={value:g}" for name, value in stated.items() if value)
 
     @property
     def windows_per_step(self) -> int:

@@ -2,33 +2,43 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.data.batching import WindowOrder, next_token_batch
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.errors import DiskFull, Interrupted, UserError, is_disk_full, one_line
 from smallm_hf.evaluation.scoring import position_limit
 from smallm_hf.folders import replacing
 from smallm_hf.generation import forked_random, sample
 from smallm_hf.tokenization import save_tokenizer
-from smallm_hf.training.checkpoints import LoopState, load_training_state, save_checkpoint
+from smallm_hf.training.checkpoints import (
+    LoopState,
+    load_training_state,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, share_done
 from smallm_hf.training.devices import peak_flops, peak_memory_bytes
 from smallm_hf.training.loss import TrainingLoss
 from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
 from smallm_hf.training.progress import Reporter, RunLog, duration
-from smallm_hf.training.validation import ValidationSet, read_validation, write_validation
+from smallm_hf.training.stopping import StopRequest
+from smallm_hf.training.validation import ValidationSet, write_validation
 
 # How samples are drawn during a run: likely words, with some freedom (Holtzman et al. 2020).
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
+# A spike is looked for among so many updates, once there are half of them.
+SPIKE_HISTORY = 128
 
 
 class Clock:
@@ -71,8 +81,10 @@ class TrainingLoop:
         run: the run folder; exists.
         accelerator: built for that precision.
         flops_per_token: forward and backward, for the share of the peak that metrics state.
+        identity: `config` and `fingerprints` of the run, for the manifests of its checkpoints.
         checkpoint: where optimizer and random state come from; None starts afresh.
         state: the counters to start from.
+        mirror: is told all that is recorded, see `RunLog`.
 
     Raises:
         UserError: processes that do not divide the accumulation, or fewer tokens than one window.
@@ -89,16 +101,20 @@ class TrainingLoop:
         run: Path,
         accelerator: Accelerator,
         flops_per_token: float,
+        identity: dict[str, Any],
         checkpoint: Path | None = None,
         state: LoopState | None = None,
+        mirror: Callable[..., None] | None = None,
     ):
         self.model, self.tokenizer, self.tokens, self.validation = model, tokenizer, train_tokens, validation
         self.training, self.run_folder, self.accelerator = training, run, accelerator
+        self.identity = identity
         self.state = state or LoopState()
+        self.state.batch_size = self.state.batch_size or training.batch_size
         peak = peak_flops(training.peak_tflops, training.precision)
         self.peak_tokens_per_second = peak and accelerator.num_processes * peak / flops_per_token
-        self.first_step, self.first_tokens, self.first_seconds = self.state.step, self.state.tokens, self.state.seconds
-        self.micro_steps = micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)
+        self.first_tokens, self.first_seconds = self.state.tokens, self.state.seconds
+        micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)  # or they are refused
         self.order = WindowOrder(len(train_tokens), training.context_length, training.seed)
         self.planned_steps = plan_steps(training, self.order.windows_per_epoch)
         if training.activation_checkpointing:
@@ -117,11 +133,10 @@ class TrainingLoop:
             TrainingLoss(model, compile=training.compile, chunked=training.loss == "chunked"), optimizer
         )
         self.reporter = Reporter(accelerator.is_main_process)
-        self.log = RunLog(run, accelerator.is_main_process, self.state.step, self.finished())
+        retakes = not self.state.closed or self.finished()  # validation and samples of the step to start from
+        self.log = RunLog(run, accelerator.is_main_process, self.state.step, retakes, mirror)
         self.validated: dict[str, float] = {}
-        self.best = read_validation(run / "best") if checkpoint is not None else None
-        self.loss = self.gradient_norm = self.loss_since_log = torch.zeros((), device=accelerator.device)
-        self.logged = (self.state.step, self.state.seconds)
+        self.stop_request, self.asked_to_stop = StopRequest(), False
         if training.compile:
             self.warm_up()
         if checkpoint is not None:  # last, so that nothing above disturbs the random state
@@ -135,30 +150,24 @@ class TrainingLoop:
             What `results.json` says of the training: steps, tokens, seconds, speed, last and best validation.
 
         Raises:
-            UserError: loss or gradient are no longer numbers.
+            Interrupted: the run was asked to stop, and has saved its state.
+            UserError: too many updates in a row had no usable loss or gradient.
         """
-        training, state = self.training, self.state
-        with self.reporter:
+        with self.reporter, self.stop_request:
             while True:
-                progress = self.progress()
+                progress = self.agree()
                 last = progress >= 1 or self.out_of_patience()
                 self.reporter.advance(progress)
-                intervals = (training.evaluate_every, training.sample_every, training.checkpoint_every)
-                # Each of these begins a new record too, so that a resumed run averages over the same updates.
-                if last or state.step == 1 or state.step % training.log_every == 0 or any(map(self.due, intervals)):
-                    self.report()
-                if last or self.due(training.evaluate_every):
-                    self.evaluate()
-                    last = last or self.out_of_patience()
-                if last or self.due(training.sample_every):
-                    self.sample()
-                if last or self.due(training.checkpoint_every):
-                    self.save_checkpoint()  # behind all records of this step, which a resumed run does not take again
+                if not self.asked_to_stop:
+                    last = self.close_step(last)
+                if self.asked_to_stop:
+                    self.stop()
                 if last:
                     break
                 self.set_rate(progress)
                 self.update()
             self.save_model("final")
+        state = self.state
         seconds = state.seconds - self.first_seconds
         return {
             "steps": state.step,
@@ -167,17 +176,25 @@ class TrainingLoop:
             "training_seconds": state.seconds,
             "tokens_per_second": (state.tokens - self.first_tokens) / seconds if seconds else None,
             "processes": self.accelerator.num_processes,
+            "skipped_steps": state.skipped_steps,
             "stopped_early": self.out_of_patience(),
             "last": self.validated,
-            "best": self.best,
+            "best": state.best,
         }
 
-    def progress(self) -> float:
-        """The share of the run that is done, by the limit nearest to its end; the same on every process."""
-        seconds = self.clock.seconds
-        if self.training.max_seconds and self.accelerator.num_processes > 1:
-            # Clocks differ by a little, and all must stop together.
-            seconds = broadcast(torch.tensor(seconds, device=self.accelerator.device, dtype=torch.float32)).item()
+    # --- where a run stands ------------------------------------------------------------------------------------------
+
+    def agree(self) -> float:
+        """The share of the run that is done, by the limit nearest to its end; the same on every process.
+
+        Leaves in `asked_to_stop` whether any of them was: clocks and signals differ, and all must go on or stop.
+        """
+        seconds, stop = self.clock.seconds, float(bool(self.stop_request))
+        if self.accelerator.num_processes > 1:
+            mine = [seconds * self.accelerator.is_main_process, stop]
+            told = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
+            seconds, stop = self.accelerator.reduce(told, "sum").tolist()
+        self.asked_to_stop = stop > 0
         return share_done(self.training, self.planned_steps, self.state.step, seconds)
 
     def finished(self) -> bool:
@@ -187,7 +204,7 @@ class TrainingLoop:
 
     def due(self, every: int | None) -> bool:
         """Whether something that happens `every` so many steps or tokens happens after this update."""
-        if every is None or self.state.step == self.first_step:
+        if every is None or self.state.closed:
             return False
         if self.training.interval_unit == "steps":
             return self.state.step % every == 0
@@ -196,6 +213,42 @@ class TrainingLoop:
     def out_of_patience(self) -> bool:
         """Whether too many validations in a row have brought no lower loss."""
         return bool(self.training.patience) and self.state.validations_without_gain >= self.training.patience
+
+    def close_step(self, last: bool) -> bool:
+        """Does what is due after an update: record, validation, samples, checkpoint; returns whether it was the last.
+
+        Where the run is asked to stop meanwhile, the counters are left as they were before validation and samples,
+        which a resumed run takes again.
+        """
+        training, state = self.training, self.state
+        intervals = (training.evaluate_every, training.sample_every, training.checkpoint_every)
+        if last or state.step == 1 or state.step % training.log_every == 0 or any(map(self.due, intervals)):
+            self.report()
+        before = replace(state)
+        if last or self.due(training.evaluate_every):
+            self.evaluate()
+            last = last or self.out_of_patience()
+        if not self.asked_to_stop and (last or self.due(training.sample_every)):
+            self.sample()
+        if self.asked_to_stop:
+            self.state = before
+            return last
+        saves = last or self.due(training.checkpoint_every)
+        state.closed = True  # behind all records of this step, which a resumed run does not take again
+        if saves:
+            self.save_checkpoint()
+        return last
+
+    def stop(self) -> None:
+        """Saves the state of a run that was asked to stop, and leaves it."""
+        reason = self.stop_request.reason or "another process was asked to"
+        where = self.run_folder / "checkpoints" / f"step-{self.state.step}"
+        if self.state.step:
+            self.save_checkpoint()
+            raise Interrupted(f"stopped ({reason}) at step {self.state.step}; saved {where}, --resume goes on from it")
+        raise Interrupted(f"stopped ({reason}) before the first step; there is nothing to resume")
+
+    # --- the update --------------------------------------------------------------------------------------------------
 
     def set_rate(self, progress: float) -> None:
         """Sets the learning rates of the next update."""
@@ -214,38 +267,127 @@ class TrainingLoop:
             final_fraction=training.final_learning_rate_fraction,
         )
         set_learning_rate(self.optimizer, self.state.rate_factor)
-        self.learning_rate = training.learning_rate * self.state.rate_factor
 
     def update(self) -> None:
-        """One optimizer update; leaves its loss, the norm of its gradient before clipping, and the counters after it.
+        """One optimizer update; leaves the counters after it, and the norm of its gradient before clipping.
+
+        An update whose loss or gradient is no number, or a spike, is left out: its data counts as seen, weights and
+        optimizer stay as they are. All processes decide alike, by numbers that all have.
+
+        Raises:
+            UserError: too many in a row were left out; the state is saved.
+        """
+        training, state = self.training, self.state
+        before = random_state(self.accelerator.device)
+        loss = None
+        while loss is None:
+            try:
+                loss = self.gradients()
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self.halve_batch()
+                if training.compile:
+                    with self.clock.stopped():
+                        self.warm_up()
+                set_random_state(before, self.accelerator.device)
+            if self.asked_to_stop:
+                set_random_state(before, self.accelerator.device)
+                return
+        norm = self.accelerator.clip_grad_norm_(self.step_loss.parameters(), training.max_gradient_norm or math.inf)
+        state.gradient_norm = float(norm)
+        usable = math.isfinite(loss) and math.isfinite(state.gradient_norm) and not self.spikes(loss)
+        if usable or self.accelerator.scaler:  # which leaves an infinite gradient out by itself, and scales it down
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        state.closed = False
+        state.windows += training.windows_per_step
+        state.tokens += training.tokens_per_step
+        if usable:
+            state.skipped_in_a_row = 0
+            state.nats_since_log += loss
+            state.updates_since_log += 1
+            return
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        self.reporter.say(f"step {state.step} | left out: loss {loss:.4g}, gradient norm {state.gradient_norm:.4g}")
+        if state.skipped_in_a_row >= training.max_skipped_steps:
+            self.save_checkpoint()
+            raise UserError(
+                f"the last {state.skipped_in_a_row} updates had no usable loss or gradient (loss {loss:.4g}, gradient "
+                f"norm {state.gradient_norm:.4g} at step {state.step}); lower training.learning_rate="
+                f"{training.learning_rate:g} in a new run, or --resume this one from its last good checkpoint"
+            )
+
+    def gradients(self) -> float | None:
+        """Forward and backward passes of one update; returns its loss, over all processes.
 
         Micro-step m of an update takes the windows m * batch_size ... of it, and process r of P the micro-steps r,
         r + P, ...: the windows of an update do not depend on how many processes share it.
+
+        Returns None where this process, being the only one, is asked to stop between micro-steps.
         """
-        accelerator, training, state = self.accelerator, self.training, self.state
+        accelerator, state = self.accelerator, self.state
         batches = []
         for micro_step in range(self.micro_steps):
-            first = (micro_step * accelerator.num_processes + accelerator.process_index) * training.batch_size
-            batches.append(self.batch(self.order.starts(state.windows + first, training.batch_size)))
+            first = (micro_step * accelerator.num_processes + accelerator.process_index) * state.batch_size
+            batches.append(self.batch(self.order.starts(state.windows + first, state.batch_size)))
         # Counted before the first forward pass: every micro-step is divided by the targets of the whole update.
         counted = accelerator.reduce(sum((batch["targets"] != -100).sum() for batch in batches), "sum")
         share = torch.zeros((), device=accelerator.device)
         for index, batch in enumerate(batches):
+            if accelerator.num_processes == 1 and self.stop_request:
+                self.asked_to_stop = True
+                self.optimizer.zero_grad()
+                return None
             with nullcontext() if index == len(batches) - 1 else accelerator.no_sync(self.step_loss):
                 loss = self.step_loss(**batch, counted_targets=counted)
                 # DistributedDataParallel averages gradients over processes; ours are shares of one sum.
                 accelerator.backward(loss * accelerator.num_processes)
             share += loss.detach()
-        self.gradient_norm = accelerator.clip_grad_norm_(
-            self.step_loss.parameters(), training.max_gradient_norm or math.inf
+        return accelerator.reduce(share, "sum").item()
+
+    @property
+    def micro_steps(self) -> int:
+        """Forward and backward passes of one process in an update."""
+        return self.training.windows_per_step // (self.state.batch_size * self.accelerator.num_processes)
+
+    def spikes(self, loss: float) -> bool:
+        """Whether loss or gradient norm stand far above those of the updates before."""
+        state, threshold = self.state, self.training.skip_spikes
+        if threshold is None:
+            return False
+        found = False
+        for recent, value in ((state.recent_losses, loss), (state.recent_norms, state.gradient_norm)):
+            if len(recent) >= SPIKE_HISTORY // 2:
+                found = found or value > np.mean(recent) + threshold * np.std(recent)
+            if math.isfinite(value):
+                recent.append(value)
+                del recent[:-SPIKE_HISTORY]
+        return found
+
+    def halve_batch(self) -> None:
+        """Goes on with smaller micro-steps, and as many more of them, after one did not fit into memory.
+
+        Raises:
+            UserError: there is nothing to halve, or other processes are in the middle of theirs.
+        """
+        state, processes = self.state, self.accelerator.num_processes
+        windows = self.training.windows_per_step // processes
+        size = max((n for n in range(1, state.batch_size // 2 + 1) if windows % n == 0), default=0)
+        if not size or processes > 1:
+            raise UserError(
+                f"out of memory with training.batch_size={state.batch_size} windows of training.context_length="
+                f"{self.training.context_length}; lower the first (accumulation_steps keeps the update), or the second"
+            )
+        self.reporter.say(
+            f"out of memory with {state.batch_size} windows per micro-step; going on with {size}, the update stays"
         )
-        self.optimizer.step()
+        state.batch_size = size
         self.optimizer.zero_grad()
-        state.step += 1
-        state.windows += training.windows_per_step
-        state.tokens += training.tokens_per_step
-        self.loss = share  # this process's: the loss of the update is the sum over all
-        self.loss_since_log = self.loss_since_log + share
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
 
     def batch(self, starts: np.ndarray) -> dict[str, torch.Tensor]:
         """The windows at `starts`, on the device."""
@@ -263,108 +405,145 @@ class TrainingLoop:
         self.reporter.say("compiling the training step (once; its time does not count)")
         began = time.perf_counter()
         with forked_random(self.accelerator.device), self.accelerator.no_sync(self.step_loss):
-            batch = self.batch(np.zeros(self.training.batch_size, dtype=np.int64))
-            try:
-                loss = self.step_loss(**batch, counted_targets=(batch["targets"] != -100).sum())
-                self.accelerator.backward(loss)
-            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-                raise UserError(
-                    f"training.compile=true fails on this machine ({one_line(error)}); "
-                    "train with --training.compile false"
-                ) from error
+            fits = False
+            while not fits:
+                batch = self.batch(np.zeros(self.state.batch_size, dtype=np.int64))
+                try:
+                    loss = self.step_loss(**batch, counted_targets=(batch["targets"] != -100).sum())
+                    self.accelerator.backward(loss)
+                    fits = True
+                except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                    raise UserError(
+                        f"training.compile=true fails on this machine ({one_line(error)}); "
+                        "train with --training.compile false"
+                    ) from error
+                except RuntimeError as error:
+                    if not should_reduce_batch_size(error):
+                        raise
+                    self.halve_batch()
         self.optimizer.zero_grad()
         self.reporter.say(f"compiled in {duration(time.perf_counter() - began)}")
 
+    # --- what an update leaves ---------------------------------------------------------------------------------------
+
     def report(self) -> None:
-        """Writes and shows what happened since the last record, and stops a run that is lost."""
-        steps = self.state.step - self.logged[0]
+        """Writes and shows what happened since the last record."""
+        state, training = self.state, self.training
+        steps = state.step - state.logged_step
         if not steps:
             return
-        mean_loss = self.accelerator.reduce(self.loss_since_log, "sum").item() / steps  # waits for the device: first
-        self.state.seconds = self.clock.seconds
-        seconds = self.state.seconds - self.logged[1]
+        state.seconds = self.clock.seconds
+        seconds = state.seconds - state.logged_seconds
+        speed = steps * training.tokens_per_step / seconds
         record = {
-            "step": self.state.step,
-            "tokens": self.state.tokens,
-            "epoch": self.state.windows / self.order.windows_per_epoch,
-            "seconds": self.state.seconds,
-            "loss": mean_loss,
-            "learning_rate": self.learning_rate,
-            "gradient_norm": float(self.gradient_norm),
-            "tokens_per_second": (speed := steps * self.training.tokens_per_step / seconds),
+            "step": state.step,
+            "tokens": state.tokens,
+            "epoch": state.windows / self.order.windows_per_epoch,
+            "seconds": state.seconds,
+            "loss": state.nats_since_log / state.updates_since_log if state.updates_since_log else math.nan,
+            "learning_rate": training.learning_rate * state.rate_factor,
+            "gradient_norm": state.gradient_norm,
+            "skipped_steps": state.skipped_steps,
+            "tokens_per_second": speed,
             **({"mfu": speed / self.peak_tokens_per_second} if self.peak_tokens_per_second else {}),
             "memory_bytes": peak_memory_bytes(),
         }
-        self.loss_since_log, self.logged = torch.zeros_like(self.loss), (self.state.step, self.state.seconds)
-        self.log.write("metrics", record)
-        done = share_done(self.training, self.planned_steps, self.state.step, self.state.seconds)
-        self.reporter.step(self.state.step, self.planned_steps, record, self.state.seconds * max(0.0, 1 / done - 1))
-        self.require_finite(mean_loss)
-
-    def require_finite(self, loss: float) -> None:
-        """Stops a run that is lost, on every process alike, before its weights are scored or saved."""
-        norm = float(self.gradient_norm)
-        # Under fp16 the scaler skips an update whose gradient is infinite, and tries a smaller scale.
-        if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
-            raise UserError(
-                f"the training loss is {loss} and its gradient {norm} at step {self.state.step}; lower "
-                f"training.learning_rate={self.training.learning_rate:g} and --resume from the last checkpoint"
-            )
+        state.nats_since_log, state.updates_since_log = 0.0, 0
+        state.logged_step, state.logged_seconds = state.step, state.seconds
+        self.write("metrics", record)
+        done = share_done(training, self.planned_steps, state.step, state.seconds)
+        self.reporter.step(state.step, self.planned_steps, record, state.seconds * max(0.0, 1 / done - 1))
 
     def evaluate(self) -> None:
         """Scores the fixed set, and keeps the weights where it is the best so far."""
+        training, state = self.training, self.state
         with self.clock.stopped():
-            self.require_finite(self.accelerator.reduce(self.loss, "sum").item())
             figures = self.validation.score(
-                self.model, self.training.context_length, self.training.batch_size, self.accelerator
+                self.model,
+                training.context_length,
+                state.batch_size,
+                self.accelerator,
+                lambda: bool(self.stop_request),
             )
-            self.validated = {"step": self.state.step, **figures}
-            self.log.write("metrics", {"tokens": self.state.tokens, **self.validated})
+            if figures is None:
+                self.asked_to_stop = True
+                return
+            self.validated = {"step": state.step, **figures}
+            self.write("metrics", {"tokens": state.tokens, **self.validated})
             self.reporter.validation(self.validated)
-            if self.best is None or self.validated["validation_loss"] < self.best["validation_loss"]:
-                self.best = self.validated
-                self.state.validations_without_gain = 0
+            if state.best is None or self.validated["validation_loss"] < state.best["validation_loss"]:
+                state.best = self.validated
+                state.validations_without_gain = 0
                 self.save_model("best")
             else:
-                self.state.validations_without_gain += 1
+                state.validations_without_gain += 1
 
     def sample(self) -> None:
         """Continues the fixed prompts into `samples.jsonl`, by the run's seed; the main process alone."""
-        if not self.accelerator.is_main_process:
-            return
         training = self.training
+
+        def look_up(piece: str) -> None:
+            if self.stop_request:
+                raise Interrupted
+
         with self.clock.stopped():
-            texts = sample(
-                self.model,
-                self.tokenizer,
-                training.sample_prompts,
-                max_new_tokens=training.sample_tokens,
-                seed=training.seed,
-                **SAMPLING,
-            )
-            for prompt, text in zip(training.sample_prompts, texts, strict=True):
-                self.log.write("samples", {"step": self.state.step, "prompt": prompt, "text": text})
-                self.reporter.say(f"\nsample | {prompt}{text}")
+            with suppress(Interrupted):
+                for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
+                    settings = {"max_new_tokens": training.sample_tokens, "seed": training.seed, **SAMPLING}
+                    text = sample(self.model, self.tokenizer, [prompt], heard=look_up, **settings)[0]
+                    self.write("samples", {"step": self.state.step, "prompt": prompt, "text": text})
+                    self.reporter.say(f"\nsample | {prompt}{text}")
+            self.agree()  # the others have waited for the one that wrote
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        """Appends to `NAME.jsonl`; on a full disk the run stops or goes on without the record."""
+        try:
+            self.log.write(name, record)
+        except OSError as error:
+            if not (is_disk_full(error) and self.training.on_full_disk == "continue"):
+                raise
+            self.reporter.say(f"no space left for a record of {name}; going on without it")
 
     def save_checkpoint(self) -> None:
         """Saves all that the next update depends on."""
-        with self.clock.stopped():
-            self.state.seconds = self.clock.seconds
+        training, state = self.training, self.state
+
+        def kept(step: int) -> bool:
+            return bool(state.best and step == state.best["step"]) or bool(
+                training.keep_every and step % training.keep_every == 0
+            )
+
+        with self.clock.stopped(), self.spared_by_full_disk():
+            state.seconds = self.clock.seconds
             save_checkpoint(
                 self.run_folder,
                 self.accelerator,
                 self.model,
                 self.optimizer,
-                self.state,
-                self.training.keep_checkpoints,
+                state,
+                **self.identity,
+                kept=kept,
+                newest=training.keep_checkpoints,
             )
 
     def save_model(self, name: str) -> None:
         """Writes a plain `save_pretrained` folder with its tokenizer, replaced whole."""
-        if self.accelerator.is_main_process:
-            with replacing(self.run_folder / name) as folder:
-                self.model.save_pretrained(folder)
-                write_validation(folder, self.validated)
-                limit = position_limit(self.model) or self.training.context_length
-                save_tokenizer(self.tokenizer, folder, model_max_length=limit)
-        self.accelerator.wait_for_everyone()
+        with self.spared_by_full_disk():
+            if self.accelerator.is_main_process:
+                with replacing(self.run_folder / name) as folder:
+                    self.model.save_pretrained(folder)
+                    write_validation(folder, self.validated)
+                    limit = position_limit(self.model) or self.training.context_length
+                    save_tokenizer(self.tokenizer, folder, model_max_length=limit)
+            self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def spared_by_full_disk(self) -> Iterator[None]:
+        """Goes on without what could not be written, where the config says so."""
+        try:
+            yield
+        except DiskFull as error:
+            if self.training.on_full_disk == "stop":
+                raise
+            self.reporter.say(f"{error}; going on without it")
+            self.accelerator.wait_for_everyone()

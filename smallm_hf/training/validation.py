@@ -1,6 +1,7 @@
 """The fixed set that every validation of a run scores."""
 
 import json
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from smallm_hf.errors import Interrupted
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
 
 VALIDATION_FILE = "validation.json"
@@ -42,15 +44,36 @@ class ValidationSet:
         return cls(kept, len(text.encode()) + len(ends))
 
     def score(
-        self, model: PreTrainedModel, context_length: int, batch_size: int, accelerator: Accelerator
-    ) -> dict[str, float]:
-        """Scores the set by the `packed` protocol, in the precision of the weights, shared over the processes."""
+        self,
+        model: PreTrainedModel,
+        context_length: int,
+        batch_size: int,
+        accelerator: Accelerator,
+        interrupted: Callable[[], bool] = bool,
+    ) -> dict[str, float] | None:
+        """Scores the set by the `packed` protocol, in the precision of the weights, shared over the processes.
+
+        Returns:
+            The figures; None, on every process, where `interrupted` came true on one of them.
+        """
+
+        def look_up(tokens: int) -> None:
+            if interrupted():
+                raise Interrupted
+
         shard = (accelerator.process_index, accelerator.num_processes)
-        sums = score_token_stream(model, self.tokens, context_length=context_length, batch_size=batch_size, shard=shard)
+        options = {"context_length": context_length, "batch_size": batch_size, "shard": shard, "advance": look_up}
+        try:
+            sums, stops = score_token_stream(model, self.tokens, **options), 0
+        except Interrupted:
+            sums, stops = Sums(), 1
         if accelerator.num_processes > 1:
-            shares = accelerator.gather(torch.tensor([astuple(sums)], dtype=torch.float64, device=accelerator.device))
-            nats, *counts = shares.sum(dim=0).tolist()
-            sums = Sums(nats, *(round(count) for count in counts))
+            share = torch.tensor([(*astuple(sums), stops)], dtype=torch.float64, device=accelerator.device)
+            nats, *counts = accelerator.gather(share).sum(dim=0).tolist()
+            *counts, stops = (round(count) for count in counts)
+            sums = Sums(nats, *counts)
+        if stops:
+            return None
         figures = summarize(sums + Sums(bytes=self.bytes))
         return {f"validation_{name}": value for name, value in figures.items()}
 

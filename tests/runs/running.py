@@ -1,9 +1,16 @@
 """Runs through the functions the scripts call."""
 
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from smallm_hf.config import parse_command_line
 from smallm_hf.runs import train_run
+from smallm_hf.training.checkpoints import list_checkpoints
+from smallm_hf.training.progress import read_records
 
 
 def train(recipe: Path, output_dir: Path, *words: object) -> dict | None:
@@ -12,4 +19,30 @@ def train(recipe: Path, output_dir: Path, *words: object) -> dict | None:
 
 
 def without_time(records: list[dict]) -> list[dict]:
-    return [{k: v for k, v in record.items() if k not in ("seconds", "tokens_per_second")} for record in records]
+    """Records without what no run repeats: time, speed and memory."""
+    measured = ("seconds", "tokens_per_second", "memory_bytes", "mfu")
+    return [{name: value for name, value in record.items() if name not in measured} for record in records]
+
+
+def outcome(run: Path) -> dict:
+    """All that two equal runs must have in common, bit for bit."""
+    state = json.loads((checkpoint := list_checkpoints(run)[-1]).joinpath("state.json").read_text())
+    weights = {
+        name: hashlib.sha256((run / name / "model.safetensors").read_bytes()).hexdigest() for name in ("best", "final")
+    }
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]
+    return {
+        "weights": weights,
+        "optimizer": [tensor.tolist() for tensor in tensors(saved)],
+        "state": {name: value for name, value in state.items() if "seconds" not in name},
+        "metrics": without_time(read_records(run, "metrics")),
+        "samples": read_records(run, "samples"),
+    }
+
+
+def tensors(tree: object) -> Iterator[torch.Tensor]:
+    """The tensors in nested dictionaries and lists, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+        yield from tensors(item)

@@ -52,7 +52,7 @@ def test_an_interrupted_cooldown_resumes_where_it_was(stable, recipe, tmp_path):
 @pytest.mark.parametrize(
     ("first", "then", "message"),
     [
-        (["--training.schedule", "cosine"], [], "was trained with schedule cosine, this run has wsd"),
+        (["--training.schedule", "cosine"], [], "was trained with training.schedule=cosine, this run has wsd"),
         (STABLE, ["--training.schedule", "cosine"], "decay of schedule wsd, training.schedule=cosine; set it to wsd"),
         (["--training.decay_fraction", 1], [], "was at 0.67 of its peak rate, warming up or decaying already"),
         (STABLE, ["--training.max_steps", 3], "is at step 3 .*and the run ends at training.max_steps=3"),

@@ -352,29 +352,6 @@ def test_a_launcher_that_contradicts_our_precision_is_refused(recipe, tmp_path, 
         train(recipe, tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path):
-    words = ["--training.optimizer", "adamw", "--training.learning_rate", 1e30, "--training.log_every", 100]
-    with pytest.raises(
-        UserError, match=r"loss is nan and its gradient nan at step 3; lower training.learning_rate=1e\+30"
-    ):
-        train(recipe, tmp_path / "run", *words)
-    assert not (tmp_path / "run" / "best").exists() and not list((tmp_path / "run").glob("checkpoints/*"))
-
-
-def test_a_poisoned_gradient_is_never_saved(recipe, tmp_path, monkeypatch):
-    steps = []
-
-    def poison(self, parameters, limit, norm_type=2):
-        steps.append(len(steps))
-        scale = math.inf if len(steps) == 3 else 1.0
-        return torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit) * scale
-
-    monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", poison)
-    with pytest.raises(UserError, match="its gradient inf at step 3"):
-        train(recipe, tmp_path / "run")
-    assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "best").exists()
-
-
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(recipe, tmp_path):
     resource = pytest.importorskip("resource")
     train(recipe, tmp_path / "run", "--training.max_steps", 3, "--training.optimizer", "adamw")
@@ -434,16 +411,6 @@ def test_a_finished_run_can_be_resumed_without_doubling_its_records(recipe, tmp_
     assert (again["steps"], again["last"]) == (first["steps"], first["last"])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "random-0.pt"])
-def test_a_damaged_checkpoint_is_refused_by_name(recipe, tmp_path, name):
-    train(recipe, tmp_path / "run", "--training.max_steps", 3)
-    path = tmp_path / "run" / "checkpoints" / "step-3" / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match="checkpoints/step-3 is damaged.*remove it") as error:
-        train(recipe, tmp_path / "run", "--resume")
-    assert "\n" not in str(error.value)
-
-
 def test_a_model_that_sees_later_tokens_is_refused(recipe, tmp_path):
     content = yaml.safe_load(recipe.read_text())
     content["model"] = {
@@ -498,7 +465,7 @@ def test_a_resume_with_another_tokenizer_is_refused(recipe, tmp_path, stories):
     other.write_text(stories.read_text().replace("cat", "zebra").replace("mat", "quilt"))
     words = ["--data.source", other, "--data.folder", tmp_path / "other"]
     with pytest.raises(
-        UserError, match=r"step-3 was trained with tokenizer_sha256 \w{12}, this run has \w{12}; resume with"
+        UserError, match=r"step-3 was trained with tokenizer of sha256 \w{12}, .*other holds \w{12}; resume with"
     ):
         train(recipe, tmp_path / "run", "--resume", *words)
 
@@ -506,7 +473,7 @@ def test_a_resume_with_another_tokenizer_is_refused(recipe, tmp_path, stories):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--training.optimizer", "adamw"], "step-3 was trained with optimizer muon, this run has adamw"),
+        (["--training.optimizer", "adamw"], "step-3 was trained with training.optimizer=muon, this config says adamw"),
         (["--model", '{"model_type": "gpt2", "vocab_size": 280}'], "model.model_type=smallm, this config says gpt2"),
     ],
 )
@@ -516,15 +483,6 @@ def test_a_resume_of_another_kind_of_run_names_both_and_leaves_the_run_as_it_was
     with pytest.raises(UserError, match=message):
         train(recipe, tmp_path / "run", "--resume", *words)
     assert (tmp_path / "run" / "config.yaml").read_text() == before
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.pt", "state.json"])
-def test_a_checkpoint_with_a_file_missing_is_refused_by_name(recipe, tmp_path, name):
-    train(recipe, tmp_path / "run", "--training.max_steps", 3)
-    (tmp_path / "run" / "checkpoints" / "step-3" / name).unlink()
-    with pytest.raises(UserError, match="checkpoints/step-3 is damaged.*remove it") as error:
-        train(recipe, tmp_path / "run", "--resume")
-    assert "\n" not in str(error.value)
 
 
 def test_resuming_what_is_finished_says_which_limit_to_raise(recipe, tmp_path, capsys):

@@ -49,14 +49,16 @@ def make_loop(accelerator, tmp_path):
             run=tmp_path,
             accelerator=accelerator,
             flops_per_token=1.0,
+            identity={"config": {}, "fingerprints": {}},
         )
 
     return make
 
 
 def loss_of(loop: TrainingLoop) -> float:
+    before = loop.state.nats_since_log
     loop.update()
-    return loop.loss.item()
+    return loop.state.nats_since_log - before
 
 
 def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[float]:
@@ -115,7 +117,7 @@ def test_warming_up_changes_neither_weights_nor_random_state_nor_counters(make_l
     random_state = torch.get_rng_state()
     loop.warm_up()
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert loop.state == LoopState()
+    assert loop.state == LoopState(batch_size=16)
     assert all(parameter.grad is None for parameter in loop.model.parameters())
     for name, tensor in loop.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name

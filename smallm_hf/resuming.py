@@ -1,0 +1,141 @@
+"""What a run that goes on from a checkpoint must share with the run that wrote it."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from smallm_hf.command_line import is_main_process
+from smallm_hf.config import CommandOptions, RunConfig
+from smallm_hf.data.packing import TokenFiles
+from smallm_hf.environment import versions
+from smallm_hf.errors import UserError
+from smallm_hf.folders import require_writable, restored
+from smallm_hf.training.checkpoints import (
+    MANIFEST_FILE,
+    LoopState,
+    damage,
+    list_checkpoints,
+    load_state,
+    newest_checkpoint,
+    read_manifest,
+)
+from smallm_hf.training.configuration import TrainingConfig, share_done
+
+# The `auto` choices that a run makes once.
+DECIDED = ("precision", "compile", "loss", "batch_size")
+# Keys that a resumed run may change: how long it is, how it is watched and kept, and where its text lies.
+FREE_ON_RESUME = re.compile(
+    r"training\.(max_steps|max_seconds|epochs|patience|cpu_threads|peak_tflops|interval_unit|.*_every|sample_.*"
+    r"|keep_.*|on_full_disk|max_skipped_steps)|data\.(source|validation_source|folder)|(logging|hub)\..*"
+)
+
+
+def find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume; a folder that holds another run is refused."""
+    run = options.output_dir
+    require_writable(run, "--output_dir", folder=True)
+    if options.resume:
+        for name in ("best", "final") if is_main_process() else ():
+            restored(run / name)
+        checkpoint = newest_checkpoint(run, say, set_aside=is_main_process())
+        say(f"resuming from {checkpoint}" if checkpoint else f"no checkpoint in {run}; starting afresh")
+        return checkpoint
+    if is_main_process() and run.exists() and any(run.iterdir()):
+        checkpoints = list_checkpoints(run)
+        held = f"a run that stopped at {checkpoints[-1].name}" if checkpoints else "files already"
+        raise UserError(f"{run} holds {held}; add --resume to continue it, or give another --output_dir")
+    return None
+
+
+def fingerprints_of(files: TokenFiles) -> dict[str, str]:
+    """What gives the tokens of a run their order and meaning."""
+    sides = {"train.bin": files.meta.train.sha256, "validation.bin": files.meta.validation.sha256}
+    return {"tokenizer": files.meta.tokenizer_sha256, **sides}
+
+
+def check_fingerprints(checkpoint: Path, files: TokenFiles, names: Sequence[str]) -> None:
+    """Makes sure that tokens mean, and are, what they were.
+
+    Raises:
+        UserError: tokenizer or token files are others.
+    """
+    ours = fingerprints_of(files)
+    theirs = read_manifest(checkpoint).fingerprints
+    for name in names:
+        if ours[name] != theirs[name]:
+            raise UserError(
+                f"{checkpoint} was trained with {name} of sha256 {theirs[name][:12]}, {files.folder} holds "
+                f"{ours[name][:12]}; resume with the text of the run or give another --output_dir"
+            )
+
+
+def resumed_config(config: RunConfig, checkpoint: Path, say: Callable[[str], None]) -> RunConfig:
+    """The config to go on with: what is `auto` stays as it was decided, and nothing but `FREE_ON_RESUME` has changed.
+
+    Raises:
+        UserError: another key has.
+    """
+    manifest = read_manifest(checkpoint)
+    written = manifest.config["training"]
+    decided = {name: written[name] for name in DECIDED if getattr(config.training, name) == "auto"}
+    if "batch_size" in decided:
+        decided |= {name: written[name] for name in ("accumulation_steps", "global_batch_size")}
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **decided))
+    for section, keys in dataclasses.asdict(config).items():
+        before = manifest.config.get(section, {})
+        for key in keys.keys() & before.keys() if section != "model" else ():  # the model is compared as it is built
+            name = f"{section}.{key}"
+            if keys[key] != before[key] and not FREE_ON_RESUME.fullmatch(name):
+                raise UserError(
+                    f"{checkpoint} was trained with {name}={before[key]}, this config says {keys[key]}; resume with "
+                    "the config of the run (--resume --output_dir alone takes it) or give another --output_dir"
+                )
+    others = {name: version for name, version in versions().items() if manifest.versions.get(name) != version}
+    if others:
+        said = ", ".join(f"{name} {manifest.versions.get(name)} then, {ours} now" for name, ours in others.items())
+        say(f"the resumed run may differ from an uninterrupted one: {said}")
+    return config
+
+
+def check_cooldown(training: TrainingConfig, checkpoint: Path) -> None:
+    """Refuses a checkpoint that a run cannot cool down from.
+
+    Raises:
+        UserError: none, a damaged one, of another schedule or optimizer, not at its full rate, or too late.
+    """
+    if not (checkpoint / MANIFEST_FILE).is_file():
+        raise UserError(
+            f"training.cooldown_from={checkpoint} is no checkpoint; give a folder such as RUN/checkpoints/step-1000"
+        )
+    if reason := damage(checkpoint):
+        raise UserError(f"training.cooldown_from={checkpoint} is damaged ({reason}); give another checkpoint")
+    before = read_manifest(checkpoint).config["training"]
+    for name in ("schedule", "optimizer"):
+        if before[name] != getattr(training, name):
+            raise UserError(
+                f"training.cooldown_from={checkpoint} was trained with training.{name}={before[name]}, this run has "
+                f"{getattr(training, name)}; give a checkpoint of the same {name}"
+            )
+    state = load_state(checkpoint)
+    if state.rate_factor < 1:
+        raise UserError(
+            f"training.cooldown_from={checkpoint} was at {state.rate_factor:.2f} of its peak rate, warming up or "
+            "decaying already; give a checkpoint from between"
+        )
+    if share_done(training, training.max_steps, state.step, state.seconds) >= 1:
+        raise UserError(
+            f"training.cooldown_from={checkpoint} is at step {state.step} after {state.seconds:.0f} s, and the run "
+            f"ends at {training.limits}; raise that to leave room for the decay"
+        )
+
+
+def cooldown_state(state: LoopState) -> LoopState:
+    """The counters that a run begins with which cools down from a checkpoint: where that is, not how it fared."""
+    return LoopState(
+        **{name: getattr(state, name) for name in ("step", "windows", "tokens", "seconds", "rate_factor")},
+        logged_step=state.step,
+        logged_seconds=state.seconds,
+        cooldown_step=state.step,
+        cooldown_seconds=state.seconds,
+    )

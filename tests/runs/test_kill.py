@@ -1,0 +1,224 @@
+"""A run that is killed, at any moment, and resumed ends bit for bit where the uninterrupted one does."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from running import outcome
+from transformers import AutoModelForCausalLM
+
+from smallm_hf import plots
+from smallm_hf.folders import restored
+from smallm_hf.training.progress import RunLog
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, and this system has none")
+
+TRAIN = str(Path(__file__).resolve().parents[2] / "scripts" / "train.py")
+# Checkpoints, validations and samples at steps of their own, and never a second checkpoint to fall back on.
+WORDS = [
+    *("--model.preset", "classic", "--model.dropout", 0.2, "--training.max_steps", 7),
+    *("--training.batch_size", 2, "--training.accumulation_steps", 2, "--training.log_every", 1),
+    *("--training.checkpoint_every", 2, "--training.keep_checkpoints", 1),
+    *("--training.evaluate_every", 3, "--training.sample_every", 4),
+]
+# Importing torch takes longer than these runs: a server does it once, and each run is a fork of it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["pytest", "smallm_hf.runs"])
+
+
+def run_script(words: list[str], log: Path, fatal: int, trace: Path | None) -> None:
+    """What a forked process does: `scripts/train.py`, killed in the middle of its write number `fatal`."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    plots.draw_runs = lambda folders: []
+    if fatal or trace:
+        die_in_write(fatal, trace)
+    sys.argv = [TRAIN, *words]
+    runpy.run_path(TRAIN, run_name="__main__")
+
+
+def die_in_write(fatal: int, trace: Path | None) -> None:
+    """Counts what changes the disk, and kills this process half-way through one of these calls."""
+    numbers = itertools.count(1)
+
+    def cut_off(path: Path) -> None:
+        os.truncate(path, path.stat().st_size // 2)
+
+    def unfinished(path: Path) -> None:
+        os.truncate(path, path.stat().st_size - 9)
+
+    def half_removed(path: Path) -> None:
+        min(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+
+    def patch(owner: object, name: str, place: Callable[..., Path], half: Callable[[Path], None] | None) -> None:
+        function = getattr(owner, name)
+
+        def counted(*arguments, **options):
+            path = place(*arguments)
+            if name == "rmtree" and not Path(path).exists():
+                return None
+            number = next(numbers)
+            if trace:
+                with trace.open("a") as file:
+                    file.write(f"{name} {path}\n")
+            if number == fatal:
+                if half and half is not half_removed:
+                    function(*arguments, **options)
+                if half:
+                    half(path)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        setattr(owner, name, counted)
+
+    patch(os, "fsync", lambda descriptor: descriptor, None)
+    patch(Path, "mkdir", lambda path, *_: path, None)
+    patch(Path, "rename", lambda path, target: f"{path.name} {target}", None)
+    patch(Path, "replace", lambda path, target: f"{path.name} {target}", None)
+    patch(shutil, "rmtree", lambda path, *_: path, half_removed)
+    patch(Path, "write_text", lambda path, text: path, cut_off)
+    patch(torch, "save", lambda content, path: path, cut_off)
+    patch(transformers.modeling_utils, "safe_save_file", lambda tensors, path, **_: Path(path), cut_off)
+    patch(RunLog, "write", lambda log, name, record: log.run / f"{name}.jsonl", unfinished)
+
+
+def start(run: Path, *words: object, fatal: int = 0, trace: Path | None = None) -> multiprocessing.Process:
+    words = [str(word) for word in ("--output_dir", run, *words)]
+    process = processes.Process(target=run_script, args=(words, run.with_suffix(".log"), fatal, trace))
+    process.start()
+    return process
+
+
+def status(process: multiprocessing.Process) -> int | None:
+    process.join(120)
+    return process.exitcode
+
+
+def resume_to_the_end(run: Path, recipe: Path) -> dict:
+    """The outcome of a run that was killed: by what its folder says, and by the recipe where it says nothing yet."""
+    words = [] if (run / "config.yaml").exists() else ["--config", recipe, *WORDS]
+    process = start(run, "--resume", *words)
+    assert status(process) == 0, run.with_suffix(".log").read_text()[-3000:]
+    litter = [path for path in run.rglob("*") if path.suffix in (".partial", ".replaced", ".tmp")]
+    assert not litter
+    return outcome(run)
+
+
+@pytest.fixture(scope="module")
+def remembered() -> dict:
+    return {}
+
+
+@pytest.fixture
+def whole(remembered, recipe, tmp_path) -> dict:
+    """The outcome of the uninterrupted run; token files are made."""
+    assert status(start(tmp_path / "whole", "--config", recipe, *WORDS)) == 0, (tmp_path / "whole.log").read_text()
+    if not remembered:
+        remembered |= outcome(tmp_path / "whole")
+    return remembered
+
+
+@pytest.fixture
+def writes(whole, recipe, tmp_path) -> list[str]:
+    """All that such a run changes on the disk, in order; being watched changes nothing."""
+    trace = tmp_path / "trace"
+    assert status(start(tmp_path / "run", "--config", recipe, *WORDS, trace=trace)) == 0
+    assert outcome(tmp_path / "run") == whole
+    shutil.rmtree(tmp_path / "run")
+    return trace.read_text().splitlines()
+
+
+def kill_in_write(number: int, whole: dict, recipe: Path, run: Path, *, had_best: bool) -> None:
+    """Kills a run in one of its writes; a whole best/ is there whenever there was one, and the end is as it was."""
+    assert status(start(run, "--config", recipe, *WORDS, fatal=number)) == -signal.SIGKILL
+    if restored(run / "best").exists() or had_best:
+        AutoModelForCausalLM.from_pretrained(run / "best")
+    found = resume_to_the_end(run, recipe)
+    for name, value in whole.items():
+        assert found[name] == value, name
+
+
+def number_of(writes: list[str], kind: str, name: str) -> int:
+    """Where a write of this kind comes, counted from 1: the last that changes something of this name."""
+    return max(number for number, line in enumerate(writes, start=1) if line.startswith(kind) and name in line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("rename .best.partial", "/best"),  # the old one moved away, the new one not yet there
+        ("write_text", ".step-4.partial/manifest.json"),
+        ("rmtree", "checkpoints/step-6"),  # the old checkpoint half removed
+    ],
+)
+def test_a_run_killed_in_the_worst_moment_and_resumed_is_the_uninterrupted_one(
+    writes, whole, recipe, tmp_path, kind, name
+):
+    number = number_of(writes, kind, name)
+    kill_in_write(number, whole, recipe, tmp_path / "run", had_best=number > number_of(writes, "rename .best", "best"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_so_is_one_killed_in_any_of_its_writes(writes, whole, recipe, tmp_path, part):
+    first_best = 1 + next(number for number, line in enumerate(writes) if line.startswith("rename .best.partial"))
+    for number in range(1 + part, len(writes) + 1, 8):
+        print(number, writes[number - 1])
+        kill_in_write(number, whole, recipe, tmp_path / f"run-{number}", had_best=number > first_best)
+
+
+@pytest.mark.slow
+def test_so_is_one_killed_again_and_again_at_random_moments(whole, recipe, tmp_path):
+    draw, kills, runs = random.Random(0), 0, 0
+    began = time.monotonic()
+    assert status(start(tmp_path / "timed", "--config", recipe, *WORDS)) == 0
+    seconds = time.monotonic() - began
+    while kills < 20:
+        runs += 1
+        run = tmp_path / f"run-{runs}"
+        while True:
+            said = ["--resume"] if run.exists() else []
+            process = start(run, "--config", recipe, *WORDS, *said)
+            process.join(draw.uniform(0.2, 1) * seconds)
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            kills += 1
+        assert process.exitcode == 0, run.with_suffix(".log").read_text()[-3000:]
+        assert outcome(run) == whole
+
+
+def test_a_half_written_record_is_taken_again(whole, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert status(start(run, "--config", recipe, *WORDS, "--training.max_steps", 4)) == 0
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tokens": 5')
+    assert status(start(run, "--config", recipe, *WORDS, "--resume", "--training.max_steps", 5)) == 0
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-2:] == [5, 5]
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_checkpoint_moved_aside_to_be_replaced_is_found(whole, recipe, tmp_path, step):
+    """The same step is saved again where a run is resumed that had ended, or was stopped, at it."""
+    run = tmp_path / "run"
+    assert status(start(run, "--config", recipe, *WORDS, "--training.max_steps", step)) == 0
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / f"step-{step}", checkpoints / f".step-{step}.partial")
+    (checkpoints / f"step-{step}").rename(checkpoints / f".step-{step}.replaced")
+    (checkpoints / ".step-1.partial").mkdir()  # of a run stopped by a signal at a step it saves only then
+    assert status(start(run, "--config", recipe, *WORDS, "--resume")) == 0
+    assert f"resuming from {checkpoints}/step-{step}" in run.with_suffix(".log").read_text()
+    assert [path.name for path in checkpoints.iterdir()] == ["step-7"]
