@@ -13,13 +13,24 @@ from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
+from smallm_hf.data.cleaning import CleaningConfig
 from smallm_hf.data.documents import DataConfig
 from smallm_hf.errors import UserError, one_line
+from smallm_hf.folders import write_whole
+from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.pretrained import pretrained_config
 from smallm_hf.tokenization import TokenizerConfig, load_tokenizer
 from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.tracking import LoggingConfig
 
-SECTIONS = {"data": DataConfig, "tokenizer": TokenizerConfig, "training": TrainingConfig}
+SECTIONS = {
+    "data": DataConfig,
+    "cleaning": CleaningConfig,
+    "tokenizer": TokenizerConfig,
+    "training": TrainingConfig,
+    "logging": LoggingConfig,
+    "hub": HubConfig,
+}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
     "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to go on "
@@ -33,8 +44,11 @@ class RunConfig:
     """Everything that decides what a run does; written to `config.yaml` of its folder."""
 
     data: DataConfig
+    cleaning: CleaningConfig
     tokenizer: TokenizerConfig
     training: TrainingConfig
+    logging: LoggingConfig
+    hub: HubConfig
     model: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,7 +64,7 @@ class RunConfig:
     def save(self, path: Path) -> None:
         """Writes the config as a YAML file that `--config` reads back."""
         content = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
-        path.write_text(content, encoding="utf-8")
+        write_whole(path, content)
 
 
 @dataclass(frozen=True)

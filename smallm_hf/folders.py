@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 
 from smallm_hf.errors import DiskFull, UserError, is_disk_full, one_line
 
+PARTIAL, REPLACED = ".partial", ".replaced"
+
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
@@ -46,18 +48,44 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def restored(folder: Path) -> Path:
-    """The folder, put back where a process was killed between moving it aside and moving the new one in."""
+    """The folder, put back where a process was killed between moving it aside and moving the new one in.
+
+    Several processes may do so at once.
+    """
     fresh, old = _beside(folder)
     if old.exists() and not folder.exists():
-        old.rename(folder)
+        with suppress(FileNotFoundError):  # another was quicker
+            old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
+def restore_all(parent: Path) -> None:
+    """Puts back every folder in `parent` that a killed process had moved aside, and clears away what it left."""
+    for beside in parent.glob(".*"):
+        if beside.suffix in (PARTIAL, REPLACED):
+            restored(parent / beside.stem.removeprefix("."))
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder; a process that is killed meanwhile leaves it whole, or for `restore_all` to clear away."""
+    fresh, _ = _beside(folder)
+    restored(folder).rename(fresh)
+    shutil.rmtree(fresh)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a process that is killed leaves it as it was before, or whole."""
+    fresh = path.with_name(f".{path.name}{PARTIAL}")
+    fresh.write_text(text, encoding="utf-8")
+    _to_disk(fresh)
+    fresh.replace(path)
+
+
 def _beside(folder: Path) -> tuple[Path, Path]:
     """Where a folder is written, and where the one it replaces waits."""
-    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.replaced")
+    return folder.with_name(f".{folder.name}{PARTIAL}"), folder.with_name(f".{folder.name}{REPLACED}")
 
 
 def _to_disk(path: Path) -> None:

@@ -17,11 +17,13 @@ from smallm_hf.card import write_card
 from smallm_hf.command_line import is_main_process
 from smallm_hf.config import CommandOptions, RunConfig, model_config
 from smallm_hf.data.batching import WindowOrder
+from smallm_hf.data.documents import has_splits
 from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_files
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
 from smallm_hf.generation import prompt_window
+from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_cooldown,
@@ -47,7 +49,8 @@ from smallm_hf.training.devices import (
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
 from smallm_hf.training.loss import has_plain_head
 from smallm_hf.training.plan import Plan, make_plan, memory_bytes
-from smallm_hf.training.progress import count, duration, read_records
+from smallm_hf.training.progress import count, duration
+from smallm_hf.training.tracking import Trackers
 from smallm_hf.training.validation import ValidationSet
 
 
@@ -81,6 +84,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         say(describe_plan(plan, config, precision))
         return None
 
+    trackers = Trackers(config.logging, run, say)
     set_cpu_threads(config.training.cpu_threads)
     disable_progress_bar()  # of saving and loading: the run has its own
     began = time.perf_counter()
@@ -91,6 +95,8 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         checkpoint = Path(config.training.cooldown_from)
         check_cooldown(config.training, checkpoint)
     files = _token_files(config, say)
+    if is_main_process():
+        files.verify()
     fingerprints = fingerprints_of(files)
     if checkpoint is not None:
         check_fingerprints(checkpoint, files, ["tokenizer"] if cools_down else list(fingerprints))
@@ -138,7 +144,11 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints},
         checkpoint=checkpoint,
         state=state,
+        mirror=trackers.write,
+        push_every=config.hub.push_every,
     )
+    if config.hub.push_every and accelerator.is_main_process:
+        loop.pushes = TrainingPush(config.hub, loop.reporter.say)
     origin = {**environment(), "hardware": hardware()}
     if accelerator.is_main_process:  # nothing is written before all that could be refused was
         _claim(options)
@@ -147,24 +157,16 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     if loop.finished():
         step = loop.state.step
         say(f"nothing left to train at step {step} ({training.limits}); raise the limit that was reached to go on")
-    trained = loop.run()
-
-    results = {
-        **trained,
-        "wall_seconds": time.perf_counter() - began,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "parameters": plan.parameters,
-        "embedding_parameters": plan.embedding_parameters,
-        "flops": plan.flops_per_token * trained["tokens"],
-        "protocol": f"packed, windows of {training.context_length} tokens, float32",
-        "sampling": SAMPLING,
-        "data": {"source": config.data.source, "folder": str(files.folder), **dataclasses.asdict(files.meta)},
-        "config": dataclasses.asdict(config),
-        "environment": origin,
-    }
+    with trackers.mirroring(dataclasses.asdict(config), loop.state.step):
+        trained = loop.run()
+    if loop.pushes:
+        loop.pushes.wait()
+    measured = {"wall_seconds": time.perf_counter() - began, "peak_memory_bytes": peak_memory_bytes()}
+    results = {"name": run.name, **trained, **measured, **_describe_run(config, plan, files, trained["tokens"], origin)}
     if accelerator.is_main_process:
         _write_json(run / "results.json", results)
-        _write_cards(run, results)
+        for name in ("best", "final"):
+            write_card(run / name)
         from smallm_hf.plots import draw_runs  # matplotlib, which a dry run and the other processes do without
 
         draw_runs([run])
@@ -173,16 +175,27 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     return results
 
 
+def _describe_run(
+    config: RunConfig, plan: Plan, files: TokenFiles, tokens: int, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
+    source, init_from = config.data.source, config.init_from
+    data = {"source": source, "on_hub": has_splits(source), "folder": str(files.folder)}
+    return {
+        "parameters": plan.parameters,
+        "embedding_parameters": plan.embedding_parameters,
+        "flops": plan.flops_per_token * tokens,
+        "protocol": f"packed, windows of {config.training.context_length} tokens, float32",
+        "sampling": SAMPLING,
+        "base_model": init_from if init_from and not Path(init_from).exists() else None,
+        "data": {**data, **dataclasses.asdict(files.meta)},
+        "config": dataclasses.asdict(config),
+        "environment": origin,
+    }
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_cards(run: Path, results: dict[str, Any]) -> None:
-    """A card for the best and for the last weights, each with its own numbers and, where it was sampled, samples."""
-    samples = read_records(run, "samples")
-    for folder, scored in (("best", results["best"]), ("final", results["last"])):
-        own = [record for record in samples if record["step"] == scored["step"]]
-        write_card(run / folder, run.name, results, scored, own)
 
 
 def _silent(line: str) -> None:
@@ -202,8 +215,9 @@ def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | N
     """Token files that match the config; the main process makes them, before any process group can time out."""
     settings = (config.data, config.tokenizer, config.vocab_size)
     if is_main_process():
-        return find_or_prepare(*settings, folder=folder, model_max_length=config.training.context_length, report=say)
-    return wait_for_token_files(*settings, folder=folder)
+        options = {"model_max_length": config.training.context_length, "report": say}
+        return find_or_prepare(*settings, folder=folder, cleaning=config.cleaning, **options)
+    return wait_for_token_files(*settings, folder=folder, cleaning=config.cleaning)
 
 
 def _resolve_sizes(training: TrainingConfig, architecture: PreTrainedConfig, precision: str) -> TrainingConfig:

@@ -3,7 +3,8 @@
     train.bin validation.bin   little-endian uint16 (up to 65,536 entries) or uint32, eos after each document
     meta.json                  `Meta`: what they were made from, counts and hashes
     tokenizer/                 the tokenizer that made them, as `AutoTokenizer` loads it
-    report.json                the same for people, with examples
+    report.json                the same for people, with what was cleaned away and why, and examples
+    report.md                  the same to read
 
 The folder is built beside its place and moved there when it is complete: `meta.json` is there, or nothing is.
 """
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,15 @@ import numpy as np
 from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from smallm_hf.data.documents import DataConfig, Document, fingerprint_source, has_splits, read_documents
+from smallm_hf.data.cleaning import Cleaner, CleaningConfig, find_repeated_lines
+from smallm_hf.data.documents import (
+    DataConfig,
+    Document,
+    ReadingReport,
+    fingerprint_source,
+    has_splits,
+    read_documents,
+)
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, Sided, hash_fraction, split_by_ratio
 from smallm_hf.errors import UserError
 from smallm_hf.folders import replacing, require_writable
@@ -51,6 +60,8 @@ BATCH_CHARACTERS = 1 << 21
 REPORT_SECONDS = 10
 EXAMPLES = 3  # documents of each side shown in the report
 POLL_SECONDS = 0.5
+DEFAULT_CLEANING = CleaningConfig()
+NOT_DECIDING = ("folder", "streaming", "license", "language")  # settings of the data that change no id
 
 Report = Callable[[str], None]
 
@@ -142,6 +153,22 @@ class TokenFiles:
         self.check_tokenizer(tokenizer)
         return tokenizer
 
+    def verify(self) -> None:
+        """Reads both files and makes sure that they are what was written.
+
+        Raises:
+            UserError: one is not, with both fingerprints.
+        """
+        for name in SIDES:
+            with (self.folder / f"{name}.bin").open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            written = getattr(self.meta, name).sha256
+            if found != written:
+                raise UserError(
+                    f"{self.folder}/{name}.bin has sha256 {found[:12]}, its meta.json says {written[:12]}: it was "
+                    f"changed after it was made; remove {self.folder} and prepare it again"
+                )
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Makes sure that a tokenizer, such as that of a model to go on with, is the one that made the ids.
 
@@ -170,6 +197,7 @@ def find_or_prepare(
     folder: str | os.PathLike | None,
     model_max_length: int,
     report: Report = _silent,
+    cleaning: CleaningConfig = DEFAULT_CLEANING,
 ) -> TokenFiles:
     """Opens the token files of these settings, made now if there are none or the source has changed.
 
@@ -180,13 +208,14 @@ def find_or_prepare(
         folder: where; otherwise `data.folder`, otherwise `default_folder`. Only the last is ever made anew.
         model_max_length: tokens, written into the saved tokenizer.
         report: called with lines of progress.
+        cleaning: what is removed from the documents, and which are left out.
 
     Raises:
         UserError: a mistake in the settings or the source, or a given folder that holds something else.
     """
-    request = _Request(data, tokenizer, vocab_size)
+    request = _Request(data, tokenizer, vocab_size, cleaning)
     given = folder or data.folder
-    folder = Path(given) if given else default_folder(data, tokenizer, vocab_size)
+    folder = Path(given) if given else default_folder(data, tokenizer, vocab_size, cleaning=cleaning)
     files = _find(request, folder, replaceable=not given)
     if files is None:
         with _lock(folder):  # another run may have made them by now
@@ -212,6 +241,7 @@ def wait_for_token_files(
     vocab_size: int,
     folder: str | os.PathLike | None = None,
     timeout_seconds: float = 24 * 3600,
+    cleaning: CleaningConfig = DEFAULT_CLEANING,
 ) -> TokenFiles:
     """Waits until another process has finished these token files, and opens them.
 
@@ -220,8 +250,8 @@ def wait_for_token_files(
     Raises:
         TimeoutError: they did not come.
     """
-    request = _Request(data, tokenizer, vocab_size)
-    folder = Path(folder or data.folder or default_folder(data, tokenizer, vocab_size))
+    request = _Request(data, tokenizer, vocab_size, cleaning)
+    folder = Path(folder or data.folder or default_folder(data, tokenizer, vocab_size, cleaning=cleaning))
     deadline = time.monotonic() + timeout_seconds
     refused = None
     while time.monotonic() < deadline:
@@ -268,16 +298,23 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
 
 
 def default_folder(
-    data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int, root: str | os.PathLike = "data"
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    vocab_size: int,
+    root: str | os.PathLike = "data",
+    cleaning: CleaningConfig = DEFAULT_CLEANING,
 ) -> Path:
     """Returns the folder under `root` that belongs to these settings: a readable name and a key of all of them."""
-    settings = json.dumps(_settings(data, tokenizer, vocab_size), sort_keys=True)
+    settings = json.dumps(_settings(data, tokenizer, vocab_size, cleaning), sort_keys=True)
     name = re.sub(r"[^a-z0-9]+", "-", Path(data.source).stem.lower()).strip("-")[:40] or "text"
     return Path(root) / f"{name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
-def _settings(data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int) -> dict[str, Any]:
-    settings = {f"data.{name}": value for name, value in asdict(data).items() if name != "folder"}
+def _settings(
+    data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int, cleaning: CleaningConfig
+) -> dict[str, Any]:
+    settings = {f"data.{name}": value for name, value in asdict(data).items() if name not in NOT_DECIDING}
+    settings |= {f"cleaning.{name}": value for name, value in asdict(cleaning).items()}
     return {**settings, "tokenizer.source": tokenizer.source, "model.vocab_size": vocab_size}
 
 
@@ -295,9 +332,9 @@ def _lock(folder: Path) -> FileLock:
 class _Request:
     """The settings of token files, and how to read what they ask for."""
 
-    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int):
-        self.data, self.tokenizer, self.vocab_size = data, tokenizer, vocab_size
-        self.settings = _settings(data, tokenizer, vocab_size)
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, vocab_size: int, cleaning: CleaningConfig):
+        self.data, self.tokenizer, self.vocab_size, self.cleaning = data, tokenizer, vocab_size, cleaning
+        self.settings = _settings(data, tokenizer, vocab_size, cleaning)
         self.sources = [(data.source, data.split if has_splits(data.source) else "")]
         if data.validation_source:
             split = data.validation_split or VALIDATION
@@ -305,14 +342,20 @@ class _Request:
         elif data.validation_split and has_splits(data.source):
             self.sources.append((data.source, data.validation_split))
 
-    def read(self, source: str, split: str) -> Iterator[Document]:
-        return read_documents(
-            source, configuration=self.data.configuration, split=split, text_column=self.data.text_column
-        )
+    def read(self, source: str, split: str, report: ReadingReport | None = None) -> Iterator[Document]:
+        names = ("configuration", "revision", "streaming", "text_column", "on_bad_file")
+        options = {name: getattr(self.data, name) for name in names}
+        return read_documents(source, split=split, report=report, **options)
 
     def source_state(self, contents: bool) -> str:
         states = [
-            fingerprint_source(source, configuration=self.data.configuration, split=split, contents=contents)
+            fingerprint_source(
+                source,
+                configuration=self.data.configuration,
+                revision=self.data.revision,
+                split=split,
+                contents=contents,
+            )
             for source, split in self.sources
         ]
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
@@ -355,12 +398,19 @@ def _prepare(request: _Request, folder: Path, model_max_length: int, report: Rep
 def _write(request: _Request, folder: Path, model_max_length: int, report: Report) -> None:
     began = time.monotonic()
     state = request.source_state(contents=False)
-    read_sides = _plan_sides(request)
+    _refuse_own_validation(request)
+    texts = [_CleanedText(folder / f"cleaned-{number}.jsonl") for number in range(len(request.sources))]
+    for text, (source, split) in zip(texts, request.sources, strict=True):
+        text.write(request, source, split, report)
+    cleaned_at = time.monotonic()
+    read_sides = _plan_sides(request, texts)
     tokenizer = _make_tokenizer(request, read_sides, report)
     tokenized_from = time.monotonic()
     content = request.source_state(contents=True)
     writers = _encode(read_sides(), tokenizer, folder, report)
     ended = time.monotonic()
+    for text in texts:
+        text.path.unlink()
     sides = {side: writer.close() for side, writer in writers.items()}
     for side, counts in sides.items():
         if counts.documents == 0:
@@ -384,6 +434,10 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
     )
     report_json = {
         "settings": request.settings,
+        "sources": [
+            {"source": source, "split": split, "reading": asdict(text.reading), "cleaning": text.cleaning}
+            for text, (source, split) in zip(texts, request.sources, strict=True)
+        ],
         **{
             side: {
                 **asdict(counts),
@@ -393,8 +447,13 @@ def _write(request: _Request, folder: Path, model_max_length: int, report: Repor
             }
             for side, counts in sides.items()
         },
-        "seconds": {"tokenizer": round(tokenized_from - began, 1), "tokens": round(ended - tokenized_from, 1)},
+        "seconds": {
+            "cleaning": round(cleaned_at - began, 1),
+            "tokenizer": round(tokenized_from - cleaned_at, 1),
+            "tokens": round(ended - tokenized_from, 1),
+        },
     }
+    (folder / "report.md").write_text(_readable(report_json), encoding="utf-8")
     (folder / "report.json").write_text(json.dumps(report_json, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
 
@@ -405,22 +464,71 @@ def _place(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _plan_sides(request: _Request) -> Callable[[], Sided]:
-    """Returns a function that reads all documents with their sides; a source without text is found out here."""
+def _refuse_own_validation(request: _Request) -> None:
     if len({(_place(source), split) for source, split in request.sources}) < len(request.sources):
         raise UserError(
             f"data.source={request.data.source} would be its own validation; give another data.validation_source, or "
             "leave it out to validate on data.validation_ratio of the source"
         )
-    for source, split in request.sources:
-        if not any(document.text for document in request.read(source, split)):
-            raise UserError(f"data source {source} is empty: there is no text in it; give one that has some")
-    if len(request.sources) == 1:
-        return split_by_ratio(lambda: request.read(*request.sources[0]), request.data.validation_ratio)
+
+
+@dataclass
+class _CleanedText:
+    """The cleaned documents of one source on disk: cleaned once, and read as often as splitting and packing need."""
+
+    path: Path
+    reading: ReadingReport = field(default_factory=ReadingReport)
+    cleaning: dict[str, Any] | None = None  # `CleaningReport`; None where cleaning is off
+
+    def write(self, request: _Request, source: str, split: str, report: Report) -> None:
+        """Reads, cleans and keeps a source.
+
+        Raises:
+            UserError: no text in it, or none left.
+        """
+        documents = request.read(source, split, self.reading)
+        cleaner = None
+        if request.cleaning.enabled:
+            sample = request.read(source, split)
+            cleaner = Cleaner(request.cleaning, find_repeated_lines(sample, request.cleaning.repeated_lines))
+            documents = cleaner(documents)
+        began = reported = time.monotonic()
+        characters = 0
+        with self.path.open("w", encoding="utf-8") as file:
+            for document in documents:
+                file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
+                characters += len(document.text)
+                if time.monotonic() - reported > REPORT_SECONDS:
+                    reported = time.monotonic()
+                    speed = characters / 1e6 / (reported - began)
+                    report(f"cleaned {characters / 1e6:.0f} MB of text ({speed:.1f} MB/s)")
+        self.cleaning = cleaner and asdict(cleaner.report)
+        for kind in ("bad_files", "other_tables"):
+            if names := getattr(self.reading, kind):
+                report(f"{source}: {kind.replace('_', ' ')} passed over: {len(names)}, the first: {names[0]}")
+        if characters:
+            return
+        if cleaner and cleaner.report.dropped:
+            reasons = ", ".join(f"{reason}: {drop.documents}" for reason, drop in cleaner.report.dropped.items())
+            raise UserError(
+                f"data source {source}: cleaning left no document ({reasons}); change these cleaning limits"
+            )
+        raise UserError(f"data source {source} is empty: there is no text in it; give one that has some")
+
+    def read(self) -> Iterator[Document]:
+        with self.path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield Document(**json.loads(line))
+
+
+def _plan_sides(request: _Request, texts: list[_CleanedText]) -> Callable[[], Sided]:
+    """Returns a function that reads all documents with their sides."""
+    if len(texts) == 1:
+        return split_by_ratio(texts[0].read, request.data.validation_ratio)
 
     def read_sides() -> Sided:
-        for side, source in zip(SIDES, request.sources, strict=True):
-            for document in request.read(*source):
+        for side, text in zip(SIDES, texts, strict=True):
+            for document in text.read():
                 yield side, document
 
     return read_sides
@@ -507,3 +615,63 @@ class _Writer:
     def close(self) -> Side:
         self.file.close()
         return Side(self.tokens, self.bytes, self.documents, self.empty_documents, self.sha256.hexdigest())
+
+
+# --- the report to read ----------------------------------------------------------------------------------------------
+
+
+def _readable(report: dict[str, Any]) -> str:
+    """Returns `report.json` as Markdown."""
+    lines = ["# What these token files hold", ""]
+    rows = [(side, report[side]) for side in SIDES]
+    lines += _table(
+        ["side", "documents", "tokens", "bytes", "bytes per token", "share of bytes"],
+        [
+            (side, r["documents"], r["tokens"], r["bytes"], r["bytes_per_token"], f"{r['share_of_bytes']:.2%}")
+            for side, r in rows
+        ],
+    )
+    for source in report["sources"]:
+        lines += [f"## Source: {source['source']} {source['split']}".rstrip(), ""]
+        reading, cleaning = source["reading"], source["cleaning"]
+        if reading["files"]:
+            lines += _table(["encoding", "files"], sorted(reading["encodings"].items()))
+        lines += [f"- skipped: {fault}" for fault in reading["bad_files"]]
+        lines += [f"- no text column, passed over: {name}" for name in reading["other_tables"]]
+        lines += [f"- declared otherwise: {fault}" for fault in reading["wrongly_declared"]]
+        lines += _readable_cleaning(cleaning) if cleaning else ["Cleaning was off.", ""]
+    lines += ["## Seconds", "", *_table(["stage", "seconds"], list(report["seconds"].items()))]
+    return "\n".join(lines)
+
+
+def _readable_cleaning(cleaning: dict[str, Any]) -> list[str]:
+    stages = [(name, cleaning[f"{name}_in"], cleaning[f"{name}_out"]) for name in ("documents", "words")]
+    lines = ["", f"Books of Project Gutenberg: {cleaning['gutenberg_books']}", ""]
+    lines += _table(["", "in", "out"], stages)
+    rules = cleaning["rules"].items()
+    changes = [(name, rule["edits"], rule["characters"], rule["documents"]) for name, rule in rules]
+    lines += _table(["rule", "changes", "characters fewer", "documents"], changes)
+    lines += _table(["dropped for", "documents"], [(why, d["documents"]) for why, d in cleaning["dropped"].items()])
+    for name, rule in rules:
+        lines += [f"### {name}", ""]
+        lines += [
+            f"- {e['id']}: {_code(e['before'])} ~~{_code(e['removed'])}~~ {_code(e['became'])} {_code(e['behind'])}"
+            for e in rule["examples"]
+        ]
+        lines.append("")
+    for why, dropped in cleaning["dropped"].items():
+        lines += [f"### Dropped: {why}", ""]
+        lines += [f"- {e['id']} ({e['why']}): {_code(e['begins'])}" for e in dropped["examples"]]
+        lines.append("")
+    return lines
+
+
+def _table(header: list[str], rows: list[tuple]) -> list[str]:
+    if not rows:
+        return []
+    return [" | ".join(map(str, row)) for row in (header, ["---"] * len(header), *rows)] + [""]
+
+
+def _code(text: str) -> str:
+    """Text as it is, in one line."""
+    return f"`{text.replace('`', chr(39))}`".replace("\n", "⏎") if text else ""

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError, one_line
-from smallm_hf.folders import replacing
+from smallm_hf.folders import remove, replacing, restore_all
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 FORMAT = 1
@@ -51,6 +51,7 @@ class LoopState:
     cooldown_seconds: float = 0.0  # its training time by then
     best: dict[str, float] | None = None  # the validation with the lowest loss
     validations_without_gain: int = 0  # since then
+    validated_step: int = 0  # of the last validation that these two count
     skipped_steps: int = 0  # updates left out for a loss or gradient that is no number, or a spike
     skipped_in_a_row: int = 0  # of these, the last ones
     logged_step: int = 0  # of the last record, and
@@ -97,6 +98,7 @@ def newest_checkpoint(run: Path, say: Callable[[str], None], set_aside: bool) ->
 
     Damaged ones behind it are told and, by the one process that is to `set_aside`, given another name.
     """
+    restore_all(run / "checkpoints")  # by every process: each must see the same
     for checkpoint in reversed(list_checkpoints(run)):
         reason = damage(checkpoint)
         if reason is None:
@@ -213,7 +215,7 @@ def save_checkpoint(
             raise UserError(f"{checkpoint} was just written and is damaged ({reason}); check the disk, then --resume")
         for old in list_checkpoints(run)[:-newest]:
             if not kept(int(old.name.removeprefix("step-"))):
-                shutil.rmtree(old)
+                remove(old)
     accelerator.wait_for_everyone()
 
 
@@ -234,7 +236,7 @@ def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: t
         UserError: a file is missing or damaged, or of another optimizer.
     """
     with readable(checkpoint):
-        saved = torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device, weights_only=True)
+        saved = torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device.type, weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.data.batching import WindowOrder, next_token_batch
@@ -39,6 +41,13 @@ from smallm_hf.training.validation import ValidationSet, write_validation
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
 # A spike is looked for among so many updates, once there are half of them.
 SPIKE_HISTORY = 128
+
+
+class Pushes(Protocol):
+    """Something that takes weights elsewhere without a step that waits for them."""
+
+    def push(self, folder: Path, step: int) -> None:
+        """Begins with a folder, which may be changed or removed at once, and returns."""
 
 
 class Clock:
@@ -85,6 +94,7 @@ class TrainingLoop:
         checkpoint: where optimizer and random state come from; None starts afresh.
         state: the counters to start from.
         mirror: is told all that is recorded, see `RunLog`.
+        push_every: steps or tokens between two pushes of the weights, by what is set as `pushes`.
 
     Raises:
         UserError: processes that do not divide the accumulation, or fewer tokens than one window.
@@ -105,10 +115,12 @@ class TrainingLoop:
         checkpoint: Path | None = None,
         state: LoopState | None = None,
         mirror: Callable[..., None] | None = None,
+        push_every: int | None = None,
     ):
         self.model, self.tokenizer, self.tokens, self.validation = model, tokenizer, train_tokens, validation
         self.training, self.run_folder, self.accelerator = training, run, accelerator
-        self.identity = identity
+        self.identity, self.push_every = identity, push_every
+        self.pushes: Pushes | None = None
         self.state = state or LoopState()
         self.state.batch_size = self.state.batch_size or training.batch_size
         peak = peak_flops(training.peak_tflops, training.precision)
@@ -233,6 +245,8 @@ class TrainingLoop:
         if self.asked_to_stop:
             self.state = before
             return last
+        if self.pushes and self.due(self.push_every):
+            self.push()
         saves = last or self.due(training.checkpoint_every)
         state.closed = True  # behind all records of this step, which a resumed run does not take again
         if saves:
@@ -471,6 +485,9 @@ class TrainingLoop:
             self.validated = {"step": state.step, **figures}
             self.write("metrics", {"tokens": state.tokens, **self.validated})
             self.reporter.validation(self.validated)
+            if state.validated_step == state.step:  # a run that had ended goes on: counted before
+                return
+            state.validated_step = state.step
             if state.best is None or self.validated["validation_loss"] < state.best["validation_loss"]:
                 state.best = self.validated
                 state.validations_without_gain = 0
@@ -527,15 +544,31 @@ class TrainingLoop:
             )
 
     def save_model(self, name: str) -> None:
-        """Writes a plain `save_pretrained` folder with its tokenizer, replaced whole."""
+        """Writes a plain `save_pretrained` folder with its tokenizer and the last validation, replaced whole."""
         with self.spared_by_full_disk():
             if self.accelerator.is_main_process:
                 with replacing(self.run_folder / name) as folder:
-                    self.model.save_pretrained(folder)
+                    self.write_model(folder)
                     write_validation(folder, self.validated)
-                    limit = position_limit(self.model) or self.training.context_length
-                    save_tokenizer(self.tokenizer, folder, model_max_length=limit)
             self.accelerator.wait_for_everyone()
+
+    def push(self) -> None:
+        """Hands the weights to what pushes them while training goes on; only the main process has it."""
+        with self.clock.stopped(), TemporaryDirectory(dir=self.run_folder, prefix=".push-") as folder:
+            try:
+                self.write_model(Path(folder))
+            except (OSError, RuntimeError, SafetensorError) as error:
+                if not is_disk_full(error):
+                    raise
+                self.reporter.say(f"no space left to push step {self.state.step}; going on without it")
+                return
+            self.pushes.push(Path(folder), self.state.step)
+
+    def write_model(self, folder: Path) -> None:
+        """Writes model and tokenizer as `save_pretrained` does."""
+        self.model.save_pretrained(folder)
+        limit = position_limit(self.model) or self.training.context_length
+        save_tokenizer(self.tokenizer, folder, model_max_length=limit)
 
     @contextmanager
     def spared_by_full_disk(self) -> Iterator[None]:

@@ -1,16 +1,20 @@
-"""What a run says while it runs: a bar on a terminal, plain lines in a log, silence on other ranks, and its records."""
+"""What a run says while it runs: a bar on a terminal or in a notebook, plain lines in a log, and its records."""
 
 import json
 import math
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from smallm_hf.errors import UserError
 
 RECORDS = ("metrics", "samples")
+NOTEBOOK_REDRAW_SECONDS = 0.25
 
 
 def duration(seconds: float) -> str:
@@ -33,18 +37,51 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+class NotebookProgress(Progress):
+    """A bar that stays in one output of a notebook cell and is redrawn there.
+
+    rich's own way needs `ipywidgets`, which is not in every kernel.
+    """
+
+    def start(self) -> None:
+        """Shows the bar."""
+        from IPython.display import display
+
+        self.output = display(self, display_id=True)
+        self.drawn = time.monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """Changes the bar; it is redrawn a few times a second at most, because each time is a message."""
+        super().update(task_id, **fields)
+        if time.monotonic() - self.drawn >= NOTEBOOK_REDRAW_SECONDS:
+            self.stop()
+            self.drawn = time.monotonic()
+
+    def stop(self) -> None:
+        """Leaves the bar as it stands."""
+        self.output.update(self)
+
+
 class Reporter:
     """The voice of the training loop.
 
-    On a terminal a bar shows loss, tokens/s and ETA and moves on every update; elsewhere one line is printed at each
-    logged step. Only the main process speaks.
+    On a terminal and in a notebook a bar shows loss, tokens/s and ETA and moves on every update; elsewhere one line is
+    printed at each logged step. Only the main process speaks.
     """
 
     def __init__(self, enabled: bool, console: Console | None = None):
-        self.console = console or Console(quiet=not enabled, highlight=False, soft_wrap=True)
+        in_notebook = console is None and Console().is_jupyter
+        # Left to itself rich draws in a log where FORCE_COLOR is set, and makes every line of a notebook an output.
+        self.console = console or Console(
+            quiet=not enabled,
+            highlight=False,
+            soft_wrap=True,
+            force_terminal=sys.stdout.isatty(),
+            force_jupyter=False,
+        )
         self.bar: Progress | None = None
-        if self.console.is_terminal and enabled:
-            self.bar = Progress(
+        if enabled and (in_notebook or self.console.is_interactive):
+            self.bar = (NotebookProgress if in_notebook else Progress)(
                 BarColumn(bar_width=None),
                 TaskProgressColumn(),
                 TextColumn("{task.description}"),
@@ -78,10 +115,12 @@ class Reporter:
         loss = f"loss {record['loss']:.3f}"
         rate, norm = f"lr {record['learning_rate']:.2e}", f"grad {record['gradient_norm']:.2f}"
         speed, eta = f"{count(record['tokens_per_second'])} tok/s", f"eta {duration(eta_seconds)}"
+        hardware = [f"mfu {100 * record['mfu']:.3g}%"] if "mfu" in record else []
+        hardware += [f"{record['memory_bytes'] / 2**30:.1f} GiB"] if "memory_bytes" in record else []
         if self.bar:
             self.bar.update(self.task, description=" | ".join((where, loss, speed, eta)))
         else:
-            self.say(" | ".join((where, loss, rate, norm, speed, eta)))
+            self.say(" | ".join((where, loss, rate, norm, speed, *hardware, eta)))
 
     def validation(self, validated: dict[str, float]) -> None:
         """Shows one validation."""
@@ -96,7 +135,14 @@ class Reporter:
 class RunLog:
     """Appends records to the `.jsonl` files of a run folder; only the main process writes."""
 
-    def __init__(self, run: Path, enabled: bool, first_step: int = 0, finished: bool = False):
+    def __init__(
+        self,
+        run: Path,
+        enabled: bool,
+        first_step: int = 0,
+        finished: bool = False,
+        mirror: Callable[[str, dict[str, Any]], None] | None = None,
+    ):
         """Opens the records of a run for writing, without those that the run is about to take again.
 
         Args:
@@ -104,8 +150,9 @@ class RunLog:
             enabled: whether this process writes.
             first_step: updates done so far; later records are of an interrupted run.
             finished: whether only the closing validation and samples, of this very step, are left to do.
+            mirror: is told all that is written, as `write` is.
         """
-        self.run, self.enabled = run, enabled
+        self.run, self.enabled, self.mirror = run, enabled, mirror
         for path in (run / f"{name}.jsonl" for name in RECORDS) if enabled else ():
             if path.exists():
                 kept = [
@@ -122,6 +169,8 @@ class RunLog:
         if self.enabled:
             with open(self.run / f"{name}.jsonl", "a", encoding="utf-8") as file:
                 file.write(_line(record))
+            if self.mirror:
+                self.mirror(name, record)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_REQUEST_SECONDS = 2.0
 
 # When this module is imported, before the long work of a start: a launcher that dies meanwhile is noticed as well.
-PARENT = os.getppid()
+PROCESS, PARENT = os.getpid(), os.getppid()
 
 
 class StopRequest:
@@ -23,6 +23,7 @@ class StopRequest:
         self.reason: str | None = None
         self._since = 0.0
         # `accelerate launch` passes no signal on: its end is the message. Without a launcher a parent may come and go.
+        self._parent = PARENT if os.getpid() == PROCESS else os.getppid()  # forked after the import, as from a notebook
         self._launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
 
     def __enter__(self) -> "StopRequest":
@@ -38,7 +39,7 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         """Whether to stop; `reason` then says why."""
-        if self.reason is None and self._launched and os.getppid() != PARENT:
+        if self.reason is None and self._launched and os.getppid() != self._parent:
             self.reason = "its launcher is gone"
         return self.reason is not None
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 import smallm_hf.data.documents as documents_module
 import smallm_hf.data.packing as packing
+from smallm_hf.data.cleaning import CleaningConfig
 from smallm_hf.data.documents import DataConfig
 from smallm_hf.data.packing import (
     default_folder,
@@ -30,7 +31,8 @@ from smallm_hf.errors import UserError
 from smallm_hf.tokenization import TokenizerConfig, save_tokenizer, tokenizer_fingerprint, train_bpe
 
 BPE = TokenizerConfig("bpe")
-STORIES = [f"Story {number}: the cat sat on mat {number % 7}.\n\nIt was é fine." for number in range(60)]
+DEFAULT = CleaningConfig()
+STORIES = [f"Story {number}: the cat sat on mat {number % 7}.\n\nIt was é fine, {number}." for number in range(60)]
 
 
 @pytest.fixture
@@ -40,10 +42,10 @@ def source(tmp_path):
     return path
 
 
-def prepare(source, folder, vocab_size=270, tokenizer=BPE, report=lambda message: None, **options):
+def prepare(source, folder, vocab_size=270, tokenizer=BPE, cleaning=DEFAULT, **options):
     """Prepares with settings fit for a tiny corpus."""
     data = DataConfig(source=str(source), validation_ratio=0.2, **options)
-    return find_or_prepare(data, tokenizer, vocab_size, folder, 64, report)
+    return find_or_prepare(data, tokenizer, vocab_size, folder, 64, cleaning=cleaning)
 
 
 def decoded(files, side):
@@ -103,6 +105,47 @@ def test_the_report_shows_counts_and_examples(source, tmp_path):
     assert report["train"]["share_of_bytes"] + report["validation"]["share_of_bytes"] == pytest.approx(1)
     assert report["train"]["bytes_per_token"] > 1
     assert report["validation"]["examples"][0]["begins"] in STORIES
+
+
+def test_what_is_cleaned_away_is_in_the_report_and_not_in_the_tokens(tmp_path):
+    rows = [f"{text}\x07  \n\n\n\n1&lt;2" for text in STORIES]
+    rows += ["too short", "*** START OF THE PROJECT GUTENBERG EBOOK A ***\n\nOnly a book of six words."]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    (tmp_path / "bad.jsonl").write_text("{")
+    cleaning = CleaningConfig(min_words=3)
+    files = prepare(tmp_path / "*.jsonl", tmp_path / "tokens", 300, cleaning=cleaning, on_bad_file="skip")
+    found = decoded(files, "train") + decoded(files, "validation")
+    assert sorted(found) == sorted([*(f"{text}\n\n1<2" for text in STORIES), "Only a book of six words."])
+    report = json.loads((tmp_path / "tokens" / "report.json").read_text())
+    (source,) = report["sources"]
+    assert source["reading"]["encodings"] == {"ascii": 2}
+    assert "bad.jsonl row 1 is not JSON" in source["reading"]["bad_files"][0]
+    counts = source["cleaning"]
+    assert (counts["documents_in"], counts["documents_out"], counts["gutenberg_books"]) == (62, 61, 1)
+    assert counts["rules"]["html_remains"]["edits"] == 60
+    assert counts["dropped"]["too short"]["documents"] == 1
+    assert report["settings"]["cleaning.min_words"] == files.meta.settings["cleaning.min_words"] == 3
+    readable = (tmp_path / "tokens" / "report.md").read_text()
+    for line in ("documents | 62 | 61", "html_remains | 60 | 180 | 60", "too short | 1", "bad.jsonl row 1"):
+        assert line in readable
+    assert not list((tmp_path / "tokens").glob("cleaned*"))
+
+
+def test_without_cleaning_the_documents_are_packed_as_they_were_read(source, tmp_path):
+    source.write_text(source.read_text().replace("cat", "&amp; \u200b"))
+    files = prepare(source, tmp_path / "tokens", cleaning=CleaningConfig(enabled=False))
+    assert all("&amp; \u200b" in text for text in decoded(files, "validation"))
+    assert "Cleaning was off." in (tmp_path / "tokens" / "report.md").read_text()
+
+
+def test_a_source_that_cleaning_leaves_nothing_of_is_named_with_the_reasons(source, tmp_path):
+    with pytest.raises(UserError, match=r"stories.txt: cleaning left no document \(too short: 60\); change these"):
+        prepare(source, tmp_path / "tokens", cleaning=CleaningConfig(min_words=100))
+
+
+def test_streaming_decides_no_id():
+    data = DataConfig(source="a/b")
+    assert default_folder(data, BPE, 270) == default_folder(dataclasses.replace(data, streaming=True), BPE, 270)
 
 
 def test_special_tokens_written_in_a_document_do_not_end_it(tmp_path):
@@ -208,8 +251,9 @@ def test_other_settings_have_another_default_folder(source):
         default_folder(data, BPE, 271),
         default_folder(data, TokenizerConfig("gpt2"), 270),
         default_folder(dataclasses.replace(data, validation_ratio=0.3), BPE, 270),
+        default_folder(data, BPE, 270, cleaning=CleaningConfig(min_words=3)),
     }
-    assert len(folders) == 4
+    assert len(folders) == 5
     assert all(folder.name.startswith("stories-") for folder in folders)
     assert default_folder(dataclasses.replace(data, folder="x"), BPE, 270) in folders
 
@@ -220,6 +264,7 @@ def test_other_settings_have_another_default_folder(source):
         ({"vocab_size": 280}, r"model.vocab_size=270, this run wants 280"),
         ({"text_column": "story"}, r"data.text_column=text, this run wants story"),
         ({"tokenizer": TokenizerConfig("gpt2")}, r"tokenizer.source=bpe, this run wants gpt2"),
+        ({"cleaning": CleaningConfig(html=False)}, r"cleaning.html=True, this run wants False"),
     ],
 )
 def test_a_given_folder_that_holds_other_token_files_is_refused(source, tmp_path, change, message):
@@ -360,12 +405,12 @@ def test_a_full_disk_is_named_and_leaves_nothing(source, tmp_path):
         "import resource, sys; from smallm_hf.data.packing import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try: find_or_prepare(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258, sys.argv[2], 64)\n"
-        "except ValueError as error: print(type(error).__name__, error)\n"
+        "except UserError as error: print(error)\n"
     )
     source.write_text(source.read_text() * 50)
     arguments = [sys.executable, "-c", program, str(source), str(tmp_path / "tokens")]
     printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("UserError no space left to write")
+    assert printed.startswith("no space left to write")
     assert not any(path.name.endswith((".partial", "tokens")) for path in tmp_path.iterdir())
 
 

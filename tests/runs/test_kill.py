@@ -160,7 +160,7 @@ def number_of(writes: list[str], kind: str, name: str) -> int:
     [
         ("rename .best.partial", "/best"),  # the old one moved away, the new one not yet there
         ("write_text", ".step-4.partial/manifest.json"),
-        ("rmtree", "checkpoints/step-6"),  # the old checkpoint half removed
+        ("rmtree", "/.step-6.partial"),  # the old checkpoint half removed, and final/ not written
     ],
 )
 def test_a_run_killed_in_the_worst_moment_and_resumed_is_the_uninterrupted_one(

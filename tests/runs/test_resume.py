@@ -167,6 +167,16 @@ def test_changed_text_is_refused_with_both_fingerprints(recipe, tmp_path, storie
         train(recipe, tmp_path / "second", "--resume", *words[:2], "--data.folder", tmp_path / "more", *tokenizer)
 
 
+def test_a_token_file_that_was_changed_is_refused_with_both_fingerprints(recipe, tmp_path):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    path = tmp_path / "tokens" / "train.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train.bin has sha256 \w{12}, its meta.json says \w{12}: it was changed"):
+        train(recipe, tmp_path / "run", "--resume")
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "config.json", "optimizer.pt", "state.json", "random-0.pt", "manifest.json"]
 )
@@ -297,7 +307,7 @@ def test_where_memory_runs_out_the_micro_step_is_halved_and_the_update_stays(rec
     whole, halved = (read_records(tmp_path / name, "metrics") for name in ("whole", "run"))
     for mine, theirs in zip(whole, halved, strict=True):
         for name in {"loss", "gradient_norm", "validation_loss"} & mine.keys():
-            assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
 
 
 def test_one_window_that_does_not_fit_is_refused(recipe, tmp_path, monkeypatch):

@@ -1,0 +1,40 @@
+"""Publishes a finished run on the Hugging Face Hub: python scripts/publish.py --run runs/quickstart --repo user/name"""
+
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from smallm_hf.card import Statements
+from smallm_hf.command_line import exit_clearly
+from smallm_hf.errors import UserError
+from smallm_hf.hub.checks import verify_card
+from smallm_hf.hub.publishing import publish
+
+DESCRIPTION = "Publishes a finished run as one repository that loads everywhere, checked before and after."
+
+
+def main() -> None:
+    parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--run", type=Path, required=True, help="the run folder")
+    parser.add_argument("--repo", help="user/name, or name in the namespace of the token")
+    parser.add_argument("--private", action="store_true", help="a repository that is made now is private")
+    parser.add_argument("--checkpoints", action=ActionYesNo(no_prefix="no_"), default=True, help="tag checkpoints too")
+    parser.add_argument("--exports", type=Path, nargs="*", default=[], help="folders that export.py made from best/")
+    parser.add_argument("--dry_run", action="store_true", help="show files, sizes and card; needs no network, no token")
+    parser.add_argument("--verify_card", action="store_true", help="only recompute all that the card of best/ says")
+    given_above = {"run", "repo", "statements", "private", "checkpoints", "exports", "dry_run"}
+    parser.add_function_arguments(publish, as_group=False, skip=given_above)
+    parser.add_class_arguments(Statements, as_group=False)
+    given = parser.parse_args().as_dict()
+    statements = Statements(**{field.name: given.pop(field.name) for field in fields(Statements)})
+    if given.pop("verify_card"):
+        print("\n".join(verify_card(given["run"])))
+    elif given["repo"] is None:
+        raise UserError("--repo names no repository; give user/name, or --verify_card to check the card alone")
+    else:
+        publish(**given, statements=statements)
+
+
+if __name__ == "__main__":
+    exit_clearly(main)

@@ -1,0 +1,1 @@
+"""A trained model for other programs: a native folder, a GGUF file, an ONNX graph; each compared with its source."""

@@ -1,0 +1,123 @@
+"""From a model's folder to a checked export, or to one line that says why not."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.scoring import refuse_lookahead
+from smallm_hf.export.gguf_file import OutType, gguf_engine, gguf_tolerance, write_gguf
+from smallm_hf.export.native import native_engine, write_native
+from smallm_hf.export.onnx_file import onnx_engine, write_onnx
+from smallm_hf.export.parity import FLOAT32, check_parity
+from smallm_hf.folders import replacing, require_writable
+from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
+
+Target = Literal["native", "gguf", "onnx"]
+
+# What a target needs beyond the packages that are always there.
+NEEDED = {"native": (), "gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+# The folders of a run that hold a model.
+RUN_MODELS = ("best", "final")
+
+
+def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f32") -> dict[str, Any]:
+    """Writes a model for other programs and compares it with its source; what fails the comparison is not kept.
+
+    Args:
+        model: a folder that `save_pretrained` wrote, such as RUN/best, or a Hub id; its tokenizer with it.
+        to: `native` is a plain Qwen3, Llama or GPT-2 folder without our code, `gguf` a file for llama.cpp and Ollama,
+            `onnx` a graph with a key-value cache for ONNX Runtime and transformers.js.
+        output_dir: a new folder, or an empty one.
+        outtype: type of a GGUF file's matrices; `f32` holds exactly what was trained.
+
+    Returns:
+        What `parity.json` in the folder holds.
+
+    Raises:
+        UserError: no such model, one that the target cannot express, a package that is missing, a folder with files
+            in it, or a comparison that failed.
+    """
+    if outtype != "f32" and to != "gguf":
+        raise UserError(f"--outtype {outtype} is for --to gguf; leave it out with --to {to}")
+    if missing := [package for package in NEEDED[to] if importlib.util.find_spec(package) is None]:
+        raise UserError(f'--to {to} needs {", ".join(missing)}; pip install "smallm_hf[export]"')
+    require_writable(output_dir, "--output_dir", folder=True)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise UserError(f"--output_dir {output_dir} holds files already; give another, or empty it first")
+    disable_progress_bar()
+    exported, source, tokenizer = _load(model, to)
+
+    with replacing(output_dir.absolute()) as folder:
+        if to == "native":
+            write_native(exported, tokenizer, folder)
+            engine, tolerance = native_engine(folder), FLOAT32
+        elif to == "onnx":
+            write_onnx(exported, tokenizer, folder)
+            engine, tolerance = onnx_engine(folder), FLOAT32
+        else:
+            file = write_gguf(exported, tokenizer, folder, _title(model), outtype)
+            engine = gguf_engine(file, exported.config)
+            tolerance = gguf_tolerance(outtype, exported.config, engine)
+        weights = outtype if to == "gguf" else str(exported.dtype).removeprefix("torch.")
+        parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, engine, tolerance)}
+        text = json.dumps(parity, indent=2, ensure_ascii=False) + "\n"
+        (folder / "parity.json").write_text(text, encoding="utf-8")
+    return parity
+
+
+def _title(model: str) -> str:
+    """What to call a model: its folder's name, or the run's."""
+    path = Path(model).absolute()
+    return path.parent.name if path.name in RUN_MODELS else path.name
+
+
+def _load(model: str, to: Target) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to write, in the class and dtype that anybody would get; its source in float32; their tokenizer.
+
+    The source of a model of ours is the class that was trained.
+    """
+    if not Path(model, "config.json").is_file():
+        for best in (Path(model, name) for name in RUN_MODELS):
+            if (best / "config.json").is_file():
+                raise UserError(f"--model {model} is a run, which holds several models; give one, such as {best}")
+    exported, tokenizer = load_causal_lm(model, device="cpu")
+    config = exported.config
+    if config.model_type not in {*NATIVE_SWITCHES, SmaLLMConfig.model_type}:
+        known = ", ".join([*NATIVE_SWITCHES, SmaLLMConfig.model_type])
+        raise UserError(f"--model {model} is of type {config.model_type}; the types that can be exported are {known}")
+    if config.model_type == SmaLLMConfig.model_type and to != "onnx":
+        raise UserError(f"--to {to} cannot express {model}: {native_type(config)[1]}; export --to onnx instead")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {model} has {len(tokenizer)} entries and the model {config.vocab_size}; "
+            "put the tokenizer of this model there"
+        )
+    source = pretrained_model(model, pretrained_config(model)).eval()
+    refuse_lookahead(source)
+    return exported, source, tokenizer
+
+
+def describe_export(parity: dict[str, Any], output_dir: Path) -> str:
+    """What was written and how far it is from its source, as the lines a user reads."""
+    files = sorted(file for file in output_dir.rglob("*") if file.is_file())
+    engine = ", ".join(f"{name} {version}" for name, version in parity["engine"].items())
+    if parity["greedy_tokens_equal"]:
+        greedy = "equal"
+    elif parity["tolerance"]["top1_agreement"] is None:
+        greedy = f"equal but for {parity['ties']} ties"
+    else:
+        greedy = "not all equal"
+    return "\n".join(
+        [
+            *(f"{file}  {file.stat().st_size:,} bytes" for file in files),
+            f"checked with {engine} on {len(parity['prompts'])} prompts: logits within "
+            f"{parity['max_abs_difference']:.2g} of the source's ({parity['relative_difference']:.2g} of the largest), "
+            f"same first choice at {parity['top1_agreement']:.1%} of the places, greedy tokens {greedy}",
+        ]
+    )

@@ -1,0 +1,250 @@
+"""What is checked before anything is published: that the records agree, and that the weights load anywhere."""
+
+import inspect
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_token
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from smallm_hf.card import Weights, find_weights, read_results, render_card
+from smallm_hf.errors import UserError, one_line
+from smallm_hf.evaluation.scoring import Sums, position_limit, score_token_stream, summarize
+from smallm_hf.hub.text import find_token_files
+from smallm_hf.models import SmaLLMConfig
+from smallm_hf.pretrained import is_ours, load_weights
+from smallm_hf.training.plan import embedding_parameters, flops_per_token
+from smallm_hf.training.progress import read_records
+from smallm_hf.training.validation import ValidationSet
+
+LARGEST_DIFFERENCE = 1e-4  # of logits, as a share of the largest: float rounding between two ways to compute them
+LARGEST_RELATIVE_ERROR = 1e-4  # of a validation scored again, perhaps on other hardware
+CHECKED_TOKENS = 64
+PROMPT = "The"
+
+
+# --- the records -----------------------------------------------------------------------------------------------------
+
+
+def check_record(run: Path, results: dict[str, Any], weights: Weights, model: PreTrainedModel) -> None:
+    """Makes sure that `results.json` says what the weights and the other records say.
+
+    Args:
+        run: the run folder.
+        results: what its `results.json` holds.
+        weights: `best` or `final`.
+        model: these weights, loaded.
+
+    Raises:
+        UserError: naming the first figure that differs, and both values.
+    """
+    metrics, folder = read_records(run, "metrics"), f"{weights.name}/"
+    tokens, stated_in = metrics[-1]["tokens"], "best" if weights.name == "best" else "last"
+    validated = [record for record in metrics if record["step"] == weights.step and "validation_loss" in record][-1:]
+    flops = flops_per_token(model, results["config"]["training"]["context_length"]) * tokens
+    found = [
+        ("metrics.jsonl", results, {"steps": metrics[-1]["step"], "tokens": tokens}),
+        (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
+        (folder, results, {"embedding_parameters": embedding_parameters(model)}),
+        ("the formula", results, {"flops": flops}),
+        (f"{folder}validation.json", results[stated_in], weights.scored),
+        *(("metrics.jsonl", results[stated_in] | {"tokens": record["tokens"]}, record) for record in validated),
+    ]
+    for source, stated, values in found:
+        for name, value in values.items():
+            if stated.get(name) != value:
+                raise UserError(
+                    f"{run}/results.json says {name}={stated.get(name)} of {weights.name}/, {source} says {value}; "
+                    "bring back the file as the run wrote it, or finish a run that went on since (train.py --resume)"
+                )
+
+
+def check_card(run: Path, weights: Weights) -> int:
+    """Makes sure that the card of `best/` or `final/`, if it is there, says what the run's records say.
+
+    Returns:
+        How many lines were compared.
+
+    Raises:
+        UserError: naming the first line that differs, as it is and as it should be.
+    """
+    path = weights.folder / "README.md"
+    if not path.exists():
+        return 0
+    written = path.read_text(encoding="utf-8").splitlines()
+    expected = render_card(run, weights).splitlines()
+    for number, (line, right) in enumerate(itertools.zip_longest(written, expected, fillvalue="(nothing)"), start=1):
+        if line != right:
+            raise UserError(
+                f"{path} line {number} says {line!r:.100}, the run's records say {right!r:.100}; "
+                "take your change back, or remove the file to have it written anew"
+            )
+    return len(expected)
+
+
+def verify_card(run: Path) -> list[str]:
+    """Recomputes what the card of the best weights says, from the run's records, its weights and its validation text.
+
+    Returns:
+        Lines that say what was compared.
+
+    Raises:
+        UserError: naming the first thing that is not as the card says, and both values.
+    """
+    results = read_results(run)
+    best = find_weights(run, "best")
+    model = load_own_class(best.folder)
+    check_record(run, results, best, model)
+    number = check_card(run, best)
+    lines = [
+        f"card: its {number} lines are what the records say" if number else "card: none, it will be written anew",
+        f"{results['parameters']:,} parameters ({results['embedding_parameters']:,} in tables), FLOPs: counted again",
+    ]
+    files = find_token_files(results)
+    if files is None:
+        return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
+    training, meta = results["config"]["training"], files.meta.validation
+    tokens = ValidationSet.choose(
+        files.validation, meta.bytes + meta.documents, training["validation_tokens"], files.tokenizer
+    )
+    sums = score_token_stream(
+        model, tokens.tokens, context_length=training["context_length"], batch_size=training["batch_size"]
+    )
+    for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():
+        stated = best.scored[f"validation_{name}"]
+        # Of two logits that are all but equal, other hardware may find the other one larger.
+        if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / len(tokens.tokens)):
+            raise UserError(
+                f"the card says validation {name} {stated:.6g}, scoring {best.folder} again gives {value:.6g}; "
+                "these are not the weights, or not the text, that were scored"
+            )
+    return [*lines, f"validation: scored again on {len(tokens.tokens):,} tokens, the same"]
+
+
+# --- the weights -----------------------------------------------------------------------------------------------------
+
+
+def load_own_class(folder: Path) -> PreTrainedModel:
+    """The model as the class that trained it, in float32.
+
+    Raises:
+        UserError: weights or config are damaged.
+    """
+    disable_progress_bar()  # of loading: a moment each
+    try:
+        ours = is_ours(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = (SmaLLMConfig if ours else AutoConfig).from_pretrained(folder)
+        return load_weights(folder, config).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be loaded ({one_line(error)}); bring back the files of the run") from error
+
+
+def load_elsewhere(request: str) -> None:
+    """What the checking process runs: it is given the source of this function and cannot import the package.
+
+    Args:
+        request: JSON with `revision`, `prompt`, and for each of `models` its `name`, `flags` (of trust_remote_code),
+            `input_ids` and `output`, a safetensors file for the logits by flag.
+    """
+    import json
+    import sys
+
+    sys.modules["smallm_hf"] = None  # importing it is an error from here on
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    wanted = json.loads(request)
+    prompt, revision = wanted["prompt"], {"revision": wanted["revision"]}
+    for checked in wanted["models"]:
+        name, logits = checked["name"], {}
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False not in checked["flags"], **revision)
+        for flag in checked["flags"]:
+            options = {**revision, "trust_remote_code": flag}
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options).eval()
+            with torch.no_grad():
+                logits[str(flag)] = model(torch.tensor([checked["input_ids"]])).logits.contiguous()
+            text = pipeline("text-generation", model=name, **options)(prompt, max_new_tokens=4)[0]["generated_text"]
+            assert text.startswith(prompt), f"pipeline answers {text!r} to {prompt!r}"
+        save_file(logits, checked["output"])
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is loaded elsewhere and compared.
+
+    Args:
+        name: a folder, or the id of a repository.
+        folder: the files as they are published.
+        trained: the folder of the run with the same weights.
+    """
+
+    name: str
+    folder: Path
+    trained: Path
+
+
+def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = None) -> float:
+    """Loads models in a process that cannot import this package, every way they promise, and compares the logits.
+
+    Args:
+        checks: the models.
+        home: an empty `HF_HOME` for that process.
+        revision: of repositories; None for folders, which are loaded without the network.
+
+    Returns:
+        The largest difference of logits to those of the class that trained them, as a share of the largest logit.
+
+    Raises:
+        UserError: one does not load there, or differs by more than rounding.
+    """
+    asked = [_question(check, home / f"{number}.safetensors") for number, check in enumerate(checks)]
+    request = {"models": [question for question, _ in asked], "revision": revision, "prompt": PROMPT}
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0" if revision else "1"}
+    if revision:
+        environment["HF_TOKEN"] = get_token()  # it may be kept in the usual HF_HOME
+    code = f"{inspect.getsource(load_elsewhere)}\nload_elsewhere({json.dumps(request)!r})"
+    result = subprocess.run([sys.executable, "-I", "-c", code], env=environment, capture_output=True, text=True)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise UserError(f"it does not load where smallm_hf is not installed: {reason:.300}; repair that, then publish")
+    largest = 0.0
+    for check, (question, expected) in zip(checks, asked, strict=True):
+        for logits in load_file(question["output"]).values():
+            difference = ((logits - expected).abs().max() / expected.abs().max()).item()
+            if not difference <= LARGEST_DIFFERENCE:
+                raise UserError(
+                    f"the logits of {check.name} differ from those of {check.trained} by {difference:.1e} of the "
+                    f"largest (allowed: {LARGEST_DIFFERENCE:.0e}); these are not the weights or the config of the run"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+@torch.inference_mode()
+def _question(check: Check, output: Path) -> tuple[dict[str, Any], torch.Tensor]:
+    """What the checking process is asked about one model, and the logits it should find, (1, T, V)."""
+    config = json.loads((check.folder / "config.json").read_text(encoding="utf-8"))
+    promised = {False: config["model_type"] != "smallm", True: "auto_map" in config}
+    model = load_own_class(check.trained)
+    count = min(CHECKED_TOKENS, position_limit(model) or CHECKED_TOKENS)
+    input_ids = torch.arange(count) * 7919 % model.config.vocab_size  # from all over the vocabulary
+    question = {
+        "name": check.name,
+        "flags": [flag for flag, there in promised.items() if there],
+        "input_ids": input_ids.tolist(),
+        "output": str(output),
+    }
+    return question, model(input_ids[None]).logits

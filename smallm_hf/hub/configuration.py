@@ -1,0 +1,48 @@
+"""The `hub` section of a run config."""
+
+from dataclasses import dataclass
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from smallm_hf.errors import UserError, one_line
+
+
+def check_repo_name(repo: str) -> None:
+    """Makes sure that the Hub allows a name.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo!r} is no name for a repository of the Hub: {one_line(error)}; give user/name"
+        ) from error
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Where a run's weights go on the Hugging Face Hub.
+
+    Args:
+        repo: `user/name`, or `name` in the namespace of the token.
+        private: whether a repository that is made for the run is private.
+        push_every: steps or tokens (see training.interval_unit) between two pushes of the weights to the repository's
+            branch `training`; null pushes nothing before scripts/publish.py does.
+        license: of the weights, as the Hub spells it.
+    """
+
+    repo: str | None = None
+    private: bool = False
+    push_every: int | None = None
+    license: str = "apache-2.0"
+
+    def __post_init__(self) -> None:
+        if self.repo is not None:
+            check_repo_name(self.repo)
+        if self.push_every is not None and self.push_every < 1:
+            raise UserError(f"hub.push_every={self.push_every} is out of range; set it to a number above 0 or null")
+        if self.push_every is not None and self.repo is None:
+            raise UserError(f"hub.push_every={self.push_every} names no repository; set hub.repo to user/name")

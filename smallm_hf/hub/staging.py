@@ -1,0 +1,149 @@
+"""What is published of a set of weights, put together in a folder as it will stand on the Hub."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import get_token
+
+from smallm_hf import models
+from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, without_paths
+from smallm_hf.errors import UserError
+from smallm_hf.hub.repository import files_below
+
+# All that is ever published; whatever else lies in a folder stays there.
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
+    *("model.safetensors.index.json", "configuration_*.py", "modeling_*.py"),
+)
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+)
+EXPORT_FILES = ("*.gguf", "Modelfile", "onnx/model.onnx", "onnx/model.onnx_data")
+RECORD_FILES = ("metrics.jsonl", "samples.jsonl", "figures/*.png", "figures/*.svg")
+LICENSE = Path(__file__).resolve().parent.parent.parent / "LICENSE"
+TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".jinja", ".svg")
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the Hub
+
+
+def stage(
+    run: Path,
+    weights: Weights,
+    folder: Path,
+    statements: Statements,
+    repo: str,
+    *,
+    exports: Sequence[Path] = (),
+    revisions: Sequence[str] = (),
+) -> None:
+    """Writes all that is published of one set of weights, as it will stand on the Hub, into an empty folder.
+
+    Args:
+        run: the run folder.
+        weights: one of its sets of weights.
+        folder: where to; exists.
+        statements: what the card says and no record knows.
+        repo: the id of the repository.
+        exports: folders that scripts/export.py has made from these weights.
+        revisions: names of the other revisions, for the card.
+
+    Raises:
+        UserError: something that looks like an access token in one of the files.
+    """
+    copy_files(weights.folder, folder, MODEL_FILES)
+    copy_files(run / "best", folder, TOKENIZER_FILES)
+    copy_files(run, folder, RECORD_FILES)
+    settle_auto_map(folder)
+    shutil.copy(LICENSE, folder)
+    results = read_results(run)
+    for name, content in (("results.json", results), ("environment.json", results["environment"])):
+        write_json(folder / name, without_paths(content))
+    config = without_paths(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    _write_yaml(folder / "config.yaml", config)
+    scores = eval_results(results, weights, statements, repo)
+    if scores:
+        (folder / ".eval_results").mkdir()
+        _write_yaml(folder / ".eval_results" / "validation.yaml", scores)
+    checked = [_stage_export(weights, export, folder) for export in exports]
+    files = files_below(folder)
+    card = render_card(run, weights, statements, repo=repo, files=files, exports=checked, revisions=revisions)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    refuse_tokens(folder)
+
+
+def _stage_export(weights: Weights, export: Path, folder: Path) -> dict[str, Any]:
+    """Adds the files of an export, and returns how it compared with these weights."""
+    record = export / "parity.json"
+    if not record.is_file():
+        raise UserError(
+            f"--exports {export} holds no export (no parity.json); give what export.py --output_dir has made"
+        )
+    parity, trained = json.loads(record.read_text(encoding="utf-8")), weights.folder / "model.safetensors"
+    made_from = Path(parity["source"])
+    if made_from.resolve() != weights.folder.resolve() or record.stat().st_mtime < trained.stat().st_mtime:
+        raise UserError(
+            f"--exports {export} was made from {made_from}, not from {weights.folder} as it is; export it anew"
+        )
+    copy_files(export, folder, EXPORT_FILES)
+    files = [path.relative_to(export).as_posix() for pattern in EXPORT_FILES for path in export.glob(pattern)]
+    parity = without_paths(parity) | {"files": sorted(files)}
+    (folder / "parity").mkdir(exist_ok=True)
+    write_json(folder / "parity" / f"{'-'.join([parity['to'], *filter(None, [parity.get('outtype')])])}.json", parity)
+    return parity
+
+
+def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:
+    """Copies the files of a folder that match; weights, which nobody changes in place, are linked where that works."""
+    for pattern in patterns:
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if path.suffix != ".safetensors":
+                    raise OSError("to be copied")
+                os.link(path, target)
+            except OSError:  # another disk, or one that knows no links
+                shutil.copy(path, target)
+
+
+def settle_auto_map(folder: Path) -> None:
+    """Brings the files that `auto_map` of a config names, or drops it: a native class saves it without them."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    auto_map = {name: value.split("--")[-1] for name, value in config.get("auto_map", {}).items()}
+    for module in {value.split(".")[0] for value in auto_map.values()}:
+        ours = Path(models.__file__).parent / f"{module}.py"
+        if not (folder / ours.name).exists() and ours.is_file():
+            shutil.copy(ours, folder)
+        if not (folder / ours.name).exists():
+            auto_map = {}
+    if auto_map != config.get("auto_map", {}):
+        config.pop("auto_map")
+        write_json(path, config | ({"auto_map": auto_map} if auto_map else {}))
+
+
+def refuse_tokens(folder: Path) -> None:
+    """Looks for access tokens in the text that is about to be published.
+
+    Raises:
+        UserError: one is there.
+    """
+    for name in files_below(folder):
+        content = (folder / name).read_text(encoding="utf-8") if name.endswith(TEXT_SUFFIXES) else ""
+        if TOKEN.search(content) or (get_token() or "\0") in content:
+            raise UserError(f"{name} of the run holds an access token; revoke it, and take it out before you publish")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """One file of the tree, as people read it."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_yaml(path: Path, content: Any) -> None:
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,144 @@
+"""One config means one update, however many processes share it; and several are as hard to kill as one."""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import outcome
+from test_launch import TRAIN
+
+from smallm_hf import plots
+from smallm_hf.training.loop import TrainingLoop
+from smallm_hf.training.progress import read_records
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, and this system cannot")
+
+# Two epochs of 9 updates, the last of an epoch and the first of the next in one of them.
+WORDS = [
+    *("--training.max_steps", 12, "--training.batch_size", 3, "--training.accumulation_steps", 4),
+    *("--training.evaluate_every", 4, "--training.checkpoint_every", 5, "--training.log_every", 1),
+    *("--training.cpu_threads", 1),
+]
+DROPOUT = ["--model.preset", "classic", "--model.dropout", 0.2]
+# Importing torch takes longer than these runs: a server does it once, and each process is a fork of it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["pytest", "smallm_hf.runs"])
+
+
+def run_rank(rank: int, size: int, port: int, folder: Path, slow_step: int | None, words: list[str]) -> None:
+    """What one process of several does: `scripts/train.py`, with a note of the windows it reads."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    plots.draw_runs = lambda folders: []
+    batch, update = TrainingLoop.batch, TrainingLoop.update
+
+    def noted(loop: TrainingLoop, starts):
+        with (folder / f"windows-{rank}").open("a") as file:
+            file.write(json.dumps([loop.state.step, starts.tolist()]) + "\n")
+        return batch(loop, starts)
+
+    def slow(loop: TrainingLoop):
+        if loop.state.step == slow_step:
+            (folder / "there").touch()
+            time.sleep(1)
+        update(loop)
+
+    TrainingLoop.batch, TrainingLoop.update = noted, slow
+    sys.argv = [TRAIN, *words]
+    runpy.run_path(TRAIN, run_name="__main__")
+
+
+def start(folder: Path, size: int, *words: object, slow_step: int | None = None) -> list[multiprocessing.Process]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    words = [str(word) for word in ("--output_dir", folder / "run", *WORDS, *words)]
+    started = [
+        processes.Process(target=run_rank, args=(rank, size, port, folder, slow_step, words)) for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def statuses(started: list[multiprocessing.Process], folder: Path, seconds: float = 120) -> list[int | None]:
+    """How the processes ended; the ones that did not are None, and stopped."""
+    deadline = time.monotonic() + seconds
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+    found = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    if None in found or 2 in found:
+        print(*((folder / f"log-{rank}").read_text()[-3000:] for rank in range(len(started))), sep="\n")
+    return found
+
+
+def windows_of(folder: Path, size: int) -> dict[int, list[int]]:
+    """The windows of each update, in the order of its micro-steps."""
+    found: dict[int, list[int]] = {}
+    ranks = [map(json.loads, (folder / f"windows-{rank}").read_text().splitlines()) for rank in range(size)]
+    for micro_step in zip(*ranks, strict=True):
+        for step, starts in micro_step:
+            found.setdefault(step, []).extend(starts)
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_two_and_four_processes_make_the_same_updates_of_the_same_windows(recipe, tmp_path, optimizer):
+    folders = {size: tmp_path / str(size) for size in (1, 2, 4)}
+    for size, folder in folders.items():
+        started = start(folder, size, "--config", recipe, "--training.optimizer", optimizer)
+        assert statuses(started, folder) == [0] * size
+    alone = windows_of(folders[1], 1)
+    assert sorted(alone) == list(range(12)) and all(len(starts) == 12 for starts in alone.values())
+    records = {size: read_records(folder / "run", "metrics") for size, folder in folders.items()}
+    for size in (2, 4):
+        assert windows_of(folders[size], size) == alone
+        for mine, theirs in zip(records[1], records[size], strict=True):
+            assert (mine["step"], mine["tokens"]) == (theirs["step"], theirs["tokens"])
+            for name in {"loss", "gradient_norm", "validation_loss"} & mine.keys():
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-5), (size, mine["step"], name)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_the_resumed_run_is_the_uninterrupted_one(recipe, tmp_path):
+    words = ["--config", recipe, *DROPOUT]
+    assert statuses(start(tmp_path / "whole", 2, *words), tmp_path / "whole") == [0, 0]
+    folder = tmp_path / "stopped"
+    started = start(folder, 2, *words, slow_step=6)
+    while not (folder / "there").exists():
+        assert started[0].is_alive()
+        time.sleep(0.02)
+    os.kill(started[1].pid, signal.SIGTERM)
+    assert statuses(started, folder, seconds=25) == [75, 75]
+    said = "".join((folder / f"log-{rank}").read_text() for rank in (0, 1))
+    assert re.findall(r"stopped \((.*)\) at step 7; saved", said) == ["another process was asked to"]
+    assert statuses(start(folder, 2, *words, "--resume"), folder) == [0, 0]
+    assert outcome(folder / "run") == outcome(tmp_path / "whole" / "run")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_of_two_processes_is_killed_the_other_ends_and_the_resumed_run_is_whole(recipe, tmp_path, victim):
+    words = ["--config", recipe, *DROPOUT]
+    assert statuses(start(tmp_path / "whole", 2, *words), tmp_path / "whole") == [0, 0]
+    folder = tmp_path / "killed"
+    started = start(folder, 2, *words, slow_step=6)
+    while not (folder / "there").exists():
+        assert started[0].is_alive()
+        time.sleep(0.02)
+    started[victim].kill()
+    other = statuses(started, folder, seconds=25)[1 - victim]
+    assert other not in (None, 0)
+    assert statuses(start(folder, 2, *words, "--resume"), folder) == [0, 0]
+    assert outcome(folder / "run") == outcome(tmp_path / "whole" / "run")
