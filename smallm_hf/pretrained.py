@@ -91,11 +91,17 @@ def pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     return _find(source, lambda **options: load_weights(source, config, **options))
 
 
-def load_weights(source: str | Path, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """The float32 model that `save_pretrained` wrote to a folder; what the libraries raise is raised."""
+def load_weights(
+    source: str | Path, config: PreTrainedConfig, *, exact: bool = False, **options: Any
+) -> PreTrainedModel:
+    """The float32 model that `save_pretrained` wrote to a folder; what the libraries raise is raised.
+
+    Raises:
+        UserError: a tensor is missing or, where it has to be `exact`, there is one more than the model has.
+    """
     # The flagless Auto classes would load the native twin of ours.
     model_class = SmaLLMForCausalLM if isinstance(config, SmaLLMConfig) else AutoModelForCausalLM
-    return _all_weights(model_class, source, config=config, dtype=torch.float32, **options)
+    return _all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
 
 
 def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:
@@ -113,11 +119,14 @@ def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in fresh_model(config, "meta").state_dict().items()}
 
 
-def _all_weights(model_class: type, source: str | Path, **options: Any) -> PreTrainedModel:
+def _all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
     loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
     if loading["missing_keys"]:  # transformers would fill them with random numbers and warn
         missing = min(loading["missing_keys"])
         raise UserError(f"{source} lacks weights of {type(loaded).__name__}, {missing} for one; give a language model")
+    if exact and loading["unexpected_keys"]:
+        extra = min(loading["unexpected_keys"])
+        raise UserError(f"{source} holds weights that {type(loaded).__name__} has not, {extra} for one; give its model")
     return loaded
 
 

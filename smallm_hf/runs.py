@@ -273,7 +273,7 @@ def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path |
                     f"{checkpoint} was trained with model.{field.name}={theirs}, this config says {ours}; "
                     "resume with the config of the run or give another --output_dir"
                 )
-        return load_weights(checkpoint, architecture)
+        return load_weights(checkpoint, architecture, exact=True)
 
 
 # What saving adds to a config, or what says nothing of its shape.

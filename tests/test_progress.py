@@ -181,3 +181,18 @@ def test_eighty_columns_hold_the_bar_the_loss_the_speed_and_the_eta(monkeypatch)
     shown = reporter.console.file.getvalue()
     for part in ("━━", "50%", "step 12400/20000", "loss 3.912", "41.2k tok/s", "eta 1h12m"):
         assert part in shown, part
+
+
+def test_a_record_that_finds_no_space_leaves_no_half_line(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    log = RunLog(tmp_path, True)
+    log.write("metrics", {"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 5, hard))
+    try:
+        with pytest.raises(OSError):
+            log.write("metrics", {"step": 2, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write("metrics", {"step": 3})
+    assert [record["step"] for record in read_records(tmp_path, "metrics")] == [1, 3]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -149,7 +150,7 @@ class RunLog:
             run: the run folder; need not exist yet.
             enabled: whether this process writes.
             first_step: updates done so far; later records are of an interrupted run.
-            finished: whether only the closing validation and samples, of this very step, are left to do.
+            finished: whether validation and samples of this very step are left to do.
             mirror: is told all that is written, as `write` is.
         """
         self.run, self.enabled, self.mirror = run, enabled, mirror
@@ -165,10 +166,16 @@ class RunLog:
                 fresh.replace(path)
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        """Appends one record to `NAME.jsonl`."""
+        """Appends one record to `NAME.jsonl`, or on a full disk nothing of it."""
         if self.enabled:
-            with open(self.run / f"{name}.jsonl", "a", encoding="utf-8") as file:
-                file.write(_line(record))
+            path = self.run / f"{name}.jsonl"
+            before = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(_line(record))
+            except OSError:
+                os.truncate(path, before)  # half a line would spoil the next
+                raise
             if self.mirror:
                 self.mirror(name, record)
 

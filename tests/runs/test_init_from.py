@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from running import train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, LlamaConfig, T5Config
 
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
-from smallm_hf.pretrained import fresh_model, pretrained_config
+from smallm_hf.pretrained import fresh_model, load_weights, pretrained_config
 from smallm_hf.tokenization import save_tokenizer, train_bpe
 from smallm_hf.training.progress import read_records
 
@@ -97,6 +97,19 @@ def test_what_does_not_fit_the_model_is_refused(pretrained, recipe, tmp_path, wo
     with pytest.raises(UserError, match=message):
         train(recipe, tmp_path / "run", "--model.init_from", pretrained(), *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tensor_too_few_is_refused_and_one_too_many_where_it_must_be_exact(pretrained, recipe, tmp_path):
+    source = pretrained()
+    config = pretrained_config(str(source))
+    weights = load_file(source / "model.safetensors")
+    save_file({**weights, "model.layers.9.extra": torch.ones(1)}, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"holds weights that LlamaForCausalLM has not, model.layers.9.extra for one"):
+        load_weights(source, config, exact=True)
+    weights.pop("model.norm.weight")
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights of LlamaForCausalLM, model.norm.weight for one"):
+        train(recipe, tmp_path / "run", "--model.init_from", source)
 
 
 def test_a_table_smaller_than_its_tokenizer_is_refused(pretrained, recipe, tmp_path):
