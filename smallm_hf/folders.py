@@ -1,11 +1,14 @@
 """Writing a folder whole or not at all, and so that it is still there after a power cut."""
 
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from smallm_hf.errors import DiskFull, UserError, is_disk_full, one_line
@@ -97,6 +100,16 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(folder: Path) -> FileLock:
+    """Lets one process of this machine at a time have a folder; the lock ends with its process, however that ends.
+
+    It lies among the temporary files: beside the folder it would stay behind when nothing else does.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else ""  # another user's lock could not be opened
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"smallm_hf-{user}-{name}.lock")
 
 
 def require_writable(path: Path, option: str, *, folder: bool) -> None:

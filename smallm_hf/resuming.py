@@ -10,7 +10,7 @@ from smallm_hf.config import CommandOptions, RunConfig
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError
-from smallm_hf.folders import require_writable, restored
+from smallm_hf.folders import restored
 from smallm_hf.training.checkpoints import (
     MANIFEST_FILE,
     LoopState,
@@ -34,7 +34,6 @@ FREE_ON_RESUME = re.compile(
 def find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
     """The checkpoint to resume; a folder that holds another run is refused."""
     run = options.output_dir
-    require_writable(run, "--output_dir", folder=True)
     if options.resume:
         for name in ("best", "final") if is_main_process() else ():
             restored(run / name)

@@ -5,11 +5,13 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
+from filelock import Timeout
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,6 +24,7 @@ from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_f
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
+from smallm_hf.folders import lock, require_writable, write_whole
 from smallm_hf.generation import prompt_window
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
@@ -72,18 +75,48 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         UserError: every mistake that can be seen before training is raised before the run folder exists.
     """
     say = print if is_main_process() else _silent
+    if options.dry_run:
+        precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
+        config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
+        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
+        say(describe_plan(plan, config, precision))
+        return None
+    require_writable(options.output_dir, "--output_dir", folder=True)
+    with _alone(options.output_dir, say):
+        return _train(config, options, say)
+
+
+@contextmanager
+def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Has a run folder to itself: a run whose launcher is gone may still be saving there.
+
+    Raises:
+        UserError: another process still has it after `OTHERS_END_SECONDS`.
+    """
+    if not is_main_process():  # which stands for its group
+        yield
+        return
+    try:
+        held = lock(run).acquire(timeout=0)
+    except Timeout:
+        say(f"another process is writing to {run}; waiting for its end")
+        try:
+            held = lock(run).acquire(timeout=OTHERS_END_SECONDS)
+        except Timeout:
+            raise UserError(f"another process is training in {run}; stop it, or give another --output_dir") from None
+    with held:
+        yield
+
+
+def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None]) -> dict[str, Any]:
+    """The whole of a run, from its text to its results."""
     run = options.output_dir
-    checkpoint = None if options.dry_run else find_checkpoint(options, say)
+    checkpoint = find_checkpoint(options, say)
     if checkpoint is not None:
         config = resumed_config(config, checkpoint, say)
     precision = resolve_precision(config.training.precision)
     architecture, requested = model_config(config.model), config.training
     config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
-    if options.dry_run:
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
-        say(describe_plan(plan, config, precision))
-        return None
-
     trackers = Trackers(config.logging, run, say)
     set_cpu_threads(config.training.cpu_threads)
     disable_progress_bar()  # of saving and loading: the run has its own
@@ -195,7 +228,7 @@ def _describe_run(
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _silent(line: str) -> None:
@@ -276,6 +309,8 @@ def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path |
         return load_weights(checkpoint, architecture, exact=True)
 
 
+# A run that was asked to stop, or whose launcher is gone, ends within this time.
+OTHERS_END_SECONDS = 40.0
 # What saving adds to a config, or what says nothing of its shape.
 UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
 

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.data.cleaning import Cleaner, CleaningConfig, find_repeated_lines
@@ -40,7 +38,7 @@ from smallm_hf.data.documents import (
 )
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, Sided, hash_fraction, split_by_ratio
 from smallm_hf.errors import UserError
-from smallm_hf.folders import replacing, require_writable
+from smallm_hf.folders import lock, replacing, require_writable
 from smallm_hf.tokenization import (
     GPT2,
     GPT2_FINGERPRINT,
@@ -218,7 +216,8 @@ def find_or_prepare(
     folder = Path(given) if given else default_folder(data, tokenizer, vocab_size, cleaning=cleaning)
     files = _find(request, folder, replaceable=not given)
     if files is None:
-        with _lock(folder):  # another run may have made them by now
+        require_writable(folder, "data.folder", folder=True)
+        with lock(folder):  # another run may have made them by now
             files = _find(request, folder, replaceable=not given) or _prepare(request, folder, model_max_length, report)
     return files
 
@@ -316,17 +315,6 @@ def _settings(
     settings = {f"data.{name}": value for name, value in asdict(data).items() if name not in NOT_DECIDING}
     settings |= {f"cleaning.{name}": value for name, value in asdict(cleaning).items()}
     return {**settings, "tokenizer.source": tokenizer.source, "model.vocab_size": vocab_size}
-
-
-def _lock(folder: Path) -> FileLock:
-    """Two runs that want the same token files make them once; the lock ends with its process, however that ends.
-
-    It lies among the temporary files of this machine: beside the folder it would stay behind when nothing else does.
-    """
-    require_writable(folder, "data.folder", folder=True)
-    user = os.getuid() if hasattr(os, "getuid") else ""  # another user's lock could not be opened
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"smallm_hf-{user}-{name}.lock")
 
 
 class _Request:

@@ -250,7 +250,8 @@ class TrainingLoop:
         saves = last or self.due(training.checkpoint_every)
         state.closed = True  # behind all records of this step, which a resumed run does not take again
         if saves:
-            self.save_checkpoint()
+            with self.spared_by_full_disk():
+                self.save_checkpoint()
         return last
 
     def stop(self) -> None:
@@ -530,7 +531,7 @@ class TrainingLoop:
                 training.keep_every and step % training.keep_every == 0
             )
 
-        with self.clock.stopped(), self.spared_by_full_disk():
+        with self.clock.stopped():
             state.seconds = self.clock.seconds
             save_checkpoint(
                 self.run_folder,

@@ -5,7 +5,8 @@ import signal
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal that is closed says SIGHUP; Windows has no such signal.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # A terminal's Ctrl-C reaches launcher and run alike, and some launchers pass it on: within this time it is one request.
 ONE_REQUEST_SECONDS = 2.0
 
@@ -28,7 +29,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         try:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # What is ignored stays so: a job in the background is not meant by the Ctrl-C of its terminal.
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         except ValueError:  # not the main thread, which alone may listen: the caller's own handlers stay
             self._before = {}
         return self

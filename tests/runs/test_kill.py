@@ -1,7 +1,6 @@
 """A run that is killed, at any moment, and resumed ends bit for bit where the uninterrupted one does."""
 
 import itertools
-import json
 import multiprocessing
 import os
 import random
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from smallm_hf import plots
 from smallm_hf.folders import restored
-from smallm_hf.training.progress import RunLog
+from smallm_hf.training.progress import RunLog, read_records
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, and this system has none")
 
@@ -116,43 +116,42 @@ def resume_to_the_end(run: Path, recipe: Path) -> dict:
     return outcome(run)
 
 
+class Whole(NamedTuple):
+    """The uninterrupted run: its recipe, with token files made, all that it changed on the disk in order, its end."""
+
+    recipe: Path
+    writes: list[str]
+    outcome: dict
+
+    def number_of(self, kind: str, name: str) -> int:
+        """Where a write of this kind comes, counted from 1: the last that changes something of this name."""
+        return max(n for n, line in enumerate(self.writes, start=1) if line.startswith(kind) and line.endswith(name))
+
+
 @pytest.fixture(scope="module")
-def remembered() -> dict:
-    return {}
+def remembered() -> list[Whole]:
+    return []
 
 
 @pytest.fixture
-def whole(remembered, recipe, tmp_path) -> dict:
-    """The outcome of the uninterrupted run; token files are made."""
-    assert status(start(tmp_path / "whole", "--config", recipe, *WORDS)) == 0, (tmp_path / "whole.log").read_text()
+def whole(remembered, recipe, tmp_path) -> Whole:
     if not remembered:
-        remembered |= outcome(tmp_path / "whole")
-    return remembered
+        run, trace = tmp_path / "whole", tmp_path / "trace"
+        assert status(start(tmp_path / "first", "--config", recipe, "--training.max_steps", 1)) == 0
+        assert status(start(run, "--config", recipe, *WORDS, trace=trace)) == 0, run.with_suffix(".log").read_text()
+        remembered.append(Whole(recipe, trace.read_text().splitlines(), outcome(run)))
+    return remembered[0]
 
 
-@pytest.fixture
-def writes(whole, recipe, tmp_path) -> list[str]:
-    """All that such a run changes on the disk, in order; being watched changes nothing."""
-    trace = tmp_path / "trace"
-    assert status(start(tmp_path / "run", "--config", recipe, *WORDS, trace=trace)) == 0
-    assert outcome(tmp_path / "run") == whole
-    shutil.rmtree(tmp_path / "run")
-    return trace.read_text().splitlines()
-
-
-def kill_in_write(number: int, whole: dict, recipe: Path, run: Path, *, had_best: bool) -> None:
-    """Kills a run in one of its writes; a whole best/ is there whenever there was one, and the end is as it was."""
-    assert status(start(run, "--config", recipe, *WORDS, fatal=number)) == -signal.SIGKILL
-    if restored(run / "best").exists() or had_best:
-        AutoModelForCausalLM.from_pretrained(run / "best")
-    found = resume_to_the_end(run, recipe)
-    for name, value in whole.items():
-        assert found[name] == value, name
-
-
-def number_of(writes: list[str], kind: str, name: str) -> int:
-    """Where a write of this kind comes, counted from 1: the last that changes something of this name."""
-    return max(number for number, line in enumerate(writes, start=1) if line.startswith(kind) and name in line)
+def kill_in_write(number: int, whole: Whole, run: Path) -> None:
+    """Kills a run in one of its writes: best/ is whole if there was one, and the resumed run ends as it should."""
+    assert status(start(run, "--config", whole.recipe, *WORDS, fatal=number)) == -signal.SIGKILL
+    first_best = next(n for n, line in enumerate(whole.writes, start=1) if line.startswith("rename .best.partial"))
+    if number > first_best:
+        AutoModelForCausalLM.from_pretrained(restored(run / "best"))
+    found = resume_to_the_end(run, whole.recipe)
+    for name, value in whole.outcome.items():
+        assert found[name] == value, (whole.writes[number - 1], name)
 
 
 @pytest.mark.parametrize(
@@ -163,34 +162,27 @@ def number_of(writes: list[str], kind: str, name: str) -> int:
         ("rmtree", "/.step-6.partial"),  # the old checkpoint half removed, and final/ not written
     ],
 )
-def test_a_run_killed_in_the_worst_moment_and_resumed_is_the_uninterrupted_one(
-    writes, whole, recipe, tmp_path, kind, name
-):
-    number = number_of(writes, kind, name)
-    kill_in_write(number, whole, recipe, tmp_path / "run", had_best=number > number_of(writes, "rename .best", "best"))
+def test_a_run_killed_in_the_worst_moment_and_resumed_is_the_uninterrupted_one(whole, tmp_path, kind, name):
+    kill_in_write(whole.number_of(kind, name), whole, tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
-def test_so_is_one_killed_in_any_of_its_writes(writes, whole, recipe, tmp_path, part):
-    first_best = 1 + next(number for number, line in enumerate(writes) if line.startswith("rename .best.partial"))
-    for number in range(1 + part, len(writes) + 1, 8):
-        print(number, writes[number - 1])
-        kill_in_write(number, whole, recipe, tmp_path / f"run-{number}", had_best=number > first_best)
+def test_so_is_one_killed_in_any_of_its_writes(whole, tmp_path, part):
+    for number in range(1 + part, len(whole.writes) + 1, 8):
+        kill_in_write(number, whole, tmp_path / f"run-{number}")
 
 
 @pytest.mark.slow
-def test_so_is_one_killed_again_and_again_at_random_moments(whole, recipe, tmp_path):
-    draw, kills, runs = random.Random(0), 0, 0
+def test_so_is_one_killed_again_and_again_at_random_moments(whole, tmp_path):
+    draw, kills = random.Random(0), 0
     began = time.monotonic()
-    assert status(start(tmp_path / "timed", "--config", recipe, *WORDS)) == 0
+    assert status(start(tmp_path / "timed", "--config", whole.recipe, *WORDS)) == 0
     seconds = time.monotonic() - began
-    while kills < 20:
-        runs += 1
-        run = tmp_path / f"run-{runs}"
-        while True:
-            said = ["--resume"] if run.exists() else []
-            process = start(run, "--config", recipe, *WORDS, *said)
+    for number in itertools.count(1):
+        run = tmp_path / f"run-{number}"
+        for resume in itertools.chain([()], itertools.repeat(["--resume"])):
+            process = start(run, "--config", whole.recipe, *WORDS, *resume)
             process.join(draw.uniform(0.2, 1) * seconds)
             if process.exitcode is not None:
                 break
@@ -198,27 +190,29 @@ def test_so_is_one_killed_again_and_again_at_random_moments(whole, recipe, tmp_p
             process.join()
             kills += 1
         assert process.exitcode == 0, run.with_suffix(".log").read_text()[-3000:]
-        assert outcome(run) == whole
+        assert outcome(run) == whole.outcome
+        if kills >= 20:
+            return
 
 
-def test_a_half_written_record_is_taken_again(whole, recipe, tmp_path):
-    run = tmp_path / "run"
-    assert status(start(run, "--config", recipe, *WORDS, "--training.max_steps", 4)) == 0
+def test_a_half_written_record_is_taken_again(whole, tmp_path):
+    run, words = tmp_path / "run", ["--config", whole.recipe, *WORDS]
+    assert status(start(run, *words, "--training.max_steps", 4)) == 0
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "tokens": 5')
-    assert status(start(run, "--config", recipe, *WORDS, "--resume", "--training.max_steps", 5)) == 0
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-2:] == [5, 5]
+        file.write('{"step": 5, "tokens": 6')
+    assert status(start(run, *words, "--resume", "--training.max_steps", 5)) == 0
+    assert [record["step"] for record in read_records(run, "metrics")] == [1, 2, 3, 3, 4, 4, 5, 5]
 
 
 @pytest.mark.parametrize("step", [4, 6])
-def test_a_checkpoint_moved_aside_to_be_replaced_is_found(whole, recipe, tmp_path, step):
+def test_a_checkpoint_moved_aside_to_be_replaced_is_found(whole, tmp_path, step):
     """The same step is saved again where a run is resumed that had ended, or was stopped, at it."""
-    run = tmp_path / "run"
-    assert status(start(run, "--config", recipe, *WORDS, "--training.max_steps", step)) == 0
+    run, words = tmp_path / "run", ["--config", whole.recipe, *WORDS]
+    assert status(start(run, *words, "--training.max_steps", step)) == 0
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / f"step-{step}", checkpoints / f".step-{step}.partial")
     (checkpoints / f"step-{step}").rename(checkpoints / f".step-{step}.replaced")
-    (checkpoints / ".step-1.partial").mkdir()  # of a run stopped by a signal at a step it saves only then
-    assert status(start(run, "--config", recipe, *WORDS, "--resume")) == 0
+    (checkpoints / ".step-1.partial").mkdir()  # of a run that was stopped, and killed while it saved that step
+    assert status(start(run, *words, "--resume")) == 0
     assert f"resuming from {checkpoints}/step-{step}" in run.with_suffix(".log").read_text()
     assert [path.name for path in checkpoints.iterdir()] == ["step-7"]

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -353,3 +355,18 @@ def test_a_finished_run_is_left_as_it_was(recipe, tmp_path):
     train(recipe, tmp_path / "run", "--resume")
     assert outcome_of(tmp_path / "run", 6) == before
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_another_process_writes_to_is_waited_for_and_then_refused(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("smallm_hf.runs.OTHERS_END_SECONDS", 0.1)
+    holder = (
+        "import sys, pathlib, time; from smallm_hf.folders import lock\n"
+        "with lock(pathlib.Path(sys.argv[1])): print(flush=True), time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, tmp_path / "run"], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match="another process is training in .*run; stop it, or give another"):
+            train(recipe, tmp_path / "run")
+        process.kill()
+    assert "waiting for its end" in capsys.readouterr().out
+    assert train(recipe, tmp_path / "run")["steps"] == 6

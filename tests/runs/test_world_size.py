@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from running import outcome
+from test_kill import processes
 from test_launch import TRAIN
 
 from smallm_hf import plots
+from smallm_hf.command_line import EXIT_INTERRUPTED
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.progress import read_records
 
@@ -28,9 +30,6 @@ WORDS = [
     *("--training.cpu_threads", 1),
 ]
 DROPOUT = ["--model.preset", "classic", "--model.dropout", 0.2]
-# Importing torch takes longer than these runs: a server does it once, and each process is a fork of it.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "smallm_hf.runs"])
 
 
 def run_rank(rank: int, size: int, port: int, folder: Path, slow_step: int | None, words: list[str]) -> None:
@@ -80,8 +79,7 @@ def statuses(started: list[multiprocessing.Process], folder: Path, seconds: floa
     found = [process.exitcode for process in started]
     for process in started:
         process.kill()
-    if None in found or 2 in found:
-        print(*((folder / f"log-{rank}").read_text()[-3000:] for rank in range(len(started))), sep="\n")
+    print(*((folder / f"log-{rank}").read_text()[-3000:] for rank in range(len(started))), sep="\n")
     return found
 
 
@@ -95,8 +93,15 @@ def windows_of(folder: Path, size: int) -> dict[int, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("words", [["--training.optimizer", "adamw"], ["--training.muon_learning_rate", 1e-3]])
-def test_one_two_and_four_processes_make_the_same_updates_of_the_same_windows(recipe, tmp_path, words):
+@pytest.mark.parametrize(
+    ("words", "norm_rounding"),
+    [
+        (["--training.optimizer", "adamw"], 1e-5),
+        (["--training.muon_learning_rate", 1e-3], 1e-4),  # Muon rounds to bfloat16 inside
+    ],
+    ids=["adamw", "muon"],
+)
+def test_one_two_and_four_processes_make_the_same_updates_of_the_same_windows(recipe, tmp_path, words, norm_rounding):
     words = [*words, "--training.learning_rate", 3e-4]  # small: each update makes a little more of the rounding before
     folders = {size: tmp_path / str(size) for size in (1, 2, 4)}
     for size, folder in folders.items():
@@ -106,45 +111,53 @@ def test_one_two_and_four_processes_make_the_same_updates_of_the_same_windows(re
     assert sorted(alone) == list(range(12)) and all(len(starts) == 12 for starts in alone.values())
     records = {size: read_records(folder / "run", "metrics") for size, folder in folders.items()}
     for size in (2, 4):
-        diffs = {}
-        for mine, theirs in zip(records[1], records[size], strict=True):
-            for name in {"loss", "gradient_norm", "validation_loss"} & mine.keys():
-                diffs.setdefault(name, []).append(abs(theirs[name] / mine[name] - 1))
-        print("DIFFS", size, {k: [f"{x:.0e}" for x in v] for k, v in diffs.items()})
         assert windows_of(folders[size], size) == alone
         for mine, theirs in zip(records[1], records[size], strict=True):
             assert (mine["step"], mine["tokens"]) == (theirs["step"], theirs["tokens"])
-            for name in {"loss", "gradient_norm", "validation_loss"} & mine.keys():
-                assert theirs[name] == pytest.approx(mine[name], rel=1e-5), (size, mine["step"], name)
+            for name, rounding in {"loss": 1e-5, "validation_loss": 1e-5, "gradient_norm": norm_rounding}.items():
+                if name in mine:
+                    assert theirs[name] == pytest.approx(mine[name], rel=rounding), (size, mine["step"], name)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_and_the_resumed_run_is_the_uninterrupted_one(recipe, tmp_path):
-    words = ["--config", recipe, *DROPOUT]
-    assert statuses(start(tmp_path / "whole", 2, *words), tmp_path / "whole") == [0, 0]
-    folder = tmp_path / "stopped"
-    started = start(folder, 2, *words, slow_step=6)
+@pytest.fixture(scope="module")
+def remembered() -> dict:
+    return {}
+
+
+@pytest.fixture
+def whole(remembered, recipe, tmp_path) -> dict:
+    """The outcome of an uninterrupted run of two processes; token files are made."""
+    if not remembered:
+        folder = tmp_path / "whole"
+        assert statuses(start(folder, 2, "--config", recipe, *DROPOUT), folder) == [0, 0]
+        remembered |= {"recipe": recipe, "outcome": outcome(folder / "run")}
+    return remembered
+
+
+def in_its_seventh_update(folder: Path, recipe: Path) -> list[multiprocessing.Process]:
+    started = start(folder, 2, "--config", recipe, *DROPOUT, slow_step=6)
     while not (folder / "there").exists():
         assert started[0].is_alive()
         time.sleep(0.02)
+    return started
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_the_resumed_run_is_the_uninterrupted_one(whole, tmp_path):
+    folder = tmp_path / "stopped"
+    started = in_its_seventh_update(folder, whole["recipe"])
     os.kill(started[1].pid, signal.SIGTERM)
-    assert statuses(started, folder, seconds=25) == [75, 75]
+    assert statuses(started, folder, seconds=25) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
     said = "".join((folder / f"log-{rank}").read_text() for rank in (0, 1))
     assert re.findall(r"stopped \((.*)\) at step 7; saved", said) == ["another process was asked to"]
-    assert statuses(start(folder, 2, *words, "--resume"), folder) == [0, 0]
-    assert outcome(folder / "run") == outcome(tmp_path / "whole" / "run")
+    assert statuses(start(folder, 2, "--config", whole["recipe"], *DROPOUT, "--resume"), folder) == [0, 0]
+    assert outcome(folder / "run") == whole["outcome"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_where_one_of_two_processes_is_killed_the_other_ends_and_the_resumed_run_is_whole(recipe, tmp_path, victim):
-    words = ["--config", recipe, *DROPOUT]
-    assert statuses(start(tmp_path / "whole", 2, *words), tmp_path / "whole") == [0, 0]
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_where_one_of_two_processes_is_killed_the_other_ends_and_the_resumed_run_is_whole(whole, tmp_path, victim):
     folder = tmp_path / "killed"
-    started = start(folder, 2, *words, slow_step=6)
-    while not (folder / "there").exists():
-        assert started[0].is_alive()
-        time.sleep(0.02)
+    started = in_its_seventh_update(folder, whole["recipe"])
     started[victim].kill()
-    other = statuses(started, folder, seconds=25)[1 - victim]
-    assert other not in (None, 0)
-    assert statuses(start(folder, 2, *words, "--resume"), folder) == [0, 0]
-    assert outcome(folder / "run") == outcome(tmp_path / "whole" / "run")
+    assert statuses(started, folder, seconds=25)[1 - victim] not in (None, 0)
+    assert statuses(start(folder, 2, "--config", whole["recipe"], *DROPOUT, "--resume"), folder) == [0, 0]
+    assert outcome(folder / "run") == whole["outcome"]
