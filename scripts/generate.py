@@ -6,8 +6,8 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from smallm_hf.command_line import exit_clearly
-from smallm_hf.evaluation.scoring import load_causal_lm
 from smallm_hf.generation import stream
+from smallm_hf.pretrained import load_causal_lm
 
 DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
 

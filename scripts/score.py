@@ -9,8 +9,9 @@ from jsonargparse.typing import PositiveInt
 from smallm_hf.command_line import exit_clearly
 from smallm_hf.data.documents import local_files, read_texts
 from smallm_hf.environment import environment
-from smallm_hf.evaluation.scoring import load_causal_lm, report_scores, score_documents
+from smallm_hf.evaluation.scoring import report_scores, score_documents
 from smallm_hf.folders import require_writable
+from smallm_hf.pretrained import load_causal_lm
 
 DESCRIPTION = "Scores any causal language model on text: loss, perplexity, bits per byte, top-1 and top-3 accuracy."
 

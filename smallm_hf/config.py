@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
+from smallm_hf.comparison.configuration import ComparisonConfig
 from smallm_hf.data.cleaning import CleaningConfig
 from smallm_hf.data.documents import DataConfig
 from smallm_hf.errors import UserError, one_line
@@ -30,6 +31,7 @@ SECTIONS = {
     "training": TrainingConfig,
     "logging": LoggingConfig,
     "hub": HubConfig,
+    "comparison": ComparisonConfig,
 }
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
@@ -49,6 +51,7 @@ class RunConfig:
     training: TrainingConfig
     logging: LoggingConfig
     hub: HubConfig
+    comparison: ComparisonConfig
     model: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -43,14 +43,16 @@ def load_causal_lm(
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype {dtype!r} is unknown; choose from {', '.join(get_args(Dtype))}")
-    found_device = _existing_device(device)
+    found_device = existing_device(device)
 
     def load(**options: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         options["trust_remote_code"] = trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
-        return _all_weights(AutoModelForCausalLM, model, dtype=dtype, **options), tokenizer
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the cache has none
+            raise OSError("there is no tokenizer with it")
+        return load_all_weights(AutoModelForCausalLM, model, dtype=dtype, **options), tokenizer
 
-    loaded, tokenizer = _find(model, load)
+    loaded, tokenizer = find_model(model, load)
     return loaded.to(found_device).eval(), tokenizer
 
 
@@ -79,7 +81,7 @@ def pretrained_config(source: str, changes: Mapping[str, Any] | None = None) -> 
                 )
         return config_class.from_pretrained(source, **(changes or {}), **options)
 
-    return _find(source, load)
+    return find_model(source, load)
 
 
 def pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -88,20 +90,16 @@ def pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         UserError: no such model, or weights that do not fit the config.
     """
-    return _find(source, lambda **options: load_weights(source, config, **options))
+    return find_model(source, lambda **options: load_weights(source, config, **options))
 
 
 def load_weights(
     source: str | Path, config: PreTrainedConfig, *, exact: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """The float32 model that `save_pretrained` wrote to a folder; what the libraries raise is raised.
-
-    Raises:
-        UserError: a tensor is missing or, where it has to be `exact`, there is one more than the model has.
-    """
+    """The float32 model of a folder, of the class that `config` belongs to; raises what `load_all_weights` does."""
     # The flagless Auto classes would load the native twin of ours.
     model_class = SmaLLMForCausalLM if isinstance(config, SmaLLMConfig) else AutoModelForCausalLM
-    return _all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
+    return load_all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
 
 
 def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:
@@ -119,7 +117,12 @@ def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in fresh_model(config, "meta").state_dict().items()}
 
 
-def _all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
+def load_all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
+    """The model of a folder or Hub id; what the libraries raise is raised.
+
+    Raises:
+        UserError: a tensor is missing or, where it has to be `exact`, there is one more than the model has.
+    """
     loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
     if loading["missing_keys"]:  # transformers would fill them with random numbers and warn
         missing = min(loading["missing_keys"])
@@ -130,8 +133,16 @@ def _all_weights(model_class: type, source: str | Path, *, exact: bool = False, 
     return loaded
 
 
-def _find(source: str, load: Callable[..., Loaded]) -> Loaded:
-    """Loads from a folder, the cache or, last and only if it answers, the Hub."""
+def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:
+    """Loads from a folder, the cache or, last and only if it answers, the Hub.
+
+    Args:
+        source: a folder or a Hub id.
+        load: loads, given `local_files_only`.
+
+    Raises:
+        UserError: in place of what the libraries raise.
+    """
     is_folder = _is_model_folder(source)
     try:
         try:
@@ -144,7 +155,7 @@ def _find(source: str, load: Callable[..., Loaded]) -> Loaded:
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{source} cannot be loaded as a causal language model: {one_line(error)}") from error
+        raise UserError(f"{source} cannot be loaded as a language model: {one_line(error)}") from error
 
 
 def _is_model_folder(source: str) -> bool:
@@ -161,7 +172,12 @@ def _is_model_folder(source: str) -> bool:
     return False
 
 
-def _existing_device(name: str | None) -> torch.device:
+def existing_device(name: str | None) -> torch.device:
+    """The device of this name, or by default the accelerator where there is one.
+
+    Raises:
+        UserError: it is not here.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     try:
         return torch.empty(0, device=name or accelerator or "cpu").device

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import load_causal_lm
 from smallm_hf.generation import sample, stream
+from smallm_hf.pretrained import load_causal_lm
 
 PROMPT = "Once upon a time there was a pumpkin."
 

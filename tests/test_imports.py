@@ -17,7 +17,7 @@ LEVELS = [
         "training.tracking",
         "training.validation",
     ],
-    ["training.loss", "training.loop", "training.plan", "config", "card", "plots", "export", "hub"],
+    ["training.loss", "training.loop", "training.plan", "config", "card", "plots", "export", "hub", "comparison"],
     ["resuming"],
     ["runs"],
 ]

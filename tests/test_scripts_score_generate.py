@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from smallm_hf.evaluation.scoring import load_causal_lm, score_documents
+from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.generation import sample
+from smallm_hf.pretrained import load_causal_lm
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 STORIES = ["Once upon a time.", "One fish, two fish."]

@@ -34,7 +34,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.perplexity.perplexity import Perplexity
-from smallm_hf.pretrained import load_causal_lm  # noqa: F401
 from smallm_hf.tokenization import valid_unicode
 
 Protocol = Literal["documents", "packed"]

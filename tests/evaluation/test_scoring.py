@@ -28,12 +28,12 @@ from smallm_hf.evaluation import scoring
 from smallm_hf.evaluation.scoring import (
     Sums,
     encode_ordinary,
-    load_causal_lm,
     score_documents,
     score_texts,
     score_token_stream,
     summarize,
 )
+from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenization import make_encoder
 
 TEXTS = ["  abc cab\n", "b", "caféa, ba 日本 " * 4, "bac"]  # surrounding whitespace, short, longer than a context of 8
@@ -343,7 +343,7 @@ def test_a_folder_with_damaged_weights_is_told(tmp_path):
 def test_a_model_of_another_kind_is_told(tmp_path):
     AlbertConfig(vocab_size=16).save_pretrained(tmp_path)
     letter_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be loaded as a causal language model: .*AlbertConfig"):
+    with pytest.raises(UserError, match=r"cannot be loaded as a language model: .*AlbertConfig"):
         load_causal_lm(str(tmp_path))
 
 

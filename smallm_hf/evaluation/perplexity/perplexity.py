@@ -109,7 +109,8 @@ def _score(
     from dataclasses import asdict
 
     from smallm_hf.errors import UserError
-    from smallm_hf.evaluation.scoring import load_causal_lm, score_texts
+    from smallm_hf.evaluation.scoring import score_texts
+    from smallm_hf.pretrained import load_causal_lm
 
     if not add_start_token:
         raise UserError("add_start_token=False would leave the first token of each text unscored; leave it out")

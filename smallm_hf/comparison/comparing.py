@@ -1,0 +1,108 @@
+"""Compares models: each is measured in a process of its own, so that none leaves memory or a state behind."""
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from smallm_hf.comparison.measuring import CannotLoad, Questions, is_masked, measure_model
+from smallm_hf.data.documents import local_files
+from smallm_hf.environment import environment
+from smallm_hf.errors import UserError
+from smallm_hf.training.devices import hardware
+
+# Folders of a run that do not tell which run it was.
+WEIGHTS_OF_A_RUN = ("best", "final")
+
+
+def compare_models(
+    models: Sequence[str],
+    prompts: Sequence[str],
+    data: str | None = None,
+    questions: Questions | None = None,
+    loading: Mapping[str, Any] | None = None,
+    skip_missing: bool = False,
+    *,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Asks every model the same.
+
+    Args:
+        models: folders or Hub ids; one that is named twice counts once.
+        prompts: to continue.
+        data: text to score, a file, folder, glob or Hub data set; None scores nothing.
+        questions: what is asked.
+        loading: arguments of `load_causal_lm` beside the model, such as `device`.
+        skip_missing: whether a model that cannot be loaded is left out and named, instead of ending it all.
+        tell: hears what is being done, in a line each.
+
+    Returns:
+        `models`, one row of `measure_model` each with a short `label`; `skipped`, those left out with the `reason`;
+        what was asked; versions, commit, command and hardware.
+
+    Raises:
+        UserError: no model, no prompt, or what `measure_model` refuses.
+    """
+    questions, loading = questions or Questions(), dict(loading or {})
+    models, wanted, skipped = list(dict.fromkeys(models)), [], {}
+    if not models:
+        raise UserError("no model was given; name folders such as runs/quickstart/best, or Hub ids")
+    if not prompts:
+        raise UserError("no prompt was given; give one or more")
+    if data is not None:
+        local_files(data)  # a wrong path is told before a model is loaded
+    for model in models:
+        try:
+            is_masked(model)
+            wanted.append(model)
+        except CannotLoad as error:
+            _skip_or_raise(error, model, skipped, skip_missing)
+    rows = []
+    for model in wanted:
+        tell(f"measuring {model}")
+        try:
+            rows.append(_alone(model, prompts, data, questions, loading))
+        except CannotLoad as error:
+            _skip_or_raise(error, model, skipped, skip_missing)
+    if not rows:
+        raise UserError(f"none of the models can be loaded: {'; '.join(skipped.values())}")
+    for row, label in zip(rows, _labels([row["model"] for row in rows]), strict=True):
+        row["label"] = label
+    return {
+        "models": rows,
+        "skipped": [{"model": model, "reason": reason} for model, reason in skipped.items()],
+        "data": data,
+        **asdict(questions),
+        "loading": loading,
+        "hardware": hardware(),
+        **environment(),
+    }
+
+
+def _skip_or_raise(error: CannotLoad, model: str, skipped: dict[str, str], skip_missing: bool) -> None:
+    if not skip_missing:
+        raise UserError(f"{error}; or leave it out with --skip_missing") from error
+    skipped[model] = str(error)
+
+
+def _alone(model: str, *asked: Any) -> dict[str, Any]:
+    """`measure_model` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure_model, model, *asked).result()
+        except BrokenProcessPool as error:
+            raise UserError(f"{model}: its process was ended from outside, by lack of memory perhaps") from error
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """The ends of the names, as short as tells them apart; `best` alone says nothing."""
+    paths = [Path(model).parts for model in models]
+    least = [2 if path[-1] in WEIGHTS_OF_A_RUN else 1 for path in paths]
+    for more in itertools.count():
+        labels = ["/".join(path[-length - more :]) for path, length in zip(paths, least, strict=True)]
+        if len(set(labels)) == len(set(paths)):
+            return labels

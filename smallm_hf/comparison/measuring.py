@@ -1,0 +1,320 @@
+"""Asks one model all questions: what comes next, what it writes, its speed and memory, how well it knows a text."""
+
+import dataclasses
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from smallm_hf.comparison.variety import variety
+from smallm_hf.comparison.words import (
+    NextWords,
+    ends_in_a_word,
+    entropy_bits,
+    next_words,
+    predictor,
+    read_vocabulary,
+    to_probabilities,
+)
+from smallm_hf.data.documents import read_texts
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.scoring import Protocol, evaluation_mode, position_limit, refuse_lookahead, score_documents
+from smallm_hf.generation import prompt_window, sample
+from smallm_hf.pretrained import Dtype, existing_device, find_model, load_all_weights, load_causal_lm
+
+MEMORY_LOOK_SECONDS = 0.005
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+class CannotLoad(UserError):
+    """A model is missing, out of reach or damaged."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of every model, in the same way.
+
+    Args:
+        top_k: next words shown for each prompt, the most probable ones.
+        max_new_tokens: tokens of a continuation at most.
+        num_samples: continuations drawn for each prompt, each with the next seed, beside the greedy one.
+        temperature: of the drawn continuations.
+        seed: of the first draw.
+        speed_tokens: tokens written each time that speed is measured.
+        repetitions: times that it is measured, after one that does not count.
+        text_column: column of the data that holds the text, in all but text files.
+        max_documents: score only this many of the data, from the beginning.
+        protocol: of the scores, see scripts/score.py.
+        context_length: tokens per scored window; by default each model's own, 2,048 at most.
+        batch_size: windows scored at a time; changes speed and memory, not the result.
+    """
+
+    top_k: int = 8
+    max_new_tokens: int = 60
+    num_samples: int = 2
+    temperature: float = 0.8
+    seed: int = 42
+    speed_tokens: int = 64
+    repetitions: int = 5
+    text_column: str = "text"
+    max_documents: int | None = None
+    protocol: Protocol = "documents"
+    context_length: int | None = None
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        counts = (
+            "top_k",
+            "max_new_tokens",
+            "num_samples",
+            "speed_tokens",
+            "repetitions",
+            "max_documents",
+            "batch_size",
+        )
+        for name in counts:
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise UserError(f"{name}={count} is out of range; give 1 or more")
+        if self.temperature <= 0:
+            raise UserError(
+                f"temperature={self.temperature} draws nothing; give more than 0, the greedy text is always there"
+            )
+
+
+def is_masked(model: str) -> bool:
+    """Whether a model fills in masks, as ALBERT and BERT do, and so cannot go on with a text from left to right.
+
+    Raises:
+        CannotLoad: it cannot be found.
+    """
+    try:
+        written = find_model(model, lambda **options: PreTrainedConfig.get_config_dict(model, **options)[0])
+    except UserError as error:
+        raise CannotLoad(str(error)) from error
+    return any(name.endswith("ForMaskedLM") for name in written.get("architectures") or ())
+
+
+def load_masked_lm(
+    model: str, *, dtype: Dtype = "auto", device: str | None = None, trust_remote_code: bool = False
+) -> Loaded:
+    """Loads a masked language model and its tokenizer; arguments and errors are those of `load_causal_lm`."""
+    found_device = existing_device(device)
+
+    def load(**options: bool) -> Loaded:
+        options["trust_remote_code"] = trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+        return load_all_weights(AutoModelForMaskedLM, model, dtype=dtype, **options), tokenizer
+
+    loaded, tokenizer = find_model(model, load)
+    return loaded.to(found_device).eval(), tokenizer
+
+
+def measure_model(
+    model: str, prompts: Sequence[str], data: str | None, questions: Questions, loading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that is compared of one model; memory is only right in a process of its own.
+
+    Args:
+        model: a folder or a Hub id.
+        prompts: to continue.
+        data: the text to score, as `read_texts` takes it; None scores nothing.
+        questions: what is asked.
+        loading: arguments of `load_causal_lm` beside the model.
+
+    Raises:
+        CannotLoad: it cannot be loaded.
+        UserError: a question that it cannot answer; the message begins with the model's name.
+    """
+    masked = is_masked(model)
+    measure = _measure_masked if masked else _measure_causal
+    with _peak_memory() as peak_memory_bytes:
+        began = time.perf_counter()
+        try:
+            loaded = load_masked_lm(model, **loading) if masked else load_causal_lm(model, **loading)
+        except UserError as error:
+            raise CannotLoad(str(error)) from error
+        load_seconds = time.perf_counter() - began
+        try:
+            with evaluation_mode(loaded[0]):
+                measured = measure(*loaded, prompts, data, questions, peak_memory_bytes)
+        except UserError as error:
+            raise UserError(f"{model}: {error}") from error
+    return {
+        "model": model,
+        "kind": "masked" if masked else "causal",
+        **_sizes(*loaded),
+        "load_seconds": load_seconds,
+        **measured,
+    }
+
+
+def _sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    parameters = list(model.parameters())
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "weights_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "tokenizer_entries": len(tokenizer),
+        "positions": position_limit(model),
+    }
+
+
+def _measure_causal(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    data: str | None,
+    questions: Questions,
+    peak_memory_bytes: Callable[[], int],
+) -> dict[str, Any]:
+    vocab_size = _require_vocabulary(model, questions.top_k)
+    refuse_lookahead(model)
+    windows = [prompt_window(model, tokenizer, prompt) for prompt in prompts]
+    predictors = [predictor(model, window) for window in windows]
+    answers = [{"prompt": prompt} for prompt in prompts]
+    for answer, (predict, _) in zip(answers, predictors, strict=True):
+        answer |= _certainty(predict([()])[0])  # refuses NaN before anything is drawn
+    length = {"max_new_tokens": questions.max_new_tokens}
+    drawn = {"temperature": questions.temperature, "num_samples": questions.num_samples, "seed": questions.seed}
+    for answer in answers:
+        answer["greedy"] = sample(model, tokenizer, [answer["prompt"]], temperature=0, **length)[0]
+        answer["samples"] = sample(model, tokenizer, [answer["prompt"]], **drawn, **length)
+    speed = measure_speed(model, tokenizer, prompts[0], questions)
+    memory = peak_memory_bytes()  # of loading and writing; what follows is our way of looking, not its need
+    vocabulary = read_vocabulary(tokenizer, vocab_size)
+    for answer, (predict, longest) in zip(answers, predictors, strict=True):
+        inside = ends_in_a_word(answer["prompt"])
+        answer |= _top(next_words(predict, vocabulary, inside=inside, longest=longest), questions.top_k)
+    return {
+        **speed,
+        "peak_memory_bytes": memory,
+        "variety": variety([text for answer in answers for text in answer["samples"]]),
+        "greedy_variety": variety([answer["greedy"] for answer in answers]),
+        "scores": None if data is None else _score(model, tokenizer, data, questions),
+        "prompts": answers,
+    }
+
+
+def _measure_masked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    data: str | None,
+    questions: Questions,
+    peak_memory_bytes: Callable[[], int],
+) -> dict[str, Any]:
+    """What stands in a mask at the end of each prompt; it is one token, and nothing else can be asked."""
+    vocab_size = _require_vocabulary(model, questions.top_k)
+    if tokenizer.mask_token is None:
+        raise UserError("a masked language model whose tokenizer has no mask token; set tokenizer.mask_token")
+    probabilities = [_fill_in(model, tokenizer, prompt) for prompt in prompts]
+    memory = peak_memory_bytes()
+    vocabulary = read_vocabulary(tokenizer, vocab_size)
+    whole_tokens = dataclasses.replace(vocabulary, closes=np.ones(vocab_size, dtype=bool))
+    answers = []
+    for prompt, filled in zip(prompts, probabilities, strict=True):
+        one_token = {"longest": 0, "enough": 1.0, "negligible": 0.0}
+        words = next_words(lambda _, p=filled: p[None], whole_tokens, inside=ends_in_a_word(prompt), **one_token)
+        answers.append({"prompt": prompt} | _certainty(filled) | _top(words, questions.top_k))
+    return {"peak_memory_bytes": memory, "scores": None, "prompts": answers}
+
+
+@torch.inference_mode()
+def _fill_in(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> np.ndarray:
+    """The probabilities of a mask that stands behind the prompt, float64 of shape (V,)."""
+    inputs = tokenizer(f"{prompt} {tokenizer.mask_token}", return_tensors="pt", verbose=False)
+    tokens, limit = inputs["input_ids"].shape[1], position_limit(model)
+    if limit is not None and tokens > limit:
+        raise UserError(f"the prompt takes {tokens} tokens with its mask and the model reads {limit}; shorten it")
+    masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
+    return to_probabilities(model(**inputs.to(model.device)).logits[0, masks[-1]])
+
+
+def _require_vocabulary(model: PreTrainedModel, top_k: int) -> int:
+    vocab_size = model.config.get_text_config().vocab_size
+    if top_k > vocab_size:
+        raise UserError(f"top_k={top_k} exceeds the vocabulary of {vocab_size} tokens; give {vocab_size} or less")
+    return vocab_size
+
+
+def _certainty(probabilities: np.ndarray) -> dict[str, float]:
+    """Of the next token; the vocabularies differ, so this says how a model feels and not which one knows more."""
+    return {"entropy_bits": entropy_bits(probabilities), "confidence": float(probabilities.max())}
+
+
+def _top(words: NextWords, top_k: int) -> dict[str, Any]:
+    ranked = itertools.islice(words.probabilities.items(), top_k)
+    return {
+        "next_words": [{"text": word.text, "kind": word.kind, "probability": p} for word, p in ranked],
+        "left_out": words.left_out,
+    }
+
+
+def measure_speed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, questions: Questions
+) -> dict[str, Any]:
+    """Times the writing of `speed_tokens` tokens behind a prompt, one text at a time, reading the prompt included.
+
+    Returns:
+        Median, slowest and fastest of `tokens_per_second` and of `bytes_per_second`, UTF-8 bytes of the text, which can
+        be compared where tokens differ in length.
+    """
+    length = {"max_new_tokens": questions.speed_tokens, "min_new_tokens": questions.speed_tokens}
+    seconds = []
+    for _ in range(1 + questions.repetitions):
+        began = time.perf_counter()
+        (text,) = sample(model, tokenizer, [prompt], temperature=0, **length)
+        seconds.append(time.perf_counter() - began)
+    warm = seconds[1:]
+    return {
+        name: {"median": count / statistics.median(warm), "low": count / max(warm), "high": count / min(warm)}
+        for name, count in (("tokens_per_second", questions.speed_tokens), ("bytes_per_second", len(text.encode())))
+    }
+
+
+def _score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, questions: Questions
+) -> dict[str, Any]:
+    texts = itertools.islice(read_texts(data, text_column=questions.text_column), questions.max_documents)
+    options = {name: getattr(questions, name) for name in ("protocol", "context_length", "batch_size")}
+    return score_documents(model, tokenizer, texts, **options, show_progress=True)
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[], int]]:
+    """Gives a function that says how much memory the block has taken at most so far, beyond what it began with.
+
+    Of a GPU it is what torch has allocated there; else the resident memory of this process, looked at every few
+    milliseconds, because the system's own record of the peak also knows what stood in this place before.
+    """
+    process, most, ended = psutil.Process(), 0, threading.Event()
+    before = process.memory_info().rss
+
+    def look() -> None:
+        nonlocal most
+        while not ended.wait(MEMORY_LOOK_SECONDS):
+            most = max(most, process.memory_info().rss - before)
+
+    def peak() -> int:
+        on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
+        return on_gpu or max(most, process.memory_info().rss - before)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
