@@ -204,6 +204,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
 
         draw_runs([run])
         say(describe_results(results, run))
+    loop.close()
     accelerator.end_training()
     return results
 

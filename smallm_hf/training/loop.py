@@ -194,6 +194,16 @@ class TrainingLoop:
             "best": state.best,
         }
 
+    def close(self) -> None:
+        """Lets go of what was prepared, before the process group is destroyed.
+
+        The other way round, DistributedDataParallel is the last to hold the group, and frees it while it holds Python's
+        lock; gloo's thread may want that lock to free its last barrier, and both wait forever (torch 2.13, seen at one
+        in about sixty ends of two processes).
+        """
+        del self.step_loss
+        self.accelerator.free_memory()
+
     # --- where a run stands ------------------------------------------------------------------------------------------
 
     def agree(self) -> float:

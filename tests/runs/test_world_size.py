@@ -1,5 +1,6 @@
 """One config means one update, however many processes share it; and several are as hard to kill as one."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from running import outcome
 from test_kill import processes
 from test_launch import TRAIN
+from torch.nn.parallel import DistributedDataParallel
 
 from smallm_hf import plots
 from smallm_hf.command_line import EXIT_INTERRUPTED
@@ -29,6 +32,7 @@ WORDS = [
     *("--training.evaluate_every", 4, "--training.checkpoint_every", 5, "--training.log_every", 1),
     *("--training.cpu_threads", 1),
 ]
+HELD_TOO_LONG = 9
 DROPOUT = ["--model.preset", "classic", "--model.dropout", 0.2]
 
 
@@ -52,6 +56,14 @@ def run_rank(rank: int, size: int, port: int, folder: Path, slow_step: int | Non
             time.sleep(1)
         update(loop)
 
+    destroy = torch.distributed.destroy_process_group
+
+    def destroy_last(*group):
+        if any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects()):
+            os._exit(HELD_TOO_LONG)  # it would free the group itself, which now and then never ends
+        destroy(*group)
+
+    torch.distributed.destroy_process_group = destroy_last
     TrainingLoop.batch, TrainingLoop.update = noted, slow
     sys.argv = [TRAIN, *words]
     runpy.run_path(TRAIN, run_name="__main__")
