@@ -29,7 +29,7 @@ PEAK_TFLOPS = {
 }
 # Of the memory that is free, what a batch of size `auto` may take: estimates err, and other things need some too.
 USABLE_MEMORY = 0.8
-# On a CPU a larger micro-step is no faster (measured: README), it only holds more memory.
+# On a CPU larger micro-steps hold more memory and, eagerly, take longer for it; they are not looked for beyond this.
 CPU_TOKENS_PER_MICRO_STEP = 4096
 # On a GPU the loss is computed in parts where float32 logits and their gradient would fill this share of its memory.
 LOGITS_SHARE_OF_MEMORY = 0.25
