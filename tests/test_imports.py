@@ -16,6 +16,7 @@ LEVELS = [
         "training.stopping",
         "training.tracking",
         "training.validation",
+        "training.watch",
     ],
     ["training.loss", "training.loop", "training.plan", "config", "card", "plots", "export", "hub", "comparison"],
     ["resuming"],

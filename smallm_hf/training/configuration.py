@@ -23,7 +23,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "from 0 to 1",
         lambda value: 0 <= value <= 1,
-        ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction"),
+        ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "length_warmup_fraction"),
     ),
     ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2")),
     ("from 0 to below 4294967296", lambda value: 0 <= value < 2**32, ("seed",)),
@@ -40,6 +40,9 @@ class TrainingConfig:
             schedule fits itself to it.
         epochs: passes over the training tokens.
         context_length: tokens per window; at most model.max_position_embeddings.
+        length_warmup: shorter lengths to begin with, in tokens: each window is cut into rows of the first, then of the
+            next, then left whole. Each divides context_length.
+        length_warmup_fraction: share of the run trained in shorter rows, shared equally by the lengths.
         batch_size: windows per process and micro-step; auto takes the most that fit into memory and divide the update.
         accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
         global_batch_size: windows per optimizer update; null is batch_size x accumulation_steps, as the recipe states
@@ -88,6 +91,8 @@ class TrainingConfig:
     max_seconds: float | None = None
     epochs: float | None = None
     context_length: int = 256
+    length_warmup: list[int] = field(default_factory=list)
+    length_warmup_fraction: float = 0.7
     batch_size: int | Literal["auto"] = 16
     accumulation_steps: int = 1
     global_batch_size: int | None = None
@@ -148,6 +153,13 @@ class TrainingConfig:
                 f"{self.batch_size * self.accumulation_steps} windows per update, training.global_batch_size="
                 f"{self.global_batch_size}; leave the last out, or set training.batch_size to auto"
             )
+        for length in self.length_warmup:
+            if length < 1 or self.context_length % length or length == self.context_length:
+                raise UserError(
+                    f"training.length_warmup={self.length_warmup} cuts windows of training.context_length="
+                    f"{self.context_length} into rows, and {length} does not; take lengths that divide it, such as "
+                    f"{max(1, self.context_length // 4)}"
+                )
         if not self.sample_prompts:
             raise UserError('training.sample_prompts=[] leaves nothing to continue; give at least one, such as [""]')
 
@@ -196,3 +208,15 @@ def share_done(training: TrainingConfig, planned_steps: int | None, step: int, s
     """The share of the run that is done after so many updates and seconds; 1 or more at its end."""
     by_steps = step / planned_steps if planned_steps else 0.0
     return max(by_steps, seconds / training.max_seconds if training.max_seconds else 0.0)
+
+
+def row_length(training: TrainingConfig, progress: float) -> int:
+    """Tokens in the rows that windows are cut into at a share of the run, see `TrainingConfig.length_warmup`.
+
+    Short rows cost less attention, and near context is what a model learns first (Li et al. 2022, "The Stability-
+    Efficiency Dilemma"; Press et al. 2021, "Shortformer", section 4).
+    """
+    lengths = training.length_warmup
+    if progress >= training.length_warmup_fraction:
+        return training.context_length
+    return (*lengths, training.context_length)[int(progress / training.length_warmup_fraction * len(lengths))]

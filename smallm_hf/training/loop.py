@@ -29,18 +29,23 @@ from smallm_hf.training.checkpoints import (
     save_checkpoint,
     set_random_state,
 )
-from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, share_done
+from smallm_hf.training.configuration import (
+    TrainingConfig,
+    micro_steps_per_process,
+    plan_steps,
+    row_length,
+    share_done,
+)
 from smallm_hf.training.devices import peak_flops, peak_memory_bytes
 from smallm_hf.training.loss import TrainingLoss
 from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
 from smallm_hf.training.progress import Reporter, RunLog, duration
 from smallm_hf.training.stopping import StopRequest
 from smallm_hf.training.validation import ValidationSet, write_validation
+from smallm_hf.training.watch import UpdateWatch
 
 # How samples are drawn during a run: likely words, with some freedom (Holtzman et al. 2020).
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
-# A spike is looked for among so many updates, once there are half of them.
-SPIKE_HISTORY = 128
 
 
 class Pushes(Protocol):
@@ -95,6 +100,7 @@ class TrainingLoop:
         state: the counters to start from.
         mirror: is told all that is recorded, see `RunLog`.
         push_every: steps or tokens between two pushes of the weights, by what is set as `pushes`.
+        order: of the windows; None is the plain one over all tokens.
 
     Raises:
         UserError: processes that do not divide the accumulation, or fewer tokens than one window.
@@ -116,6 +122,7 @@ class TrainingLoop:
         state: LoopState | None = None,
         mirror: Callable[..., None] | None = None,
         push_every: int | None = None,
+        order: WindowOrder | None = None,
     ):
         self.model, self.tokenizer, self.tokens, self.validation = model, tokenizer, train_tokens, validation
         self.training, self.run_folder, self.accelerator = training, run, accelerator
@@ -127,7 +134,7 @@ class TrainingLoop:
         self.peak_tokens_per_second = peak and accelerator.num_processes * peak / flops_per_token
         self.first_tokens, self.first_seconds = self.state.tokens, self.state.seconds
         micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)  # or they are refused
-        self.order = WindowOrder(len(train_tokens), training.context_length, training.seed)
+        self.order = order or WindowOrder(len(train_tokens), training.context_length, training.seed)
         self.planned_steps = plan_steps(training, self.order.windows_per_epoch)
         if training.activation_checkpointing:
             model.activation_checkpointing_enable()
@@ -148,7 +155,12 @@ class TrainingLoop:
         retakes = not self.state.closed or self.finished()  # validation and samples of the step to start from
         self.log = RunLog(run, accelerator.is_main_process, self.state.step, retakes, mirror)
         self.validated: dict[str, float] = {}
+        self.watch = UpdateWatch(accelerator.device, self.state, training.skip_spikes)
+        self.row_length = training.context_length
         self.stop_request, self.asked_to_stop = StopRequest(), False
+        # What the hosts agree on after each update does not wait for their devices.
+        on_device = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
+        self.hosts = torch.distributed.new_group(backend="gloo") if on_device else None
         if training.compile:
             self.warm_up()
         if checkpoint is not None:  # last, so that nothing above disturbs the random state
@@ -165,6 +177,7 @@ class TrainingLoop:
             Interrupted: the run was asked to stop, and has saved its state.
             UserError: too many updates in a row had no usable loss or gradient.
         """
+        training = self.training
         with self.reporter, self.stop_request:
             while True:
                 progress = self.agree()
@@ -177,6 +190,7 @@ class TrainingLoop:
                 if last:
                     break
                 self.set_rate(progress)
+                self.row_length = row_length(training, progress)
                 self.update()
             self.save_model("final")
         state = self.state
@@ -213,9 +227,9 @@ class TrainingLoop:
         """
         seconds, stop = self.clock.seconds, float(bool(self.stop_request))
         if self.accelerator.num_processes > 1:
-            mine = [seconds * self.accelerator.is_main_process, stop]
-            told = torch.tensor(mine, dtype=torch.float64, device=self.accelerator.device)
-            seconds, stop = self.accelerator.reduce(told, "sum").tolist()
+            told = torch.tensor([seconds * self.accelerator.is_main_process, stop], dtype=torch.float64)
+            torch.distributed.all_reduce(told, group=self.hosts)
+            seconds, stop = told.tolist()
         self.asked_to_stop = stop > 0
         return share_done(self.training, self.planned_steps, self.state.step, seconds)
 
@@ -294,13 +308,10 @@ class TrainingLoop:
         set_learning_rate(self.optimizer, self.state.rate_factor)
 
     def update(self) -> None:
-        """One optimizer update; leaves the counters after it, and the norm of its gradient before clipping.
+        """One optimizer update; leaves the counters after it.
 
         An update whose loss or gradient is no number, or a spike, is left out: its data counts as seen, weights and
-        optimizer stay as they are. All processes decide alike, by numbers that all have.
-
-        Raises:
-            UserError: too many in a row were left out; the state is saved.
+        optimizer stay as they are. That is decided on the device, and told when the next record is written.
         """
         training, state = self.training, self.state
         before = random_state(self.accelerator.device)
@@ -320,32 +331,17 @@ class TrainingLoop:
                 set_random_state(before, self.accelerator.device)
                 return
         norm = self.accelerator.clip_grad_norm_(self.step_loss.parameters(), training.max_gradient_norm or math.inf)
-        state.gradient_norm = float(norm)
-        usable = math.isfinite(loss) and math.isfinite(state.gradient_norm) and not self.spikes(loss)
-        if usable or self.accelerator.scaler:  # which leaves an infinite gradient out by itself, and scales it down
-            self.optimizer.step()
+        usable = self.watch.judge(loss, norm)
+        if not self.accelerator.scaler:  # which leaves an infinite gradient out by itself, and scales it down
+            self.optimizer.optimizer.found_inf = (~usable).float()
+        self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
         state.closed = False
         state.windows += training.windows_per_step
         state.tokens += training.tokens_per_step
-        if usable:
-            state.skipped_in_a_row = 0
-            state.nats_since_log += loss
-            state.updates_since_log += 1
-            return
-        state.skipped_steps += 1
-        state.skipped_in_a_row += 1
-        self.reporter.say(f"step {state.step} | left out: loss {loss:.4g}, gradient norm {state.gradient_norm:.4g}")
-        if state.skipped_in_a_row >= training.max_skipped_steps:
-            self.save_checkpoint()
-            raise UserError(
-                f"the last {state.skipped_in_a_row} updates had no usable loss or gradient (loss {loss:.4g}, gradient "
-                f"norm {state.gradient_norm:.4g} at step {state.step}); lower training.learning_rate="
-                f"{training.learning_rate:g} in a new run, or --resume this one from its last good checkpoint"
-            )
 
-    def gradients(self) -> float | None:
+    def gradients(self) -> torch.Tensor | None:
         """Forward and backward passes of one update; returns its loss, over all processes.
 
         Micro-step m of an update takes the windows m * batch_size ... of it, and process r of P the micro-steps r,
@@ -353,44 +349,28 @@ class TrainingLoop:
 
         Returns None where this process, being the only one, is asked to stop between micro-steps.
         """
-        accelerator, state = self.accelerator, self.state
-        batches = []
-        for micro_step in range(self.micro_steps):
-            first = (micro_step * accelerator.num_processes + accelerator.process_index) * state.batch_size
-            batches.append(self.batch(self.order.starts(state.windows + first, state.batch_size)))
-        # Counted before the first forward pass: every micro-step is divided by the targets of the whole update.
-        counted = accelerator.reduce(sum((batch["targets"] != -100).sum() for batch in batches), "sum")
+        accelerator, size = self.accelerator, self.state.batch_size
         share = torch.zeros((), device=accelerator.device)
-        for index, batch in enumerate(batches):
+        for micro_step in range(self.micro_steps):
             if accelerator.num_processes == 1 and self.stop_request:
                 self.asked_to_stop = True
                 self.optimizer.zero_grad()
                 return None
-            with nullcontext() if index == len(batches) - 1 else accelerator.no_sync(self.step_loss):
-                loss = self.step_loss(**batch, counted_targets=counted)
+            first = (micro_step * accelerator.num_processes + accelerator.process_index) * size
+            batch = self.batch(self.order.starts(self.state.windows + first, size), self.row_length)
+            last = micro_step == self.micro_steps - 1
+            with nullcontext() if last else accelerator.no_sync(self.step_loss):
+                # Every token has a target, so each micro-step is divided by the tokens of the whole update.
+                loss = self.step_loss(**batch) / self.training.tokens_per_step
                 # DistributedDataParallel averages gradients over processes; ours are shares of one sum.
                 accelerator.backward(loss * accelerator.num_processes)
             share += loss.detach()
-        return accelerator.reduce(share, "sum").item()
+        return accelerator.reduce(share, "sum")
 
     @property
     def micro_steps(self) -> int:
         """Forward and backward passes of one process in an update."""
         return self.training.windows_per_step // (self.state.batch_size * self.accelerator.num_processes)
-
-    def spikes(self, loss: float) -> bool:
-        """Whether loss or gradient norm stand far above those of the updates before."""
-        state, threshold = self.state, self.training.skip_spikes
-        if threshold is None:
-            return False
-        found = False
-        for recent, value in ((state.recent_losses, loss), (state.recent_norms, state.gradient_norm)):
-            if len(recent) >= SPIKE_HISTORY // 2:
-                found = found or value > np.mean(recent) + threshold * np.std(recent)
-            if math.isfinite(value):
-                recent.append(value)
-                del recent[:-SPIKE_HISTORY]
-        return found
 
     def halve_batch(self) -> None:
         """Goes on with smaller micro-steps, and as many more of them, after one did not fit into memory.
@@ -414,15 +394,18 @@ class TrainingLoop:
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
 
-    def batch(self, starts: np.ndarray) -> dict[str, torch.Tensor]:
-        """The windows at `starts`, on the device."""
+    def batch(self, starts: np.ndarray, row_length: int) -> dict[str, torch.Tensor]:
+        """The windows at `starts` on the device, each cut into rows of `row_length` tokens."""
         batch = next_token_batch(self.tokens, starts, self.training.context_length)
+        batch = {name: tensor.view(-1, row_length) for name, tensor in batch.items()}
         if self.accelerator.device.type == "cuda":  # only pinned memory is copied while the host goes on
             return {name: tensor.pin_memory().to("cuda", non_blocking=True) for name, tensor in batch.items()}
         return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def warm_up(self) -> None:
-        """Compiles by one forward and backward pass; changes no weight and leaves the random state as it was.
+        """Compiles by a forward and backward pass for each length of row.
+
+        Changes no weight and leaves the random state as it was.
 
         Raises:
             UserError: the compiler of this machine fails.
@@ -432,10 +415,10 @@ class TrainingLoop:
         with forked_random(self.accelerator.device), self.accelerator.no_sync(self.step_loss):
             fits = False
             while not fits:
-                batch = self.batch(np.zeros(self.state.batch_size, dtype=np.int64))
                 try:
-                    loss = self.step_loss(**batch, counted_targets=(batch["targets"] != -100).sum())
-                    self.accelerator.backward(loss)
+                    for length in (*self.training.length_warmup, self.training.context_length):
+                        batch = self.batch(np.zeros(self.state.batch_size, dtype=np.int64), length)
+                        self.accelerator.backward(self.step_loss(**batch))
                     fits = True
                 except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
                     raise UserError(
@@ -452,11 +435,17 @@ class TrainingLoop:
     # --- what an update leaves ---------------------------------------------------------------------------------------
 
     def report(self) -> None:
-        """Writes and shows what happened since the last record."""
+        """Writes and shows what happened since the last record.
+
+        Raises:
+            UserError: too many updates in a row were left out; the state is saved.
+        """
         state, training = self.state, self.training
         steps = state.step - state.logged_step
         if not steps:
             return
+        skipped_before = state.skipped_steps
+        bad_loss, bad_norm = self.watch.read(state)
         state.seconds = self.clock.seconds
         seconds = state.seconds - state.logged_seconds
         speed = steps * training.tokens_per_step / seconds
@@ -473,11 +462,23 @@ class TrainingLoop:
             **({"mfu": speed / self.peak_tokens_per_second} if self.peak_tokens_per_second else {}),
             "memory_bytes": peak_memory_bytes(),
         }
+        self.watch.begin_record()
         state.nats_since_log, state.updates_since_log = 0.0, 0
         state.logged_step, state.logged_seconds = state.step, state.seconds
         self.write("metrics", record)
         done = share_done(training, self.planned_steps, state.step, state.seconds)
         self.reporter.step(state.step, self.planned_steps, record, state.seconds * max(0.0, 1 / done - 1))
+        if state.skipped_steps == skipped_before:
+            return
+        numbers = f"loss {bad_loss:.4g}, gradient norm {bad_norm:.4g}"
+        self.reporter.say(f"left out {state.skipped_steps - skipped_before} of {steps} updates; the last: {numbers}")
+        if state.skipped_in_a_row >= training.max_skipped_steps:
+            self.save_checkpoint()
+            raise UserError(
+                f"the last {state.skipped_in_a_row} updates had no usable loss or gradient ({numbers}, before step "
+                f"{state.step}); lower training.learning_rate={training.learning_rate:g} in a new run, or --resume "
+                "this one from its last good checkpoint"
+            )
 
     def evaluate(self) -> None:
         """Scores the fixed set, and keeps the weights where it is the best so far."""
@@ -543,6 +544,7 @@ class TrainingLoop:
 
         with self.clock.stopped():
             state.seconds = self.clock.seconds
+            self.watch.read(state)
             save_checkpoint(
                 self.run_folder,
                 self.accelerator,

@@ -15,34 +15,31 @@ class TrainingLoss(nn.Module):
 
     Args:
         model: any causal language model.
-        compile: whether to compile it, for one shape of batch.
+        compile: whether to compile it, once for each shape of batch.
         chunked: never hold the logits of a whole batch; see `has_plain_head`.
     """
 
     def __init__(self, model: PreTrainedModel, *, compile: bool, chunked: bool):
         super().__init__()
         self.model = model
-        self._nats = self._nats_in_chunks if chunked else self._nats_of_logits
         # A compiled loss cannot see that its gradients are asked for once only.
         self.chunks = nn.LinearCrossEntropyOptions(allow_retain_graph=compile)
-        self.compute = self._loss
+        self.compute = self._nats_in_chunks if chunked else self._nats_of_logits
         if compile:
             fullgraph = getattr(model, "_can_compile_fullgraph", False)
-            self.compute = torch.compile(self._loss, fullgraph=fullgraph, dynamic=False)
+            self.compute = torch.compile(self.compute, fullgraph=fullgraph, dynamic=False)
 
-    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
-        """Summed nats of the targets (B, T) divided by `counted_targets`, the counted tokens of the whole update."""
-        return self.compute(input_ids, targets, counted_targets)
+    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Summed nats of the targets (B, T); `inputs` are handed to the model beside `input_ids` (B, T)."""
+        return self.compute(input_ids, targets, **inputs)
 
-    def _loss(self, input_ids: torch.Tensor, targets: torch.Tensor, counted_targets: torch.Tensor) -> torch.Tensor:
-        return self._nats(input_ids, targets) / counted_targets
-
-    def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = self.model(input_ids=input_ids, use_cache=False).logits.float()  # (B, T, V)
+    def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits.float()  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
-    def _nats_in_chunks(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state  # (B, T, D)
+    def _nats_in_chunks(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.model.base_model(input_ids=input_ids, use_cache=False, **inputs)
+        hidden_states = outputs.last_hidden_state  # (B, T, D)
         head = self.model.get_output_embeddings()
         device = hidden_states.device.type
         # The function knows nothing of autocast. A CPU's is ignored: its chunked kernels are slow in 16 bits.

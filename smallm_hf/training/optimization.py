@@ -1,6 +1,7 @@
 """Which parameters get which optimizer, and the learning rate as a pure function of progress."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,12 +32,66 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
+class Muon(torch.optim.Muon):
+    """torch's Muon with matrices of one shape orthogonalised together: fewer and larger multiplications.
+
+    As fused AdamW does, a step leaves out its update where the tensor `found_inf` is not zero.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Updates every matrix once; `closure` is not supported."""
+        assert closure is None, "Muon takes no closure"
+        for group in self.param_groups:
+            alike = defaultdict(list)  # wide and tall matrices of one shape together
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike[tuple(sorted(parameter.shape)), parameter.device].append(parameter)
+            for parameters in alike.values():
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters]
+        buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        rate = group["lr"]
+        if hasattr(self, "found_inf"):
+            rate = rate * (1 - self.found_inf)
+            kept = self.found_inf == 0  # a gradient that is no number must not reach the momentum
+            gradients = [torch.where(kept, g, b) for g, b in zip(gradients, buffers, strict=True)]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        gradients = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
+        wide = torch.stack([g if g.shape[0] <= g.shape[1] else g.T for g in gradients])  # (N, rows, columns)
+        wide = orthogonalize(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        for parameter, update in zip(parameters, wide, strict=True):
+            rows, columns = parameter.shape
+            update = update if rows <= columns else update.T
+            parameter.mul_(1 - rate * group["weight_decay"])
+            parameter.sub_(update * (rate * math.sqrt(max(1, rows / columns))))
+
+
+def orthogonalize(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Sends the singular values of wide matrices (N, rows, columns) near to 1, by Newton-Schulz steps in bfloat16.
+
+    The quintic iteration of Jordan et al. 2024 ("Muon: an optimizer for hidden layers"), as torch.optim.Muon has it.
+    """
+    a, b, c = coefficients
+    matrices = matrices.bfloat16()
+    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = matrices @ matrices.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a)
+    return matrices
+
+
 class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers behind the interface of one.
 
     Accelerate must see a single object: with two it updates the gradient scaler twice, and DeepSpeed keeps only the
     last. `param_groups` is the union of the parts' own groups (the same dictionaries, so a rate set here arrives
-    there); `state_dict` holds the parts in order.
+    there), `found_inf` is handed on to them; `state_dict` holds the parts in order.
     """
 
     def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):
@@ -48,6 +103,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Updates every part once; `closure` is not supported."""
         assert closure is None, "CombinedOptimizer takes no closure"
         for part in self.optimizers:
+            if hasattr(self, "found_inf"):
+                part.found_inf = self.found_inf
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,21 +132,20 @@ def build_optimizer(
     """AdamW for everything, or Muon for the hidden matrices with AdamW for the rest.
 
     AdamW decays matrices and tables and leaves vectors alone (Loshchilov & Hutter 2019; grouping as in Brown et al.
-    2020). Muon is torch's (Jordan et al. 2024), with the step of a matrix scaled by sqrt(max(1, rows / columns)).
+    2020). Muon is that of Jordan et al. 2024, with the step of a matrix scaled by sqrt(max(1, rows / columns)).
     Every group carries `initial_lr`, the rate that `set_learning_rate` scales.
     """
     groups = parameter_groups(model)
-    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     decayed = groups["embedding"] if name == "muon" else groups["hidden"] + groups["embedding"]
     adamw_groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": groups["vector"], "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        [group for group in adamw_groups if group["params"]], lr=learning_rate, betas=(beta1, beta2), fused=fused
+        [group for group in adamw_groups if group["params"]], lr=learning_rate, betas=(beta1, beta2), fused=True
     )
     if name == "muon":
-        muon = torch.optim.Muon(groups["hidden"], lr=muon_learning_rate, weight_decay=weight_decay)
+        muon = Muon(groups["hidden"], lr=muon_learning_rate, weight_decay=weight_decay)
         optimizer = CombinedOptimizer([muon, optimizer])
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

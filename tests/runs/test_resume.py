@@ -15,6 +15,7 @@ from running import outcome, tensors, train
 
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.training import loop as loop_module
+from smallm_hf.training import watch
 from smallm_hf.training.checkpoints import damage, list_checkpoints, load_state, read_manifest
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.progress import read_records
@@ -246,7 +247,7 @@ def poison(monkeypatch, *steps: int, value: float = math.nan) -> None:
         if self.state.step + 1 in steps:
             for parameter in self.model.parameters():
                 parameter.grad.fill_(value)
-            return value
+            return loss * value
         return loss
 
     monkeypatch.setattr(TrainingLoop, "gradients", poisoned)
@@ -276,13 +277,16 @@ def outcome_of(run, step):
 def test_too_many_bad_updates_in_a_row_stop_the_run_with_a_checkpoint(recipe, tmp_path, monkeypatch):
     poison(monkeypatch, *range(4, 99), value=math.inf)
     words = ["--training.max_skipped_steps", 3, "--training.max_steps", 20, "--training.checkpoint_every", "null"]
-    with pytest.raises(UserError, match=r"the last 3 updates had no usable loss or gradient \(loss inf.* at step 6\)"):
+    words += ["--training.log_every", 3]  # looked at then
+    with pytest.raises(
+        UserError, match=r"the last 3 updates had no usable loss or gradient \(loss inf.* before step 6\)"
+    ):
         train(recipe, tmp_path / "run", *words)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-6"]
 
 
 def test_a_spike_is_left_out(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module, "SPIKE_HISTORY", 8)
+    monkeypatch.setattr(watch, "SPIKE_HISTORY", 8)
     poison(monkeypatch, 7, value=1e4)
     words = ["--training.max_steps", 9, "--training.checkpoint_every", "null"]
     assert train(recipe, tmp_path / "run", *words, "--training.skip_spikes", 6)["skipped_steps"] == 1

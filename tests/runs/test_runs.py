@@ -140,7 +140,8 @@ def test_the_same_update_from_other_micro_steps_and_from_chunks_is_the_same(reci
     whole, halves = (read_records(tmp_path / name, "metrics") for name in ("whole", "halves"))
     for mine, theirs in zip(whole, halves, strict=True):
         for name in {"loss", "gradient_norm", "validation_loss"} & mine.keys():
-            assert theirs[name] == pytest.approx(mine[name], rel=1e-3), name
+            rounding = 3e-3 if name == "gradient_norm" else 1e-3  # Muon multiplies in bfloat16
+            assert theirs[name] == pytest.approx(mine[name], rel=rounding), name
 
 
 def test_an_automatic_batch_is_decided_and_written_down(recipe, tmp_path):

@@ -45,10 +45,10 @@ def run_rank(rank: int, size: int, port: int, folder: Path, slow_step: int | Non
     plots.draw_runs = lambda folders: []
     batch, update = TrainingLoop.batch, TrainingLoop.update
 
-    def noted(loop: TrainingLoop, starts):
+    def noted(loop: TrainingLoop, starts, row_length):
         with (folder / f"windows-{rank}").open("a") as file:
             file.write(json.dumps([loop.state.step, starts.tolist()]) + "\n")
-        return batch(loop, starts)
+        return batch(loop, starts, row_length)
 
     def slow(loop: TrainingLoop):
         if loop.state.step == slow_step:

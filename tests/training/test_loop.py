@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.data.batching import WindowOrder
 from smallm_hf.errors import UserError
 from smallm_hf.training.checkpoints import LoopState
-from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps
+from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, row_length
 from smallm_hf.training.loop import Clock, TrainingLoop
 from smallm_hf.training.optimization import build_optimizer
 from smallm_hf.training.validation import ValidationSet
@@ -56,14 +57,15 @@ def make_loop(accelerator, tmp_path):
 
 
 def loss_of(loop: TrainingLoop) -> float:
-    before = loop.state.nats_since_log
     loop.update()
-    return loop.state.nats_since_log - before
+    loop.watch.read(loop.state)
+    loop.watch.begin_record()
+    return loop.state.nats_since_log
 
 
 def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[float]:
     """Losses of some steps of gradient descent, which shows gradients as they are."""
-    loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate))
+    loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate, fused=True))
     return [loss_of(loop) for _ in range(steps)]
 
 
@@ -129,6 +131,56 @@ def test_a_few_steps_on_one_text_lower_its_loss(make_loop, name):
     losses = [loss_of(loop) for _ in range(30)]
     assert losses[0] == pytest.approx(math.log(40), abs=0.5)
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_shorter_rows_hold_the_tokens_of_the_whole_windows(make_loop):
+    loop = make_loop(length_warmup=[2], batch_size=3)
+    starts = loop.order.starts(0, 3)
+    whole, rows = loop.batch(starts, 8), loop.batch(starts, 2)
+    assert rows["input_ids"].shape == (12, 2)
+    for name in whole:
+        assert torch.equal(rows[name].flatten(), whole[name].flatten()), name
+
+
+def test_rows_grow_with_the_run_and_end_whole():
+    training = TrainingConfig(max_steps=10, context_length=8, length_warmup=[2, 4], length_warmup_fraction=0.5)
+    assert [row_length(training, share) for share in (0, 0.2, 0.25, 0.49, 0.5, 1.0)] == [2, 2, 4, 4, 8, 8]
+    assert row_length(TrainingConfig(max_steps=10, context_length=8), 0.0) == 8
+    assert row_length(dataclasses.replace(training, length_warmup_fraction=0.0), 0.0) == 8
+
+
+@pytest.mark.parametrize("length", [0, 3, 8])
+def test_a_length_that_does_not_cut_windows_into_rows_is_refused(length):
+    with pytest.raises(UserError, match=rf"length_warmup=\[{length}\] cuts windows of training.context_length=8 into"):
+        TrainingConfig(max_steps=1, context_length=8, length_warmup=[length])
+
+
+def test_an_update_without_a_usable_gradient_leaves_weights_and_is_counted(make_loop):
+    loop = make_loop()
+    loop.update()
+    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    step_loss = loop.step_loss
+    loop.step_loss = lambda **batch: step_loss(**batch) * math.nan
+    loop.step_loss.parameters = step_loss.parameters
+    loop.update()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.model.state_dict().items())
+    loop.step_loss = step_loss
+    loop.update()
+    loop.watch.read(loop.state)
+    assert (loop.state.step, loop.state.skipped_steps, loop.state.updates_since_log) == (3, 1, 2)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in loop.model.named_parameters())
+
+
+def test_an_update_asks_the_device_for_no_number(make_loop, monkeypatch):
+    loop = make_loop(skip_spikes=5.0)
+    loop.update()  # the optimizer makes its state
+    for name in ("item", "tolist", "__bool__", "__float__", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    loop.update()
+
+
+def refuse(*arguments, **options):
+    raise AssertionError("the host waits for the device")
 
 
 def test_processes_share_the_accumulation_or_are_refused():

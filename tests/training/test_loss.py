@@ -1,5 +1,6 @@
 """Both forms of the training loss are one number with one gradient."""
 
+import functools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from smallm_hf.training.loss import TrainingLoss, has_plain_head
 
 SHAPE = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 IDS = torch.arange(32).reshape(2, 16)
-BATCH = {"input_ids": IDS, "targets": IDS + 1, "counted_targets": torch.tensor(32)}
+BATCH = {"input_ids": IDS, "targets": IDS + 1}
 
 
 def model_of(config):
@@ -36,7 +37,7 @@ def loss_and_gradients(model, **form):
 def test_chunks_give_the_loss_and_the_gradients_of_logits(config):
     model = model_of(config).eval()
     loss, gradients = loss_and_gradients(model)
-    assert loss == pytest.approx(math.log(50), abs=0.3)
+    assert loss == pytest.approx(32 * math.log(50), rel=0.1)
     chunked, others = loss_and_gradients(model, chunked=True)
     torch.testing.assert_close(chunked, loss)
     for name, gradient in gradients.items():
@@ -48,16 +49,16 @@ def test_masked_targets_count_for_nothing(chunked):
     model = model_of(SmaLLMConfig(**SHAPE))
     step_loss = TrainingLoss(model, compile=False, chunked=chunked)
     half = torch.cat([IDS[:1] + 1, torch.full((1, 16), -100)])
-    masked = step_loss(IDS, half, torch.tensor(16))
-    torch.testing.assert_close(masked, step_loss(IDS[:1], half[:1], torch.tensor(16)))
+    masked = step_loss(IDS, half)
+    torch.testing.assert_close(masked, step_loss(IDS[:1], half[:1]))
 
 
 def test_the_loss_is_that_of_the_library():
     model = model_of(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)).eval()
     assert isinstance(model, GPT2LMHeadModel)
     expected = model(input_ids=IDS, labels=IDS).loss
-    shifted = {"input_ids": IDS[:, :-1], "targets": IDS[:, 1:], "counted_targets": torch.tensor(30)}
-    torch.testing.assert_close(TrainingLoss(model, compile=False, chunked=False)(**shifted), expected)
+    shifted = {"input_ids": IDS[:, :-1], "targets": IDS[:, 1:]}
+    torch.testing.assert_close(TrainingLoss(model, compile=False, chunked=False)(**shifted) / 30, expected)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -80,11 +81,29 @@ def test_a_compiled_step_gives_the_loss_of_the_plain_one_without_graph_breaks(ch
     step_loss = TrainingLoss(model_of(SmaLLMConfig(**SHAPE)), compile=True, chunked=chunked)
     first = step_loss(**BATCH)
     first.backward()
-    second = step_loss(IDS + 3, IDS, torch.tensor(31))
+    second = step_loss(IDS + 3, IDS)
     torch.testing.assert_close(first, plain, rtol=1e-5, atol=1e-6)
     assert math.isfinite(second.item())
     assert not torch._dynamo.utils.counters["graph_break"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("preset", ["modern", "classic"])
+def test_the_compiled_step_keeps_the_causal_fast_path_of_attention(preset, monkeypatch):
+    """No mask is built: attention is told that it is causal."""
+    seen = []
+
+    def collect(graph, example_inputs):
+        seen.extend(n for n in graph.graph.nodes if "scaled_dot_product_attention" in str(n.target))
+        return graph.forward
+
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=collect))
+    torch._dynamo.reset()
+    TrainingLoss(model_of(SmaLLMConfig(**SHAPE, preset=preset)), compile=True, chunked=False)(**BATCH)
+    assert len(seen) == SHAPE["num_hidden_layers"]
+    for node in seen:
+        assert node.kwargs["is_causal"] is True
+        assert node.kwargs["attn_mask"] is None
 
 
 LLAMA = {**SHAPE, "intermediate_size": 16}

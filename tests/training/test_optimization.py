@@ -5,6 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from smallm_hf.training.optimization import (
     CombinedOptimizer,
+    Muon,
     build_optimizer,
     parameter_groups,
     rate_factor,
@@ -82,7 +83,7 @@ def test_the_combined_optimizer_steps_as_its_parts_do_alone():
     one_step(together, build_optimizer(together, "muon", **RATES))
     groups = parameter_groups(apart)
     parts = [
-        torch.optim.Muon(groups["hidden"], lr=2e-2, weight_decay=0.1),
+        Muon(groups["hidden"], lr=2e-2, weight_decay=0.1),
         torch.optim.AdamW(groups["embedding"], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
         torch.optim.AdamW(groups["vector"], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
@@ -92,6 +93,43 @@ def test_the_combined_optimizer_steps_as_its_parts_do_alone():
         part.step()
     for expected, got in zip(apart.parameters(), together.parameters(), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_matrices_of_one_shape_together_move_as_torch_moves_them_one_by_one():
+    shapes = [(8, 8), (12, 8), (8, 12), (4, 8), (8, 8)]
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    begun = [parameter.detach().clone() for parameter in ours]
+    one, other = Muon(ours, lr=0.1, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        for mine, its in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape)
+            its.grad = mine.grad.clone()
+        one.step()
+        other.step()
+    for mine, its, before in zip(ours, theirs, begun, strict=True):
+        moved = (its - before).norm()
+        assert (mine - its).norm() < 0.02 * moved  # sums of bfloat16 in another order
+        torch.testing.assert_close(one.state[mine]["momentum_buffer"], other.state[its]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_update_that_is_left_out_changes_nothing_and_the_next_goes_on(name):
+    model, plain = tiny_llama(), tiny_llama()
+    optimizer, usual = build_optimizer(model, name, **RATES), build_optimizer(plain, name, **RATES)
+    one_step(model, optimizer)
+    one_step(plain, usual)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.found_inf = torch.tensor(0.0)
+    one_step(model, optimizer)
+    one_step(plain, usual)
+    for expected, got in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_a_restored_optimizer_continues_as_the_first_would_have_and_obeys_new_rates(tmp_path):
