@@ -1,13 +1,15 @@
 """Continues a prompt on the terminal: python scripts/generate.py --model runs/quickstart/best --prompt "The list" """
 
 import functools
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from smallm_hf.command_line import exit_clearly
-from smallm_hf.generation import stream
+from smallm_hf.generation import lay_out_for_decoding, stream
 from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.training.devices import resolve_decoding_compile
 
 DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
 
@@ -18,17 +20,18 @@ def main() -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
     parser.add_argument("--prompt", default="", help="the beginning; left out, the model begins by itself")
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="texts to write, each with the next seed")
-    parser.add_function_arguments(stream, as_group=False, skip={"model", "tokenizer", "prompt", "write"})
+    compiling = "auto compiles the step where 10,000 tokens or more are asked for; it takes most of a minute on a CPU"
+    parser.add_argument("--compile", type=bool | Literal["auto"], default="auto", help=compiling)
+    parser.add_function_arguments(stream, as_group=False, skip={"model", "tokenizer", "prompt", "write", "compile"})
     given = parser.parse_args().as_dict()
-
     loading = {name: given.pop(name) for name in ("model", "dtype", "device", "trust_remote_code")}
     prompt, num_samples, seed = (given.pop(name) for name in ("prompt", "num_samples", "seed"))
+    given["compile"] = resolve_decoding_compile(given["compile"], num_samples * given["max_new_tokens"])
     model, tokenizer = load_causal_lm(**loading)
+    lay_out_for_decoding(model)
     write = functools.partial(print, end="", flush=True)
     for index in range(num_samples):
-        if num_samples > 1:
-            print(f"--- {index + 1} of {num_samples}, seed {seed + index}")
-        write(prompt)
+        write(f"--- {index + 1} of {num_samples}, seed {seed + index}\n{prompt}" if num_samples > 1 else prompt)
         stream(model, tokenizer, prompt, write, seed=seed + index, **given)
         print()
 

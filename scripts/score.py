@@ -1,41 +1,48 @@
-"""Scores a language model on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
+"""Scores language models on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
 
-import itertools
+from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.command_line import exit_clearly
-from smallm_hf.data.documents import local_files, read_texts
+from smallm_hf.command_line import exit_clearly, is_main_process
 from smallm_hf.environment import environment
-from smallm_hf.evaluation.scoring import report_scores, score_documents
+from smallm_hf.evaluation.evaluating import Questions, evaluate_models
+from smallm_hf.evaluation.reporting import report_results
 from smallm_hf.folders import require_writable
 from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.training.devices import hardware
 
-DESCRIPTION = "Scores any causal language model on text: loss, perplexity, bits per byte, top-1 and top-3 accuracy."
+DESCRIPTION = "Scores causal, seq2seq and masked language models on text, by a stated protocol."
 
 
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
-    parser.add_function_arguments(load_causal_lm, as_group=False, skip={"trust_remote_code"})
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
+    parser.add_argument("--model", nargs="+", required=True, help="folders, 'runs/x-seed*/best' or Hub ids")
+    parser.add_argument("--against", metavar="MODEL", help="tell how surely each is better than this one")
     parser.add_argument("--data", required=True, help=".txt, .jsonl, .json, .csv or .parquet, or a folder of them")
-    parser.add_argument("--text_column", default="text", help="column that holds the text, in all but text files")
-    parser.add_argument("--max_documents", type=PositiveInt, help="score only this many, from the beginning")
-    given_otherwise = {"model", "tokenizer", "texts", "show_progress"}
-    parser.add_function_arguments(score_documents, as_group=False, skip=given_otherwise)
+    parser.add_class_arguments(Questions, as_group=False, skip={"top_k", "speed"})
+    parser.add_argument("--top_k", nargs="+", type=PositiveInt, default=[1, 3], help="k of the top-k accuracies")
+    parser.add_argument("--speed", action="store_true", help="time reading and writing")
+    parser.add_function_arguments(load_causal_lm, as_group=False, skip={"model", "trust_remote_code"})
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
     parser.add_argument("--output", help="a JSON file for the result, with the versions and the command it came from")
+    parser.add_argument("--report", help="an HTML page that shows all of it")
     given = parser.parse_args().as_dict()
+    for option in ("output", "report"):
+        if given[option]:
+            require_writable(Path(given[option]), f"--{option}", folder=False)
+    loading = {name: given[name] for name in ("dtype", "device", "trust_remote_code")}
+    questions = Questions(**{field.name: given[field.name] for field in fields(Questions)})
+    results = evaluate_models(given["model"], given["data"], questions, loading, given["against"])
+    if is_main_process():
+        pictures = []
+        if given["report"]:
+            from smallm_hf.pictures.gallery import gallery  # matplotlib and scikit-learn
 
-    local_files(given["data"])  # a wrong path is told before a model is loaded
-    if given["output"]:
-        require_writable(Path(given["output"]), "--output", folder=False)
-    texts = itertools.islice(read_texts(given["data"], text_column=given["text_column"]), given["max_documents"])
-    loading = {name: given[name] for name in ("model", "dtype", "device", "trust_remote_code")}
-    options = {name: given[name] for name in ("protocol", "context_length", "batch_size")}
-    scores = score_documents(*load_causal_lm(**loading), texts, **options, show_progress=True)
-    report_scores(scores, given["output"], data=given["data"], **environment())
+            pictures = gallery(results["models"][0]["model"], given["data"], loading, text_column=given["text_column"])
+        report_results(results | {"hardware": hardware()} | environment(), given["output"], given["report"], pictures)
 
 
 if __name__ == "__main__":

@@ -193,6 +193,7 @@ def render_card(
         gguf=[name for name in files if name.endswith(".gguf")],
         onnx=[name for name in files if name.endswith(".onnx")],
         figures=[name for name in files if name.endswith(".png")],
+        report="report.html" if "report.html" in files else None,
         revisions=revisions,
     )
     return f"{card}\n"
@@ -201,7 +202,7 @@ def render_card(
 def resolve_statements(results: dict[str, Any], statements: Statements) -> dict[str, Any]:
     """`Statements` with what the run's config or common knowledge says where they say nothing; unknown is None."""
     config = results["config"]
-    data, source = config["data"], config["data"]["source"]
+    data, source = config["data"], results["data"]["source"]
     said = {
         "license": config.get("hub", {}).get("license", "apache-2.0"),
         "data_license": data.get("license"),

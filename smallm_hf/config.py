@@ -11,11 +11,14 @@ from typing import Any, get_type_hints
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from smallm_hf.comparison.configuration import ComparisonConfig
+from smallm_hf.data.batching import BatchingConfig
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.documents import DataConfig
+from smallm_hf.data.documents import DataConfig, Source
+from smallm_hf.data.selection import SelectionConfig
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import write_whole
 from smallm_hf.hub.configuration import HubConfig
@@ -27,7 +30,9 @@ from smallm_hf.training.tracking import LoggingConfig
 SECTIONS = {
     "data": DataConfig,
     "cleaning": CleaningConfig,
+    "selection": SelectionConfig,
     "tokenizer": TokenizerConfig,
+    "batching": BatchingConfig,
     "training": TrainingConfig,
     "logging": LoggingConfig,
     "hub": HubConfig,
@@ -47,7 +52,9 @@ class RunConfig:
 
     data: DataConfig
     cleaning: CleaningConfig
+    selection: SelectionConfig
     tokenizer: TokenizerConfig
+    batching: BatchingConfig
     training: TrainingConfig
     logging: LoggingConfig
     hub: HubConfig
@@ -74,12 +81,15 @@ class RunConfig:
 class CommandOptions:
     """What the command line says beside the config: where the results go and what to do.
 
-    `output_dir` is None where `prepare.py` was told nothing: the token files then choose their own folder.
+    `output_dir` is None where `prepare.py` was told nothing: the token files then choose their own folder. `preview` is
+    a number of documents that it only shows.
     """
 
     output_dir: Path | None
     resume: bool
     dry_run: bool
+    preview: int | None = None
+    probe: bool = False
 
 
 def parse_command_line(
@@ -113,9 +123,14 @@ def parse_command_line(
         values.model = _complete_model(values.model, values.tokenizer.vocab_size)
     if values.training.batch_size == "auto" and values.training.global_batch_size is None:
         values.training.global_batch_size = _stated_windows(parser, arguments)
-    config = RunConfig(
-        model=values.model, **{name: section(**vars(values[name])) for name, section in SECTIONS.items()}
-    )
+    if values.data.sources and values.data.source:  # what stands on the line takes the place of the recipe's
+        on_line = {word.partition("=")[0] for word in arguments} & {"--data.source", "--data.sources"}
+        if on_line == {"--data.source"}:
+            values.data.sources = None
+        elif on_line == {"--data.sources"}:
+            values.data.source = None
+    sections = parser.instantiate(values)
+    config = RunConfig(model=values.model, **{name: sections[name] for name in SECTIONS})
     check_sections(config)
     output_dir = Path(values.output_dir) if values.output_dir else None
     if training and output_dir is None:
@@ -124,6 +139,8 @@ def parse_command_line(
         output_dir=output_dir,
         resume=bool(training and values.resume),
         dry_run=bool(training and values.dry_run),
+        preview=None if training else values.preview,
+        probe=bool(training and values.probe),
     )
 
 
@@ -142,6 +159,7 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length} exceeds model.max_position_embeddings={positions}; "
             "lower the first or raise the second"
         )
+    config.batching.check(training.context_length)
 
 
 def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrainedConfig:
@@ -180,7 +198,7 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrain
 
 
 def _parser(description: str, training: bool) -> ArgumentParser:
-    options = "[--output_dir DIR] [--resume] [--dry_run]" if training else "[--output_dir DIR]"
+    options = "[--output_dir DIR] [--resume] [--dry_run [--probe]]" if training else "[--output_dir DIR] [--preview N]"
     parser = ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,
@@ -194,9 +212,15 @@ def _parser(description: str, training: bool) -> ArgumentParser:
         parser.add_argument(
             "--dry_run", action="store_true", help="print sizes, tokens, FLOPs and memory of the plan; needs no data"
         )
+        parser.add_argument(
+            "--probe", action="store_true", help="with --dry_run: time 20 updates on made-up tokens, and say the whole"
+        )
     else:
         parser.add_argument(
             "--output_dir", help="where the token files go (default: data.folder, or a name below data/)"
+        )
+        parser.add_argument(
+            "--preview", type=PositiveInt, help="show this many documents before and after cleaning; writes nothing"
         )
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
@@ -274,6 +298,8 @@ def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
 def _wrong_type(error: ArgumentError) -> str:
     """jsonargparse's account of a wrong type, as one line."""
     text = " ".join(str(error).split())
+    if 'key "data.sources"' in text:
+        return _wrong_sources(text)
     key = re.search(r'key "(\w+)\.(\w+)"', text)
     given = re.search(r"(?:Given value:|Got value:) (\S+)", text)
     if key is None or given is None or key[1] not in SECTIONS:
@@ -282,6 +308,18 @@ def _wrong_type(error: ArgumentError) -> str:
     expected = expected.__name__ if isinstance(expected, type) else str(expected)
     expected = expected.replace("typing.", "").replace("None", "null")
     return f"{key[1]}.{key[2]}={given[1]} is not of type {expected}; see --help"
+
+
+def _wrong_sources(text: str) -> str:
+    if unknown := re.search(r"Option '(\w+)' is not accepted", text):
+        names = [field.name for field in dataclasses.fields(Source)]
+        return f"unknown key {unknown[1]} in data.sources{_nearest(unknown[1], names)}"
+    if wrong := re.search(r'Parser key "(\w+)": .*?Given value: (\S+)', text.partition("Errors:")[2]):
+        return f"{wrong[1]}={wrong[2]} in data.sources is of the wrong type; see --help"
+    return (
+        "data.sources is no list of sources with their names; write it as "
+        """'[{"source": "books", "weight": 2}, {"source": "a.jsonl", "weight": 1}]'"""
+    )
 
 
 def _innermost(error: BaseException) -> str:

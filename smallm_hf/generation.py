@@ -6,13 +6,28 @@ tokenizer, so with GPT-2's its texts begin in the middle of nowhere and differ f
 
 A text may grow beyond the model's positions: whenever they are full, the model reads the last half of them again and
 goes on from there. What it writes then depends on at least that half.
+
+`generate` prepares all of it; between its tokens stands our own loop, which does no more than a text without padding
+needs, and which may run a compiled step.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from torch import nn
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StaticCache,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.errors import UserError
@@ -51,6 +66,74 @@ class _NewTokens(BaseStreamer):
         pass
 
 
+def _step(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """The logits (B, V) after the last of the ids (B, T), which go into the cache."""
+    return model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+@functools.cache
+def _compiled_step() -> Callable[..., torch.Tensor]:
+    """`_step` compiled: once for each shape of model, batch and cache."""
+    return torch.compile(_step, fullgraph=True, dynamic=False)
+
+
+def decode(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    compile: bool,
+    put: Callable[[torch.Tensor], None] | None = None,
+    **model_inputs: Any,
+) -> torch.Tensor:
+    """The loop of `generate(custom_generate=...)` for prompts (B, T) without padding.
+
+    Draws what `generate` itself would draw, and ends when all rows have; one that ends earlier is not padded. `put` is
+    called with each step's tokens (B, 1).
+    """
+    tokens, step = input_ids, _step
+    while True:
+        logits = step(model, tokens, model_inputs["past_key_values"])
+        scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))
+        if generation_config.do_sample:
+            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1)
+        else:
+            tokens = scores.argmax(dim=-1, keepdim=True)
+        input_ids = torch.cat([input_ids, tokens], dim=1)
+        if put:
+            put(tokens.cpu())
+        if stopping_criteria(input_ids, None).all():
+            return input_ids
+        step = _compiled_step() if compile else _step
+
+
+def decodes_directly(model: PreTrainedModel) -> bool:
+    """Whether `decode` can write with a model: its state is a cache of keys and values, and its step one graph."""
+    return getattr(model, "_can_compile_fullgraph", False) and not getattr(model, "_is_stateful", False)
+
+
+def fixed_cache(model: PreTrainedModel, tokens: int) -> StaticCache:
+    """A cache for a compiled step and that many tokens at least; few sizes, so that few steps are compiled."""
+    limit = position_limit(model)
+    size = 1 << (tokens - 1).bit_length()
+    return StaticCache(config=model.config, max_cache_len=size if limit is None else min(limit, size))
+
+
+def lay_out_for_decoding(model: PreTrainedModel) -> PreTrainedModel:
+    """Stores the weights of linear maps by columns, where that makes them faster to multiply with one vector.
+
+    The values stay, and so does the shape. On a CPU in float32, the libraries' product reads the usual rows of small
+    matrices at half the speed of memory, and columns at nearly all of it. To be saved, a model is loaded again.
+    """
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.T.contiguous().T
+    return model
+
+
 def forked_random(device: torch.device) -> AbstractContextManager:
     """Leaves the random states of the CPU and of this one device as they were before the block."""
     return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
@@ -69,6 +152,7 @@ def stream(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int = 42,
+    compile: bool = False,
 ) -> None:
     """Continues one prompt and hands the continuation to `write` word by word; joined, the pieces follow the prompt.
 
@@ -86,6 +170,8 @@ def stream(
         top_p: draw from the most probable tokens that together hold this probability (Holtzman et al. 2020, 3.1).
         repetition_penalty: above 1 makes tokens that occurred less probable (Keskar et al. 2019, 4.1).
         seed: of the random draw.
+        compile: compile the step, which takes most of a minute on a CPU; without effect on a model that is no one
+            graph. Logits differ by float rounding.
 
     Raises:
         UserError: a prompt that leaves no room in the model's context, a setting out of its range, or an empty prompt
@@ -99,6 +185,13 @@ def stream(
     eos_token_ids = set(torch.tensor([] if eos_token_id is None else eos_token_id).flatten().tolist())
     draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
     output = _TextFrom(tokenizer, window, write)
+    cache = None
+    if decodes_directly(model):
+        loop = {"custom_generate": functools.partial(decode, compile=compile, put=output.put)}
+        if compile:
+            cache = loop["past_key_values"] = fixed_cache(model, len(window) + max_new_tokens)
+    else:
+        loop = {"streamer": _NewTokens(output)}
     written = 0
     with forked_random(model.device), evaluation_mode(model):
         torch.manual_seed(seed)
@@ -106,6 +199,8 @@ def stream(
             if limit is not None and len(window) >= limit:
                 window = window[-max(1, limit // 2) :]
             room = max_new_tokens - written if limit is None else min(max_new_tokens - written, limit - len(window))
+            if cache:
+                cache.reset()
             text = model.generate(
                 window[None].to(model.device),
                 attention_mask=torch.ones_like(window)[None].to(model.device),
@@ -118,7 +213,7 @@ def stream(
                     eos_token_id=eos_token_id,
                     pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
                 ),
-                streamer=_NewTokens(output),
+                **loop,
             )[0].cpu()
             written += len(text) - len(window)
             window = text

@@ -80,12 +80,14 @@ LONE = {"linestyle": "none", "marker": "s", "markersize": 4}
 Curves = dict[str, np.ndarray]
 
 
-def draw_runs(runs: Sequence[Path], folder: Path | None = None) -> list[Path]:
-    """Draws the metrics of runs as PNG and SVG; equal records give equal files.
+def draw_runs(runs: Sequence[Path], output_dir: Path | None = None) -> list[Path]:
+    """Draws loss, bits per byte, rate, gradient norm and throughput of runs, over tokens and over time.
+
+    Written as PNG and SVG; equal records give equal files.
 
     Args:
         runs: run folders.
-        folder: where the figures go; None is `figures/` in the folder of a single run, else in the current one.
+        output_dir: where the figures go; None is `figures/` in the folder of a single run, else in the current one.
 
     Returns:
         The files written: `loss`, `bits_per_byte` and `training`, each where a run has something to show in it.
@@ -94,7 +96,7 @@ def draw_runs(runs: Sequence[Path], folder: Path | None = None) -> list[Path]:
         UserError: no run, a folder without metrics, damaged metrics, or figures that cannot be written.
     """
     curves = read_runs(runs)
-    folder = folder or (runs[0] if len(curves) == 1 else Path()) / "figures"
+    folder = output_dir or (runs[0] if len(curves) == 1 else Path()) / "figures"
     files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ DECIDED = ("precision", "compile", "loss", "batch_size")
 # Keys that a resumed run may change: how long it is, how it is watched and kept, and where its text lies.
 FREE_ON_RESUME = re.compile(
     r"training\.(max_steps|max_seconds|epochs|patience|cpu_threads|peak_tflops|interval_unit|.*_every|sample_.*"
-    r"|keep_.*|on_full_disk|max_skipped_steps)|data\.(source|validation_source|folder|license|language)|(logging|hub|comparison)\..*"
+    r"|keep_.*|on_full_disk|max_skipped_steps)|data\.(source|validation_source|folder|workers|license|language)|(logging|hub|comparison)\..*"
 )
 
 

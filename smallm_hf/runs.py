@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from transformers.utils.logging import disable_progress_bar
 from smallm_hf.card import write_card
 from smallm_hf.command_line import is_main_process
 from smallm_hf.config import CommandOptions, RunConfig, model_config
-from smallm_hf.data.batching import WindowOrder
+from smallm_hf.data.batching import WindowOrder, refuse_mixing
 from smallm_hf.data.documents import has_splits
-from smallm_hf.data.packing import TokenFiles, find_or_prepare, wait_for_token_files
+from smallm_hf.data.packing import TokenFiles
+from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.request import Request
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
@@ -40,10 +43,11 @@ from smallm_hf.training.checkpoints import LoopState, load_state, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.devices import (
     build_accelerator,
+    check_launch,
     hardware,
+    held_bytes,
     peak_memory_bytes,
     resolve_batch_size,
-    resolve_compile,
     resolve_loss,
     resolve_precision,
     set_cpu_threads,
@@ -52,16 +56,24 @@ from smallm_hf.training.devices import (
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
 from smallm_hf.training.loss import has_plain_head
 from smallm_hf.training.plan import Plan, make_plan, memory_bytes
+from smallm_hf.training.probe import Probe, probe
 from smallm_hf.training.progress import count, duration
 from smallm_hf.training.tracking import Trackers
 from smallm_hf.training.validation import ValidationSet
 
 
-def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles:
-    """Makes the token files of a config, or finds them made, and says what they hold."""
+def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles | None:
+    """Makes the token files of a config, or finds them made, and says what they hold; or only shows a few documents."""
+    if options.preview:
+        from rich.console import Console
+
+        from smallm_hf.data.preview import show_preview
+
+        show_preview(_request(config), options.preview, Console())
+        return None
     files = _token_files(config, print, options.output_dir)
     print(describe_data(files))
-    print(f"read {files.folder}/report.json; train on them with the same settings and --data.folder {files.folder}")
+    print(f"read {files.folder}/report.md; train on them with the same settings and --data.folder {files.folder}")
     return files
 
 
@@ -80,7 +92,12 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
         plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
         say(describe_plan(plan, config, precision))
+        if options.probe:
+            set_cpu_threads(config.training.cpu_threads)
+            training = dataclasses.replace(config.training, precision=precision, compile=plan.compiled)
+            say(describe_probe(probe(architecture, training, precision), plan, training))
         return None
+    check_launch()
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say):
         return _train(config, options, say)
@@ -139,6 +156,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     model = _model(config, architecture, checkpoint)
     with evaluation_mode(model):
         refuse_lookahead(model)
+        if config.batching.within_documents:
+            refuse_mixing(model, files.meta.eos_token_id)
     if config.training.loss == "chunked" and not has_plain_head(model):
         if requested.loss == "chunked":
             raise UserError(
@@ -149,17 +168,18 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     for prompt in config.training.sample_prompts:
         prompt_window(model, files.tokenizer, prompt)  # one that is too long is refused now, not after the training
 
-    order = WindowOrder(len(files.train), config.training.context_length, config.training.seed)
+    shape = (len(files.train), config.training.context_length, config.training.seed)
+    order = WindowOrder(*shape, config.batching, files.meta.sources)
     planned_steps = plan_steps(config.training, order.windows_per_epoch)
     plan = make_plan(architecture, config.training, precision, planned_steps)
-    compiled = resolve_compile(
-        config.training.compile, planned_flops=plan.flops, planned_seconds=config.training.max_seconds
-    )
-    training = dataclasses.replace(config.training, precision=precision, compile=compiled)
+    training = dataclasses.replace(config.training, precision=precision, compile=plan.compiled)
     config = dataclasses.replace(config, training=training)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
 
+    if config.batching.curriculum:
+        say(f"reading the training text for batching.curriculum={config.batching.curriculum}")
+        order.read_difficulty(files.train, files.meta.eos_token_id)
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
     state = LoopState() if checkpoint is None else load_state(checkpoint)
     if cools_down:
@@ -169,7 +189,9 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         model=model,
         tokenizer=files.tokenizer,
         train_tokens=files.train,
-        validation=ValidationSet.choose(files.validation, all_bytes, training.validation_tokens, files.tokenizer),
+        validation=ValidationSet.choose(
+            files.validation, all_bytes, training.validation_tokens, files.tokenizer, config.batching.within_documents
+        ),
         training=training,
         run=run,
         accelerator=accelerator,
@@ -179,6 +201,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         state=state,
         mirror=trackers.write,
         push_every=config.hub.push_every,
+        order=order,
     )
     if config.hub.push_every and accelerator.is_main_process:
         loop.pushes = TrainingPush(config.hub, loop.reporter.say)
@@ -213,13 +236,14 @@ def _describe_run(
     config: RunConfig, plan: Plan, files: TokenFiles, tokens: int, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
-    source, init_from = config.data.source, config.init_from
-    data = {"source": source, "on_hub": has_splits(source), "folder": str(files.folder)}
+    source, init_from = config.data.title, config.init_from
+    data = {"source": source, "on_hub": config.data.sources is None and has_splits(source), "folder": str(files.folder)}
+    rule = "attention within documents, " if config.batching.within_documents else ""
     return {
         "parameters": plan.parameters,
         "embedding_parameters": plan.embedding_parameters,
         "flops": plan.flops_per_token * tokens,
-        "protocol": f"packed, windows of {config.training.context_length} tokens, float32",
+        "protocol": f"packed, {rule}windows of {config.training.context_length} tokens, float32",
         "sampling": SAMPLING,
         "base_model": init_from if init_from and not Path(init_from).exists() else None,
         "data": {**data, **dataclasses.asdict(files.meta)},
@@ -247,18 +271,21 @@ def _claim(options: CommandOptions) -> None:
 
 def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | None = None) -> TokenFiles:
     """Token files that match the config; the main process makes them, before any process group can time out."""
-    settings = (config.data, config.tokenizer, config.vocab_size)
     if is_main_process():
-        options = {"model_max_length": config.training.context_length, "report": say}
-        return find_or_prepare(*settings, folder=folder, cleaning=config.cleaning, **options)
-    return wait_for_token_files(*settings, folder=folder, cleaning=config.cleaning)
+        return find_or_prepare(_request(config), folder, config.training.context_length, say)
+    return wait_for_token_files(_request(config), folder)
+
+
+def _request(config: RunConfig) -> Request:
+    return Request(config.data, config.tokenizer, config.vocab_size, config.cleaning, config.selection)
 
 
 def _resolve_sizes(training: TrainingConfig, architecture: PreTrainedConfig, precision: str) -> TrainingConfig:
     """Decides `batch_size: auto` and `loss: auto`, which depend on what fits into memory."""
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    training = resolve_batch_size(training, lambda sized: memory_bytes(model, sized, precision), processes)
+    needed = partial(memory_bytes, model, precision=precision, compiled=False)
+    training = resolve_batch_size(training, needed, processes)
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
     return dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
@@ -341,8 +368,26 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
             f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
             f"total tokens      {end} ({training.limits})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
-            f"memory            about {plan.memory_bytes / 2**30:.2f} GiB per process (estimated)",
-            f"precision         {precision}, compile {training.compile}, loss {training.loss}",
+            f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
+            f"precision         {precision}, compile {plan.compiled}, loss {training.loss}",
+        ]
+    )
+
+
+def describe_probe(probe: Probe, plan: Plan, training: TrainingConfig) -> str:
+    """What a probe measured and what follows from it, as the lines a user reads."""
+    speed = plan.tokens_per_step / probe.step_seconds
+    whole = f"{training.epochs or 0:g} epochs of data not counted yet"
+    if plan.steps:
+        whole = f"{plan.steps:,} updates take {duration(plan.steps * probe.step_seconds)}"
+    elif training.max_seconds:
+        whole = f"{duration(training.max_seconds)} are {count(speed * training.max_seconds)} tokens"
+    return "\n".join(
+        [
+            f"probe             {probe.updates} updates of {probe.step_seconds:.3g} s (one in ten above "
+            f"{probe.slowest:.3g} s), {count(speed)} tokens/s; set up in {duration(probe.set_up_seconds)}",
+            f"                  {whole}, without validation, samples and checkpoints",
+            f"                  peak memory {probe.peak_memory_bytes / 2**30:.2f} GiB (measured)",
         ]
     )
 

@@ -282,8 +282,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 def make_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
     """Returns a function that encodes a batch of texts on all cores; no eos is added, the tokenizer stays as it is.
 
-    Special tokens written out in a text are ordinary text. GPT-2 goes through tiktoken, three times as fast and with
-    the same ids; every other tokenizer through its own `tokenizers` backend.
+    `TOKENIZERS_PARALLELISM=false` keeps it to one thread, where several processes share the cores. Special tokens
+    written out in a text are ordinary text. GPT-2 goes through tiktoken, three times as fast and with the same ids;
+    every other tokenizer through its own `tokenizers` backend.
     """
     if tokenizer_fingerprint(tokenizer) == GPT2_FINGERPRINT:
         return _tiktoken_encoder(tokenizer)
@@ -305,7 +306,7 @@ def _tiktoken_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
     eos = vocab.pop(EOS)
     ranks = {bytes(codes[letter] for letter in token): rank for token, rank in vocab.items()}
     encoding = tiktoken.Encoding(GPT2, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={EOS: eos})
-    threads = os.cpu_count() or 1
+    threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
     executor = ThreadPoolExecutor(threads)
 
     def encode_share(texts: list[str]) -> list[Sequence[int]]:

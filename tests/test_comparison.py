@@ -8,7 +8,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -32,8 +31,7 @@ from transformers import (
 from smallm_hf.comparison import comparing, reporting
 from smallm_hf.comparison.comparing import compare_models
 from smallm_hf.comparison.configuration import PROMPTS, ComparisonConfig, read_benchmark, read_prompts
-from smallm_hf.comparison.measuring import Questions, _peak_memory, measure_model
-from smallm_hf.comparison.variety import variety
+from smallm_hf.comparison.measuring import Questions, measure_model
 from smallm_hf.comparison.words import (
     Word,
     ends_in_a_word,
@@ -45,6 +43,7 @@ from smallm_hf.comparison.words import (
 )
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.evaluation.variety import variety
 from smallm_hf.generation import prompt_window, sample
 from smallm_hf.pretrained import load_causal_lm
 
@@ -124,7 +123,7 @@ def text(tmp_path) -> str:
 @pytest.fixture
 def here(monkeypatch):
     """Measures in this process, which saves the seconds that a fresh one takes to import the libraries."""
-    monkeypatch.setattr(comparing, "_alone", measure_model)
+    monkeypatch.setattr(comparing, "in_own_process", lambda measure, *asked: measure(*asked))
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -304,15 +303,6 @@ def test_speed_is_the_median_between_the_slowest_and_the_fastest(folders):
     assert row["scores"] is None
 
 
-def test_peak_memory_is_what_was_held_at_most_and_not_what_is_left():
-    with _peak_memory() as peak:
-        before = peak()
-        held = torch.ones(2**24)
-        time.sleep(0.3)
-        del held
-        assert 2**26 * 0.95 < peak() - before < 2**26 * 1.5
-
-
 @pytest.mark.parametrize("name", ["albert", "bert"])
 def test_a_masked_model_fills_in_the_end_of_the_prompt_and_continues_nothing(folders, name):
     row = measure_model(folders[name], ["the cat sat"], None, QUICK, ON_CPU)
@@ -369,7 +359,7 @@ def test_a_missing_model_ends_it_all_or_is_named_and_left_out(folders, here):
 
 
 def test_a_missing_model_is_told_before_any_is_measured(folders, monkeypatch):
-    monkeypatch.setattr(comparing, "_alone", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(comparing, "in_own_process", lambda *_: pytest.fail("measured"))
     with pytest.raises(UserError, match="is not on this machine and the Hub .* cannot be reached"):
         compare_models([folders["a"], "distilgpt2"], ["a"], None, QUICK, ON_CPU)
 
@@ -384,7 +374,7 @@ def test_a_missing_model_is_told_before_any_is_measured(folders, monkeypatch):
     ],
 )
 def test_labels_are_as_short_as_tells_the_models_apart(models, labels):
-    assert comparing._labels(models) == labels
+    assert comparing.labels(models) == labels
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------
@@ -396,7 +386,7 @@ def results(folders, tmp_path_factory):
     (data := tmp_path_factory.mktemp("data") / "text.txt").write_text(STORIES[0])
     named, asked = [folders["a"], folders["b"], folders["albert"], "nowhere/a/best"], ["a <script>|`b", "the cat"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing, "_alone", measure_model)
+        patch.setattr(comparing, "in_own_process", lambda measure, *asked: measure(*asked))
         return compare_models(named, asked, str(data), QUICK, ON_CPU, skip_missing=True)
 
 

@@ -4,6 +4,7 @@ A cell holds a figure and its mark, `(m)` measured or `(c)` computed. Where some
 the place of the computed one.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ EPOCH_TOKENS = 4.7e9
 def row(name: str) -> str:
     """The line of a recipe, all of it computed."""
     config = parse_command_line("test", ["--config", str(REPOSITORY / "configs" / f"{name}.yaml")], training=True)[0]
-    training = config.training
+    training = dataclasses.replace(config.training, compile=True)
     plan = make_plan(model_config(config.model), training, "bf16", plan_steps(training, None))
     timed = {device: reached * (training.max_seconds or 0) for device, reached in REACHED.items()}
     per_epoch = plan.tokens is None and training.epochs

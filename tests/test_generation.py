@@ -1,11 +1,22 @@
 """Generation: exact continuations, also beyond the context, that leave no trace behind."""
 
+import functools
+
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+)
 
 from smallm_hf.errors import UserError
-from smallm_hf.generation import sample, stream
+from smallm_hf.generation import decode, decodes_directly, lay_out_for_decoding, sample, stream
 from smallm_hf.pretrained import load_causal_lm
 
 PROMPT = "Once upon a time there was a pumpkin."
@@ -58,6 +69,64 @@ def test_temperature_0_takes_the_most_probable_tokens(roomy, tokenizer):
         ids.append(roomy(torch.tensor([ids])).logits[0, -1].argmax().item())
     (text,) = sample(roomy, tokenizer, [PROMPT], max_new_tokens=6, temperature=0.0)
     assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.7},
+    {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.3, "min_new_tokens": 20},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_loop_writes_what_generates_own_would(roomy, tokenizer, settings, monkeypatch):
+    assert decodes_directly(roomy)
+    ours = sample(roomy, tokenizer, [PROMPT], max_new_tokens=20, seed=5, **settings)
+    monkeypatch.setattr(type(roomy), "_can_compile_fullgraph", False)
+    assert not decodes_directly(roomy)
+    assert sample(roomy, tokenizer, [PROMPT], max_new_tokens=20, seed=5, **settings) == ours
+
+
+def test_a_model_whose_state_is_no_cache_of_keys_and_values_is_left_to_generate(tokenizer):
+    sizes = {"hidden_size": 16, "state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "num_hidden_layers": 1}
+    model = Mamba2ForCausalLM(Mamba2Config(vocab_size=50257, **sizes)).eval()
+    assert not decodes_directly(model)
+    assert len(sample(model, tokenizer, [PROMPT], max_new_tokens=3, min_new_tokens=3)) == 1
+
+
+def test_rows_of_one_batch_are_decoded_as_generate_does(roomy, tokenizer):
+    prompts = torch.randint(100, (3, 5), generator=torch.Generator().manual_seed(0))
+    settings = GenerationConfig(max_new_tokens=9, min_new_tokens=9, eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    expected = roomy.generate(prompts, generation_config=settings)
+    loop = functools.partial(decode, compile=False)
+    assert torch.equal(roomy.generate(prompts, generation_config=settings, custom_generate=loop), expected)
+
+
+def test_a_compiled_step_writes_the_same_texts_and_is_compiled_once(model, tokenizer):
+    settings = {"max_new_tokens": 20, "min_new_tokens": 20, "temperature": 0.0}  # beyond the context of 16
+    prompts = ["One", "One fish,", "One fish, two fish."]
+    plain = sample(model, tokenizer, prompts, **settings)
+    first = sample(model, tokenizer, prompts[:1], compile=True, **settings)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        others = [sample(model, tokenizer, [prompt], compile=True, **settings)[0] for prompt in prompts[1:]]
+    assert [*first, *others] == plain
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_laid_out_for_decoding_are_the_same_and_write_the_same(tokenizer, tied):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=50257, initializer_range=0.5, tie_word_embeddings=tied, **sizes)
+    model = LlamaForCausalLM(config).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain = sample(model, tokenizer, [PROMPT], max_new_tokens=20, temperature=0.0)
+    assert lay_out_for_decoding(model) is model
+    assert model.model.layers[0].mlp.up_proj.weight.stride() == (1, 24)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert sample(model, tokenizer, [PROMPT], max_new_tokens=20, temperature=0.0) == plain
+    half = lay_out_for_decoding(LlamaForCausalLM(config).bfloat16())  # other kernels, which it would not help
+    assert half.lm_head.weight.is_contiguous()
 
 
 def test_top_k_1_is_greedy_at_any_temperature(roomy, tokenizer):
@@ -119,9 +188,9 @@ def test_a_letter_of_several_tokens_arrives_whole(roomy, tokenizer, monkeypatch)
     new = torch.tensor(tokenizer("☃ ☃")["input_ids"])
     assert len(new) > len("☃ ☃")
 
-    def scripted(window, streamer, **options):
-        for tokens in (window, *new[:, None]):
-            streamer.put(tokens)
+    def scripted(window, custom_generate, **options):
+        for tokens in new[:, None]:
+            custom_generate.keywords["put"](tokens)
         return torch.cat([window, new[None]], dim=1)
 
     monkeypatch.setattr(roomy, "generate", scripted)

@@ -18,9 +18,21 @@ LEVELS = [
         "training.validation",
         "training.watch",
     ],
-    ["training.loss", "training.loop", "training.plan", "config", "card", "plots", "export", "hub", "comparison"],
+    [
+        "training.loss",
+        "training.loop",
+        "training.plan",
+        "training.probe",
+        "config",
+        "card",
+        "plots",
+        "pictures",
+        "export",
+        "hub",
+        "comparison",
+    ],
     ["resuming"],
-    ["runs"],
+    ["runs", "benchmarks"],
 ]
 
 

@@ -24,6 +24,9 @@ SMALLER = {
     "--resume": "--training.max_steps 3",
     "--training.cooldown_from": "--training.max_steps 3",
     "scripts/generate.py": "--max_new_tokens 5",
+    "benchmark.py train": "--seconds 0.5 --turn 0.2 --against gpt2 --without muon --model.num_hidden_layers 1",
+    "benchmark.py generate": "--quick",
+    "benchmark.py data": "--quick",
 }
 INSTALLING = re.compile(r"pip install|pytest|ruff")  # what .ci/run does itself
 

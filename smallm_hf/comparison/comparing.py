@@ -1,22 +1,16 @@
 """Compares models: each is measured in a process of its own, so that none leaves memory or a state behind."""
 
-import itertools
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from smallm_hf.comparison.measuring import CannotLoad, Questions, is_masked, measure_model
 from smallm_hf.data.documents import local_files
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.reporting import labels
+from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.training.devices import hardware
-
-# Folders of a run that do not tell which run it was.
-WEIGHTS_OF_A_RUN = ("best", "final")
 
 
 def compare_models(
@@ -65,12 +59,12 @@ def compare_models(
     for model in wanted:
         tell(f"measuring {model}")
         try:
-            rows.append(_alone(model, prompts, data, questions, loading))
+            rows.append(in_own_process(measure_model, model, prompts, data, questions, loading))
         except CannotLoad as error:
             _skip_or_raise(error, model, skipped, skip_missing)
     if not rows:
         raise UserError(f"none of the models can be loaded: {'; '.join(skipped.values())}")
-    for row, label in zip(rows, _labels([row["model"] for row in rows]), strict=True):
+    for row, label in zip(rows, labels([row["model"] for row in rows]), strict=True):
         row["label"] = label
     return {
         "models": rows,
@@ -87,22 +81,3 @@ def _skip_or_raise(error: CannotLoad, model: str, skipped: dict[str, str], skip_
     if not skip_missing:
         raise UserError(f"{error}; or leave it out with --skip_missing") from error
     skipped[model] = str(error)
-
-
-def _alone(model: str, *asked: Any) -> dict[str, Any]:
-    """`measure_model` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(measure_model, model, *asked).result()
-        except BrokenProcessPool as error:
-            raise UserError(f"{model}: its process was ended from outside, by lack of memory perhaps") from error
-
-
-def _labels(models: Sequence[str]) -> list[str]:
-    """The ends of the names, as short as tells them apart; `best` alone says nothing."""
-    paths = [Path(model).parts for model in models]
-    least = [2 if path[-1] in WEIGHTS_OF_A_RUN else 1 for path in paths]
-    for more in itertools.count():
-        labels = ["/".join(path[-length - more :]) for path, length in zip(paths, least, strict=True)]
-        if len(set(labels)) == len(set(paths)):
-            return labels

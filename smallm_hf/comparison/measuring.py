@@ -2,20 +2,15 @@
 
 import dataclasses
 import itertools
-import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.comparison.variety import variety
 from smallm_hf.comparison.words import (
     NextWords,
     ends_in_a_word,
@@ -27,13 +22,20 @@ from smallm_hf.comparison.words import (
 )
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import Protocol, evaluation_mode, position_limit, refuse_lookahead, score_documents
+from smallm_hf.evaluation.families import (
+    evaluation_mode,
+    find_kind,
+    load_scorable,
+    position_limit,
+    refuse_lookahead,
+    vocabulary_size,
+)
+from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.evaluation.speed import peak_memory, spread
+from smallm_hf.evaluation.variety import variety
+from smallm_hf.evaluation.windows import Protocol
 from smallm_hf.generation import prompt_window, sample
-from smallm_hf.pretrained import Dtype, existing_device, find_model, load_all_weights, load_causal_lm
-
-MEMORY_LOOK_SECONDS = 0.005
-
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+from smallm_hf.pretrained import load_causal_lm
 
 
 class CannotLoad(UserError):
@@ -98,25 +100,9 @@ def is_masked(model: str) -> bool:
         CannotLoad: it cannot be found.
     """
     try:
-        written = find_model(model, lambda **options: PreTrainedConfig.get_config_dict(model, **options)[0])
+        return find_kind(model) == "masked"
     except UserError as error:
         raise CannotLoad(str(error)) from error
-    return any(name.endswith("ForMaskedLM") for name in written.get("architectures") or ())
-
-
-def load_masked_lm(
-    model: str, *, dtype: Dtype = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> Loaded:
-    """Loads a masked language model and its tokenizer; arguments and errors are those of `load_causal_lm`."""
-    found_device = existing_device(device)
-
-    def load(**options: bool) -> Loaded:
-        options["trust_remote_code"] = trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(model, **options)
-        return load_all_weights(AutoModelForMaskedLM, model, dtype=dtype, **options), tokenizer
-
-    loaded, tokenizer = find_model(model, load)
-    return loaded.to(found_device).eval(), tokenizer
 
 
 def measure_model(
@@ -137,10 +123,10 @@ def measure_model(
     """
     masked = is_masked(model)
     measure = _measure_masked if masked else _measure_causal
-    with _peak_memory() as peak_memory_bytes:
+    with peak_memory() as peak_memory_bytes:
         began = time.perf_counter()
         try:
-            loaded = load_masked_lm(model, **loading) if masked else load_causal_lm(model, **loading)
+            loaded = load_scorable(model, **loading) if masked else load_causal_lm(model, **loading)
         except UserError as error:
             raise CannotLoad(str(error)) from error
         load_seconds = time.perf_counter() - began
@@ -243,7 +229,7 @@ def _fill_in(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
 
 
 def _require_vocabulary(model: PreTrainedModel, top_k: int) -> int:
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = vocabulary_size(model)
     if top_k > vocab_size:
         raise UserError(f"top_k={top_k} exceeds the vocabulary of {vocab_size} tokens; give {vocab_size} or less")
     return vocab_size
@@ -279,7 +265,7 @@ def measure_speed(
         seconds.append(time.perf_counter() - began)
     warm = seconds[1:]
     return {
-        name: {"median": count / statistics.median(warm), "low": count / max(warm), "high": count / min(warm)}
+        name: spread([count / spent for spent in warm])
         for name, count in (("tokens_per_second", questions.speed_tokens), ("bytes_per_second", len(text.encode())))
     }
 
@@ -290,31 +276,3 @@ def _score(
     texts = itertools.islice(read_texts(data, text_column=questions.text_column), questions.max_documents)
     options = {name: getattr(questions, name) for name in ("protocol", "context_length", "batch_size")}
     return score_documents(model, tokenizer, texts, **options, show_progress=True)
-
-
-@contextmanager
-def _peak_memory() -> Iterator[Callable[[], int]]:
-    """Gives a function that says how much memory the block has taken at most so far, beyond what it began with.
-
-    Of a GPU it is what torch has allocated there; else the resident memory of this process, looked at every few
-    milliseconds, because the system's own record of the peak also knows what stood in this place before.
-    """
-    process, most, ended = psutil.Process(), 0, threading.Event()
-    before = process.memory_info().rss
-
-    def look() -> None:
-        nonlocal most
-        while not ended.wait(MEMORY_LOOK_SECONDS):
-            most = max(most, process.memory_info().rss - before)
-
-    def peak() -> int:
-        on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
-        return on_gpu or max(most, process.memory_info().rss - before)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        thread.join()

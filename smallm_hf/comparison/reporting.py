@@ -13,10 +13,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size
 
-NONE = "–"
-# The first of Petroff's ten (2021), which the colour-blind tell apart; with more models they begin again.
-COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 TEMPLATES = ("comparison.md", "comparison.html")
 JSON_FILE = "comparison.json"
 
@@ -26,22 +24,6 @@ MASKED = (
 )
 
 Row = dict[str, Any]
-
-
-def percent(share: float | None) -> str:
-    """A share as per cent, with one digit behind the point."""
-    return NONE if share is None else f"{share:.1%}" if share >= 0.0005 or share == 0 else "<0.1%"
-
-
-def size(number: float | None) -> str:
-    """Bytes in units of 1,000."""
-    if number is None:
-        return NONE
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
-        number /= 1000
-    return f"{number:,.1f} GB"
 
 
 def rate(measured: dict[str, float] | None) -> str:
@@ -119,16 +101,6 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def shown(word: dict[str, Any]) -> str:
     """A next word as the reports write it: an ending behind dots, for it goes on inside the prompt's last word."""
     return f"…{word['text']}" if word["kind"] == "ending" else word["text"]
-
-
-def on_one_line(text: str) -> str:
-    """A text whose line breaks are signs, several in a row counted."""
-
-    def sign(breaks: re.Match) -> str:
-        lines = breaks[0].count("\n")
-        return " ¶ " if lines == 1 else f" ¶×{lines} "
-
-    return re.sub(r"(?:\r?\n)+", sign, text)
 
 
 def report_comparison(results: dict[str, Any], folder: Path) -> None:

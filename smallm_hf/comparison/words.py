@@ -24,10 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import LOGITS_BYTES, encode_ordinary, position_limit
+from smallm_hf.evaluation.families import LOGITS_BYTES, encode_ordinary, position_limit
+from smallm_hf.evaluation.variety import WORD
 
 REST = re.compile(r"[\w'’]+")
-WORD = re.compile(r"\s*(?:(?P<word>\w[\w'’]*)|(?P<mark>[^\w\s]))")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 BYTE_OF_LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()}
 UNKNOWN_CHARACTER = "\ufffd"

@@ -1,1 +1,1 @@
-"""From sources to batches: documents -> splitting -> packing (token files) -> batching (windows in order)."""
+"""From sources to batches: documents -> cleaning -> selection -> preparing (token files) -> batching (windows)."""

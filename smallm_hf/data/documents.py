@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import sys
 import sysconfig
@@ -22,13 +23,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, one_line
 from smallm_hf.tokenization import EOS, require_hub, valid_unicode
 
 PYTHON_DOCS = "python-docs"
@@ -64,6 +65,28 @@ NOT_DOCUMENTATION = {"test", "tests", "idlelib", "idle_test", "site-packages", "
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of several sources of a mixture; what is left out is as `data` has it.
+
+    Args:
+        source: as `data.source`.
+        weight: its part of the tokens that a run trains on, over the sum of all weights; given for every source or for
+            none, and then they train in proportion to their size.
+        split: of a Hub data set.
+        configuration: of a Hub data set.
+        revision: of a Hub data set.
+        text_column: column that holds the text.
+    """
+
+    source: str
+    weight: float | None = None
+    split: str | None = None
+    configuration: str | None = None
+    revision: str | None = None
+    text_column: str | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the text comes from, and which part of it is kept for validation.
 
@@ -71,6 +94,9 @@ class DataConfig:
         source: `python-docs` (the documentation inside this Python), a local file, folder or glob of .txt, .md, .html,
             .epub, .jsonl, .json, .csv, .tsv, .parquet, .arrow (also .gz, .zst), or the id of a Hub data set. Of a
             folder that holds texts, tables without the text column are passed over.
+        sources: several of them in place of `source`, each with `source` and, if need be, `weight`, `split`,
+            `configuration`, `revision` and `text_column`: '[{"source": "books", "weight": 2}, {"source": "a.jsonl",
+            "weight": 1}]'.
         configuration: configuration of a Hub data set.
         revision: branch, tag or commit of a Hub data set.
         streaming: whether a Hub data set is read over the network while it is used, instead of downloaded first.
@@ -83,11 +109,14 @@ class DataConfig:
         validation_ratio: share of `source` kept for validation when nothing else is given for it.
         folder: where the token files live; left out, a folder under `data/` named after these settings.
         on_bad_file: whether a local file that cannot be read is an error, or is left from the fault on and counted.
+        workers: processes that clean and tokenise; left out, one for each core and each GiB of free memory. A text of
+            less than 16 MB takes one.
         license: of the text, as the Hub spells it; for the model card.
         language: of the text, an ISO 639 code, several with commas between; for the model card.
     """
 
-    source: str = PYTHON_DOCS
+    source: str | None = PYTHON_DOCS
+    sources: list[Source] | None = None
     configuration: str | None = None
     revision: str | None = None
     streaming: bool = False
@@ -98,8 +127,45 @@ class DataConfig:
     validation_ratio: float = 0.05
     folder: str | None = None
     on_bad_file: Literal["error", "skip"] = "error"
+    workers: int | None = None
     license: str | None = None
     language: str | None = None
+
+    def __post_init__(self):
+        weights = [source.weight for source in self.sources or []]
+        if self.sources is not None:
+            if self.source not in (None, PYTHON_DOCS) or not weights:
+                raise UserError(
+                    f"data.source={self.source} and data.sources with {len(weights)} entries are both given; leave one "
+                    "of them out"
+                )
+            object.__setattr__(self, "source", None)  # what only stood there by default
+        elif self.source is None:
+            raise UserError("data.source=null and no data.sources leave nothing to read; give one of them")
+        if set(weights) != {None} and not all(weight and 0 < weight < math.inf for weight in weights):
+            raise UserError(
+                f"data.sources has the weights {weights}; give every source one above 0, or none to train on all in "
+                "proportion to their size"
+            )
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"data.workers={self.workers} processes do nothing; set it to 1 or more, or leave it out")
+
+    @property
+    def mixture(self) -> list[Source]:
+        """The sources to train on, one or several, with everything stated."""
+        names = ("split", "configuration", "revision", "text_column")
+        return [
+            replace(source, **{name: getattr(source, name) or getattr(self, name) for name in names})
+            for source in self.sources or [Source(self.source)]
+        ]
+
+    @property
+    def title(self) -> str:
+        """The sources by name, for people."""
+        if self.sources is None:
+            return self.source
+        paths = [PurePath(source.source) for source in self.sources]
+        return " + ".join(path.name if path.is_absolute() else str(path) for path in paths)
 
 
 @dataclass
@@ -282,9 +348,10 @@ def local_files(source: str) -> list[tuple[str, Path]] | None:
     named = ((file.relative_to(root).as_posix(), file) for file in candidates if file.is_file())
     files = sorted((name, file) for name, file in named if not re.search(r"(^|/)\.", name))
     if not files:
+        other = next((file.name for file in root.rglob("*") if file.is_file()), None) if path.is_dir() else None
         raise UserError(
-            f"data source {source} has no files; expected some of *{', *'.join(SUFFIXES)} (also "
-            f"{', '.join(COMPRESSED)})"
+            f"data source {source} has no {f'files of text, only such as {other}' if other else 'files'}; expected "
+            f"some of *{', *'.join(SUFFIXES)} (also {', '.join(COMPRESSED)})"
         )
     return files
 
@@ -389,6 +456,8 @@ def _epub_chapters(path: Path) -> Iterator[str]:
                 yield _visible_text(path, _decode(path, content)).strip() + "\n\n"
     except (
         zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
         ElementTree.ParseError,
         KeyError,
         StopIteration,
@@ -455,7 +524,7 @@ def _json_rows(path: Path, column: str, report: ReadingReport) -> Iterator[Any]:
     """Yields one object after the other, whether they stand in lines, in an array, or printed over several lines."""
     decode = json.JSONDecoder().raw_decode
     between = re.compile(r"[\s,\[\]]*")
-    buffer, position, number = "", 0, 0
+    buffer, position, number, line = "", 0, 0, 1  # the line in which the buffer begins
     with _open_text(path, report) as file:
         while True:
             position = between.match(buffer, position).end()
@@ -464,13 +533,20 @@ def _json_rows(path: Path, column: str, report: ReadingReport) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 # What is wrong only because the buffer ends is wrong at its end, or in a string that began before.
                 unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16
+                if unfinished and len(buffer) - position > LONGEST_ROW:
+                    raise UserError(
+                        f"{path} row {number + 1}, from line {line + buffer.count(chr(10), 0, position)} on, has more "
+                        f"than {LONGEST_ROW} characters; cut it, or give it as .txt"
+                    ) from error
                 more = file.read(max(PIECE_CHARACTERS, len(buffer) - position)) if unfinished else ""
                 if not more and position == len(buffer):
                     return
                 if not more:
                     raise UserError(
-                        f"{path} row {number + 1} is not JSON ({error.msg}); repair or remove it"
+                        f"{path} row {number + 1} is not JSON ({error.msg} in line "
+                        f"{line + buffer.count(chr(10), 0, error.pos)}); repair or remove it"
                     ) from error
+                line += buffer.count("\n", 0, position)
                 buffer, position = buffer[position:] + more, 0
             else:
                 number += 1
@@ -478,12 +554,12 @@ def _json_rows(path: Path, column: str, report: ReadingReport) -> Iterator[Any]:
 
 
 def _csv_rows(path: Path, column: str, report: ReadingReport, **dialect) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than many documents
+    csv.field_size_limit(LONGEST_ROW)  # the default of 128 KiB is shorter than many documents
     with _open_text(path, report, newline="") as file:
-        rows = csv.reader(_bounded_lines(path, file), **dialect)
+        rows = csv.reader(_bounded_lines(path, file), strict=True, **dialect)
         try:
             header = next(rows, [])
-            if column.isdigit() and column not in header:
+            if column.isdigit() and not all(name.isdigit() for name in header):
                 header, rows = [str(number) for number in range(1, len(header) + 1)], _Again(header, rows)
             for row in filter(None, rows):
                 if len(row) != len(header):
@@ -582,7 +658,7 @@ def _open_binary(path: Path) -> Iterator[io.BufferedIOBase]:
         raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions") from error
     except OSError as error:
         if path.suffix != ".zst":
-            raise
+            raise UserError(f"{path} cannot be read ({one_line(error)}); repair or remove it") from error
         raise UserError(f"{path} is a damaged zstd file ({error}); fetch or compress it again") from error
 
 
@@ -665,6 +741,7 @@ class _ToUtf8(io.RawIOBase):
         self.decoder = codecs.getincrementaldecoder(encoding)()
         self.ready, self.pending = b"", b""
         self.offset = self.foreign = 0
+        self.line = 1
         self.is_ascii = True
 
     def readable(self) -> bool:
@@ -699,20 +776,22 @@ class _ToUtf8(io.RawIOBase):
                 try:
                     foreigner = bytes(content[place : place + 1]).decode("cp1252")
                 except UnicodeDecodeError:
-                    raise self._neither(place, content[place]) from None
+                    raise self._neither(content, place) from None
                 parts += [str(content[position:place], "utf-8"), foreigner]
                 position, foreign = place + 1, foreign + 1
         if foreign > LARGEST_FOREIGN_SHARE * len(content) + 16:
-            raise self._neither(place, content[place])
+            raise self._neither(content, place)
         self.foreign += foreign
         self.offset += position + used
+        self.line += block.count(b"\n")  # what is pending is part of a letter
         self.pending = bytes(content[position + used :])
         return "".join([*parts, text])
 
-    def _neither(self, place: int, byte: int) -> UserError:
+    def _neither(self, content: memoryview, place: int) -> UserError:
+        line = self.line + bytes(content[:place]).count(b"\n")
         return UserError(
-            f"{self.path} is neither UTF-8 nor Windows-1252: byte {self.offset + place} is 0x{byte:02x}; re-encode the "
-            "file, for example iconv -f KOI8-R -t UTF-8"
+            f"{self.path} is neither UTF-8 nor Windows-1252: byte {self.offset + place} is 0x"
+            f"{content[place]:02x} (line {line}); re-encode the file, for example iconv -f KOI8-R -t UTF-8"
         )
 
 

@@ -117,11 +117,14 @@ def verify_card(run: Path) -> list[str]:
         return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
     training, meta = results["config"]["training"], files.meta.validation
     tokens = ValidationSet.choose(
-        files.validation, meta.bytes + meta.documents, training["validation_tokens"], files.tokenizer
+        files.validation,
+        meta.bytes + meta.documents,
+        training["validation_tokens"],
+        files.tokenizer,
+        results["config"].get("batching", {}).get("within_documents", False),  # older runs have no such section
     )
-    sums = score_token_stream(
-        model, tokens.tokens, context_length=training["context_length"], batch_size=training["batch_size"]
-    )
+    options = {name: training[name] for name in ("context_length", "batch_size")}
+    sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
     for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():
         stated = best.scored[f"validation_{name}"]
         # Of two logits that are all but equal, other hardware may find the other one larger.

@@ -27,8 +27,9 @@ TOKENIZER_FILES = (
 )
 EXPORT_FILES = ("*.gguf", "Modelfile", "onnx/model.onnx", "onnx/model.onnx_data")
 RECORD_FILES = ("metrics.jsonl", "samples.jsonl", "figures/*.png", "figures/*.svg")
+REPORT = "report.html"
 LICENSE = Path(__file__).resolve().parent.parent.parent / "LICENSE"
-TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".jinja", ".svg")
+TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".jinja", ".svg", ".html")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the Hub
 
 
@@ -59,6 +60,11 @@ def stage(
     copy_files(weights.folder, folder, MODEL_FILES)
     copy_files(run / "best", folder, TOKENIZER_FILES)
     copy_files(run, folder, RECORD_FILES)
+    if (run / REPORT).is_file():  # a page of scripts/score.py, which shows the names its models were given by
+        page = (run / REPORT).read_text(encoding="utf-8")
+        for place in (run.resolve().parent, Path.cwd()):
+            page = page.replace(f"{place}/", "")
+        (folder / REPORT).write_text(page, encoding="utf-8")
     settle_auto_map(folder)
     shutil.copy(LICENSE, folder)
     results = read_results(run)

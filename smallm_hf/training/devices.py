@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from torch.utils._triton import has_triton
 
 from smallm_hf.errors import UserError
@@ -22,6 +23,8 @@ from smallm_hf.training.configuration import TrainingConfig
 COMPILE_PAYS_PER_CPU_CORE = 5e12
 COMPILE_PAYS_ON_GPU = 5e15
 COMPILE_PAYS_SECONDS = 45.0
+# The tokens after which compiling the step that writes them has: about 15 seconds of a core for 1.7 ms a token.
+COMPILE_PAYS_TOKENS = 10_000
 # Dense 16-bit TFLOP/s with float32 sums, from the makers' data sheets; the first name that is in the device's wins.
 PEAK_TFLOPS = {
     **{"B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0},
@@ -33,10 +36,21 @@ USABLE_MEMORY = 0.8
 CPU_TOKENS_PER_MICRO_STEP = 4096
 # On a GPU the loss is computed in parts where float32 logits and their gradient would fill this share of its memory.
 LOGITS_SHARE_OF_MEMORY = 0.25
+# Engines that `accelerate launch` can be told to use, and that split a model which our loop reads and saves whole.
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+# Where MPI says how many processes it has started.
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def accelerator_type() -> str:
-    """`cuda`, `mps`, `xpu` ... where torch has such a device, else `cpu`."""
+    """`cuda`, `mps`, `xpu` ... where torch has such a device and the launcher lets us use it, else `cpu`."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "cpu"
     device = torch.accelerator.current_accelerator(check_available=True)
     return device.type if device else "cpu"
 
@@ -93,6 +107,13 @@ def resolve_compile(requested: bool | str, *, planned_flops: float | None, plann
         planned_flops is None or planned_flops >= enough_flops
     )
     return long_enough and _can_compile(device)
+
+
+def resolve_decoding_compile(requested: bool | str, planned_tokens: int) -> bool:
+    """Whether the step that writes is compiled; `auto` does where a toolchain is present and so many tokens pay."""
+    if requested != "auto":
+        return bool(requested)
+    return planned_tokens >= COMPILE_PAYS_TOKENS and _can_compile(accelerator_type())
 
 
 def _can_compile(device: str) -> bool:
@@ -199,17 +220,75 @@ def set_determinism() -> None:
     torch.use_deterministic_algorithms(True)
 
 
+def check_launch() -> None:
+    """Refuses what a launcher was told and would silently not do, or do beside what the config says.
+
+    Raises:
+        UserError: another engine, a second compiler or accumulation, processes that do not know of each other, or more
+            of them than GPUs.
+    """
+    for variable, engine in ENGINES.items():
+        if parse_flag_from_env(variable):
+            raise UserError(
+                f"accelerate was told to use {engine}, which splits the model, and this training reads, scores and "
+                "saves it whole; launch with --config_file configs/accelerate/ddp.yaml, which splits the batch"
+            )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise UserError(
+            f"accelerate was told dynamo_backend={backend} and would compile the step a second time; leave that out "
+            "and set training.compile"
+        )
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        raise UserError(
+            f"accelerate was told gradient_accumulation_steps={steps} and would divide the loss a second time; leave "
+            "that out and set training.accumulation_steps"
+        )
+    if "WORLD_SIZE" not in os.environ:
+        several = "take --config_file configs/accelerate/cpu_2_processes.yaml, or torchrun --nproc_per_node 2"
+        for variable in MPI_SIZES:
+            if int(os.environ.get(variable, "1")) > 1:
+                raise UserError(
+                    f"MPI has started {os.environ[variable]} processes ({variable}), each of which would train alone; "
+                    f"{several}"
+                )
+        # This is all that `accelerate launch` leaves of the number it was told when it starts one process for it.
+        if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+            raise UserError(
+                "accelerate was told several processes and has started one (--cpu and MULTI_CPU do that); "
+                f"{several}; if one is meant, unset MASTER_ADDR"
+            )
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if accelerator_type() == "cuda" and processes > torch.cuda.device_count():
+        raise UserError(
+            f"{processes} processes were started here for {torch.cuda.device_count()} GPUs; set --num_processes to the "
+            "number of GPUs, or ACCELERATE_USE_CPU=true to leave them alone"
+        )
+
+
 def build_accelerator(precision: str) -> Accelerator:
     """The Accelerator of a run.
 
     Accumulation is ours (its own divides the loss a second time), so it is told 1. On a machine without a GPU
     `cpu=True` is what makes several processes find each other.
+
+    Raises:
+        UserError: a launcher that was told what `check_launch` refuses, or processes that have not found each other.
     """
-    return Accelerator(
+    check_launch()
+    accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=1,
         cpu=accelerator_type() == "cpu",
     )
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise UserError(
+            f"the launcher has started {expected} processes (WORLD_SIZE) and Accelerate finds "
+            f"{accelerator.num_processes}: each would train alone; launch one, or set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
 
 
 def hardware() -> dict[str, str | int]:
@@ -226,6 +305,11 @@ def hardware() -> dict[str, str | int]:
         record["gpu_count"] = torch.cuda.device_count()
         record["gpu_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
     return record
+
+
+def held_bytes() -> int:
+    """What this process holds before a model is made: libraries, on a CPU; nothing of a GPU."""
+    return psutil.Process().memory_info().rss if accelerator_type() == "cpu" else 0
 
 
 def peak_memory_bytes() -> int:

@@ -16,7 +16,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smallm_hf.data.batching import WindowOrder, next_token_batch
+from smallm_hf.data.batching import WindowOrder, next_token_batch, positions_in_documents
 from smallm_hf.errors import DiskFull, Interrupted, UserError, is_disk_full, one_line
 from smallm_hf.evaluation.scoring import position_limit
 from smallm_hf.folders import replacing
@@ -177,7 +177,6 @@ class TrainingLoop:
             Interrupted: the run was asked to stop, and has saved its state.
             UserError: too many updates in a row had no usable loss or gradient.
         """
-        training = self.training
         with self.reporter, self.stop_request:
             while True:
                 progress = self.agree()
@@ -189,9 +188,7 @@ class TrainingLoop:
                     self.stop()
                 if last:
                     break
-                self.set_rate(progress)
-                self.row_length = row_length(training, progress)
-                self.update()
+                self.advance(progress)
             self.save_model("final")
         state = self.state
         seconds = state.seconds - self.first_seconds
@@ -199,6 +196,7 @@ class TrainingLoop:
             "steps": state.step,
             "tokens": state.tokens,
             "epochs": state.windows / self.order.windows_per_epoch,
+            "sources": self.order.drawn(state.windows),
             "training_seconds": state.seconds,
             "tokens_per_second": (state.tokens - self.first_tokens) / seconds if seconds else None,
             "processes": self.accelerator.num_processes,
@@ -288,6 +286,12 @@ class TrainingLoop:
         raise Interrupted(f"stopped ({reason}) before the first step; there is nothing to resume")
 
     # --- the update --------------------------------------------------------------------------------------------------
+
+    def advance(self, progress: float) -> None:
+        """The next update of a run of which so much is done, at its rate and in rows of its length."""
+        self.set_rate(progress)
+        self.row_length = row_length(self.training, progress)
+        self.update()
 
     def set_rate(self, progress: float) -> None:
         """Sets the learning rates of the next update."""
@@ -396,11 +400,13 @@ class TrainingLoop:
 
     def batch(self, starts: np.ndarray, row_length: int) -> dict[str, torch.Tensor]:
         """The windows at `starts` on the device, each cut into rows of `row_length` tokens."""
-        batch = next_token_batch(self.tokens, starts, self.training.context_length)
+        device = self.accelerator.device
+        pinned = device.type == "cuda"  # memory that is copied while the host goes on
+        batch = next_token_batch(self.tokens, starts, self.training.context_length, pin_memory=pinned)
         batch = {name: tensor.view(-1, row_length) for name, tensor in batch.items()}
-        if self.accelerator.device.type == "cuda":  # only pinned memory is copied while the host goes on
-            return {name: tensor.pin_memory().to("cuda", non_blocking=True) for name, tensor in batch.items()}
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        if self.order.batching.within_documents:
+            batch["position_ids"] = positions_in_documents(batch["input_ids"], self.tokenizer.eos_token_id)
+        return {name: tensor.to(device, non_blocking=pinned) for name, tensor in batch.items()}
 
     def warm_up(self) -> None:
         """Compiles by a forward and backward pass for each length of row.

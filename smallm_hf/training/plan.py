@@ -7,7 +7,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.devices import resolve_compile
 from smallm_hf.training.optimization import parameter_groups
+
+# What a step holds in 16 bits, by whether it is compiled: bytes for each token, layer and channel; for each logit; and
+# for the code. Least squares over the peaks of docs/speed.md, "Knowing beforehand", which they meet within 5 %.
+MEMORY = {True: (51, 1.8, 142 << 20), False: (112, 10.9, 72 << 20)}
 
 
 def embedding_parameters(model: PreTrainedModel) -> int:
@@ -40,6 +45,7 @@ class Plan:
         tokens_per_step: over all processes.
         steps: planned updates; None where time or an unknown number of tokens ends the run.
         flops_per_token: forward and backward.
+        compiled: whether the step is.
         memory_bytes: an estimate, see `memory_bytes`.
     """
 
@@ -48,6 +54,7 @@ class Plan:
     tokens_per_step: int
     steps: int | None
     flops_per_token: int
+    compiled: bool
     memory_bytes: int
 
     @property
@@ -62,33 +69,41 @@ class Plan:
 
 
 def make_plan(config: PreTrainedConfig, training: TrainingConfig, precision: str, steps: int | None) -> Plan:
-    """Counts a run on the meta device, every `auto` decided: needs no data, no weights and no memory."""
+    """Counts a run on the meta device, every `auto` but that of compiling decided: needs no data, weights or memory."""
     model = fresh_model(config, "meta")
+    flops = flops_per_token(model, training.context_length)
+    compiled = resolve_compile(
+        training.compile,
+        planned_flops=steps and steps * training.tokens_per_step * flops,
+        planned_seconds=training.max_seconds,
+    )
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         embedding_parameters=embedding_parameters(model),
         tokens_per_step=training.tokens_per_step,
         steps=steps,
-        flops_per_token=flops_per_token(model, training.context_length),
-        memory_bytes=memory_bytes(model, training, precision),
+        flops_per_token=flops,
+        compiled=compiled,
+        memory_bytes=memory_bytes(model, training, precision, compiled=compiled),
     )
 
 
-def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: str) -> int:
-    """Estimated peak memory of one process: weights, gradients, optimizer state, activations, logits.
+def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: str, *, compiled: bool) -> int:
+    """Estimated peak of what training adds to a process: weights, gradients, optimizer state, activations, logits.
 
-    Weights, gradients and moments are float32 (AdamW keeps two moments, Muon one). A layer keeps about 34 bytes per
-    token and channel in 16 bits (Korthikanti et al. 2022, section 4.1, without the attention maps that fused kernels
-    never store), twice that in 32 bits, and 2 or 4 where activations are recomputed. Logits are held once in the
-    compute precision and twice in float32 (the loss and its gradient).
+    Weights, gradients and moments are float32 (AdamW keeps two moments, Muon one) and counted; what activations and
+    logits take was fitted to measured peaks of resident memory on a CPU, see `MEMORY`.
     """
     groups = parameter_groups(model)
     parameters = sum(p.numel() for group in groups.values() for p in group)
     moments = 2 * parameters - (sum(p.numel() for p in groups["hidden"]) if training.optimizer == "muon" else 0)
     config = model.config.get_text_config()
     tokens = training.batch_size * training.context_length
-    bytes_per_value = 4 if precision == "fp32" else 2
-    per_channel = bytes_per_value if training.activation_checkpointing else 17 * bytes_per_value
+    per_channel, per_logit, constant = MEMORY[compiled]
+    if training.activation_checkpointing:  # a layer keeps its input alone (Korthikanti et al. 2022, section 5)
+        per_channel = 2
+    if precision == "fp32":
+        per_channel *= 2
     activations = tokens * config.num_hidden_layers * config.hidden_size * per_channel
-    logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * (bytes_per_value + 8)
-    return 4 * (2 * parameters + moments) + activations + logits
+    logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * per_logit
+    return round(4 * (2 * parameters + moments) + activations + logits + constant)

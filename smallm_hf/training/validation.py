@@ -18,14 +18,26 @@ VALIDATION_FILE = "validation.json"
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Token ids of whole documents, each closed by eos, and the bytes they stand for, an eos counted as one."""
+    """What a run scores, always by one rule.
+
+    Attributes:
+        tokens: of whole documents, each closed by eos.
+        bytes: that they stand for, an eos counted as one.
+        separator: the eos, where the run attends within documents; None where it does not.
+    """
 
     tokens: np.ndarray
     bytes: int
+    separator: int | None = None
 
     @classmethod
     def choose(
-        cls, tokens: np.ndarray, all_bytes: int, limit: int | None, tokenizer: PreTrainedTokenizerFast
+        cls,
+        tokens: np.ndarray,
+        all_bytes: int,
+        limit: int | None,
+        tokenizer: PreTrainedTokenizerFast,
+        within_documents: bool = False,
     ) -> "ValidationSet":
         """The whole documents among the first `limit` tokens, or all of them.
 
@@ -34,14 +46,17 @@ class ValidationSet:
             all_bytes: bytes of all of them, eos counted as one.
             limit: tokens at most; None takes all.
             tokenizer: counts the bytes where the set is cut.
+            within_documents: whether the model is scored as `BatchingConfig.within_documents` trains it: across them it
+                would meet what it has never seen, and seem worse than it is.
         """
+        separator = tokenizer.eos_token_id if within_documents else None
         if limit is None or limit >= len(tokens):
-            return cls(tokens, all_bytes)
+            return cls(tokens, all_bytes, separator)
         kept = np.asarray(tokens[:limit])
         ends = np.flatnonzero(kept == tokenizer.eos_token_id)
         kept = kept[: ends[-1] + 1] if len(ends) else kept
         text = tokenizer.decode(kept[kept != tokenizer.eos_token_id], clean_up_tokenization_spaces=False)
-        return cls(kept, len(text.encode()) + len(ends))
+        return cls(kept, len(text.encode()) + len(ends), separator)
 
     def score(
         self,
@@ -53,6 +68,8 @@ class ValidationSet:
     ) -> dict[str, float] | None:
         """Scores the set by the `packed` protocol, in the precision of the weights, shared over the processes.
 
+        Where there is a `separator`, attention does not reach across it.
+
         Returns:
             The figures; None, on every process, where `interrupted` came true on one of them.
         """
@@ -62,7 +79,8 @@ class ValidationSet:
                 raise Interrupted
 
         shard = (accelerator.process_index, accelerator.num_processes)
-        options = {"context_length": context_length, "batch_size": batch_size, "shard": shard, "advance": look_up}
+        options = {"context_length": context_length, "batch_size": batch_size, "separator": self.separator}
+        options |= {"shard": shard, "advance": look_up}
         try:
             sums, stops = score_token_stream(model, self.tokens, **options), 0
         except Interrupted:

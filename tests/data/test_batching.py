@@ -1,11 +1,26 @@
+import itertools
 import time
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig
 
-from smallm_hf.data.batching import WindowOrder, next_token_batch, permute
+from smallm_hf import SmaLLMConfig
+from smallm_hf.data import batching
+from smallm_hf.data.batching import (
+    BatchingConfig,
+    WindowOrder,
+    document_lengths,
+    interleave,
+    next_token_batch,
+    permute,
+    positions_in_documents,
+    refuse_mixing,
+    unigram_losses,
+)
 from smallm_hf.errors import UserError
 
 SIZES = [(n, t) for n in (2, 3, 9, 17, 32, 33, 100, 1001) for t in (1, 2, 3, 8, 16) if t < n]
@@ -92,3 +107,309 @@ def test_targets_are_the_tokens_after_the_inputs():
     assert batch["input_ids"].tolist() == [[103, 104, 105, 106], [100, 101, 102, 103]]
     assert batch["targets"].tolist() == [[104, 105, 106, 107], [101, 102, 103, 104]]
     assert batch["input_ids"].dtype == batch["targets"].dtype == torch.int64
+
+
+def test_the_order_is_that_of_earlier_versions():
+    order = WindowOrder(10_000, 16, seed=1)
+    assert order.starts(620, 8).tolist() == [2207, 3183, 3295, 127, 3947, 4395, 4683, 1915]
+    assert WindowOrder(33, 8, seed=-3).starts(0, 12).tolist() == [9, 1, 17, 19, 11, 3, 10, 2, 18, 23, 15, 7]
+
+
+def test_what_is_computed_ahead_is_what_is_asked_for(monkeypatch):
+    whole = WindowOrder(10_000, 16, seed=1).starts(0, 2000)
+    monkeypatch.setattr(batching, "AHEAD", 7)
+    order = WindowOrder(10_000, 16, seed=1)
+    for first, count in ((0, 5), (5, 2), (6, 3), (0, 1), (100, 50), (149, 1)):
+        assert (order.starts(first, count) == whole[first : first + count]).all()
+
+
+# --- a mixture -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    source: str
+    weight: float | None
+    first_token: int
+    tokens: int
+
+
+MIXTURE = [Share("books", 1.0, 0, 500), Share("news", 5.0, 500, 90), Share("notes", 0.5, 590, 300)]
+
+
+def mixture(sources=MIXTURE, seed=1, **settings) -> WindowOrder:
+    return WindowOrder(890, 8, seed, BatchingConfig(**settings), sources)
+
+
+def source_of(starts: np.ndarray) -> np.ndarray:
+    return np.searchsorted([500, 590], starts, side="right")
+
+
+@pytest.mark.parametrize(
+    ("weights", "most"), [([3, 1], 0.5), ([0.999, 0.001], 0.5), ([5, 4, 3, 2, 1, 1], 1.5), ([40, 3, 2, 1, 0.1], 1.5)]
+)
+def test_every_stretch_of_a_run_holds_the_proportions(weights, most):
+    units = [round(weight * 1000) for weight in weights]
+    dealt = interleave(np.arange(20_000), units)
+    for (mine, places), weight in zip(dealt, weights, strict=True):
+        assert (places == np.arange(len(places))).all()  # each window of a source once, in its order
+        error = np.cumsum(mine) - np.arange(1, 20_001) * weight / sum(weights)
+        assert abs(error).max() <= most + 1e-9
+    assert (sum(mine.astype(int) for mine, _ in dealt) == 1).all()
+
+
+def test_interleaving_is_a_pure_function_of_the_place():
+    units = [7, 5, 1]
+    whole = interleave(np.arange(1000), units)
+    far = interleave(np.arange(700, 731), units)
+    for (mine, places), (all_mine, all_places) in zip(far, whole, strict=True):
+        assert (mine == all_mine[700:731]).all()
+        assert (places == all_places[all_mine[:700].sum() :][: len(places)]).all()
+    rest = interleave(np.array([10**11]), units)  # no 64-bit number overflows
+    assert sum(mine.item() for mine, _ in rest) == 1
+    assert all((places > 0).all() and (places < 10**11).all() for _, places in rest)
+
+
+def test_no_window_of_a_mixture_reaches_into_another_source():
+    starts = mixture().starts(0, 3000)
+    assert (source_of(starts) == source_of(starts + 8)).all()  # the last target is in the source, too
+    assert starts.min() < 8 and starts.max() > 870
+
+
+def test_a_source_begins_again_where_it_is_exhausted_in_another_order():
+    order = mixture()
+    starts = order.starts(0, 300)
+    news = starts[source_of(starts) == 1]
+    per_epoch = order.parts[0].windows_per_epoch  # the heaviest stands first
+    assert len(news) > 20 * per_epoch
+    epochs = [news[begin : begin + per_epoch] for begin in range(0, len(news) - per_epoch, per_epoch)]
+    assert all(len(set(epoch)) == per_epoch for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 0.9 * len(epochs)
+    books = starts[source_of(starts) == 0]
+    assert len(books) == len(set(books)) < 62  # and one with less weight than text is not through
+
+
+def test_what_was_drawn_of_each_source_is_computed():
+    order = mixture()
+    for windows in (0, 1, 77, 3000):
+        counted = np.bincount(source_of(order.starts(0, windows)), minlength=3)
+        drawn = {item["source"]: item for item in order.drawn(windows)}
+        assert [drawn[share.source]["windows"] for share in MIXTURE] == counted.tolist()
+    assert drawn["news"]["share"] == pytest.approx(5 / 6.5)
+    assert drawn["books"]["epochs"] == counted[0] / WindowOrder(500, 8, seed=1).windows_per_epoch
+    assert sum(part.windows_per_epoch for part in order.parts) == order.windows_per_epoch
+    assert WindowOrder(33, 8, 1).drawn(6) == [
+        {"source": "the training text", "share": 1.0, "windows": 6, "epochs": 2.0}
+    ]
+
+
+def test_sources_without_weights_are_one_text():
+    plain = WindowOrder(890, 8, seed=1).starts(0, 500)
+    without = [Share("books", None, 0, 500), Share("news", None, 500, 390)]
+    for sources in (without, without[:1], [Share("all", 2.0, 0, 890)]):
+        assert (mixture(sources).starts(0, 500) == plain).all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (None, "data source news has weight none; give all sources of a mixture a weight above 0, or none of them one"),
+        (0.0, "data source news has weight 0.0; give all sources"),
+        (float("nan"), "data source news has weight nan; give all sources"),
+        (1e-9, "data source news has weight 1e-09 of 1.5.* less than one window in 16777216; raise it or leave"),
+    ],
+)
+def test_weights_that_are_no_proportions_are_refused(weight, message):
+    with pytest.raises(UserError, match=message):
+        mixture([MIXTURE[0], Share("news", weight, 500, 90), MIXTURE[2]])
+
+
+def test_a_source_that_is_too_short_is_named():
+    with pytest.raises(UserError, match="news has 8 tokens, fewer than one window of training.context_length=8"):
+        mixture([MIXTURE[0], Share("news", 1.0, 500, 8)])
+
+
+# --- windows that overlap --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_tokens", "context_length"), SIZES)
+@pytest.mark.parametrize("share", [0.3, 0.5, 1])
+def test_with_a_stride_every_token_is_in_as_many_windows_as_fit(num_tokens, context_length, share):
+    stride = max(1, round(share * context_length))
+    order = WindowOrder(num_tokens, context_length, 7, BatchingConfig(stride=stride))
+    for epoch in range(4):
+        starts = np.sort(order.starts(epoch * order.windows_per_epoch, order.windows_per_epoch))
+        assert (np.diff(starts) == stride).all()
+        assert 0 <= starts[0] < max(stride, 1)
+        assert 0 <= num_tokens - 1 - (starts[-1] + context_length) < stride
+
+
+def test_a_stride_as_long_as_the_window_is_the_plain_order_and_epochs_are_shifted():
+    plain = WindowOrder(1000, 16, seed=1)
+    assert (WindowOrder(1000, 16, 1, BatchingConfig(stride=16)).starts(0, 300) == plain.starts(0, 300)).all()
+    order = WindowOrder(1000, 16, 1, BatchingConfig(stride=4))
+    assert order.windows_per_epoch in (245, 246)  # (999 - 16) / 4
+    assert len({order.starts(epoch * order.windows_per_epoch, 1)[0] % 4 for epoch in range(20)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": 0}, "batching.stride=0 is out of range; set it to a number above 0, or null"),
+        ({"stride": 9}, "batching.stride=9 would leave tokens out between windows of training.context_length=8; lower"),
+        ({"curriculum": "loss", "curriculum_tokens": 7}, "curriculum_tokens=7 is less than one window of .*=8"),
+        ({"curriculum_tokens": 70}, "curriculum_tokens=70 has no order while batching.curriculum is null; set that to"),
+        ({"curriculum_buckets": 1}, "curriculum_buckets=1 sorts nothing; set it to a number above 1"),
+    ],
+)
+def test_settings_that_make_no_order_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        WindowOrder(100, 8, 1, BatchingConfig(**settings))
+
+
+# --- a curriculum ----------------------------------------------------------------------------------------------------
+
+
+EOS = 0
+
+
+def documents(seed=0, count=60) -> np.ndarray:
+    """Documents of 1 to 40 tokens, of which some are rare."""
+    draw = np.random.default_rng(seed)
+    return np.concatenate([[*draw.zipf(1.5, draw.integers(1, 40)) % 50 + 1, EOS] for _ in range(count)]).astype("<u2")
+
+
+def lengths_by_hand(tokens, starts, context_length):
+    ends = [index for index, token in enumerate(tokens) if token == EOS]
+    document = np.searchsorted(ends, np.arange(len(tokens)))
+    own = np.bincount(document)[document]
+    return [own[start : start + context_length].mean() for start in starts]
+
+
+def losses_by_hand(tokens, starts, context_length):
+    frequency = np.bincount(tokens) / len(tokens)
+    return [-np.log(frequency[tokens[start + 1 : start + 1 + context_length]]).mean() for start in starts]
+
+
+BY_HAND = {"length": lengths_by_hand, "loss": losses_by_hand}
+
+
+@pytest.mark.parametrize("block", [1 << 20, 64])
+def test_difficulty_is_what_it_says(monkeypatch, block):
+    monkeypatch.setattr(batching, "BLOCK", block)
+    tokens = documents()
+    starts = np.arange(3, len(tokens) - 9, 8)
+    np.testing.assert_allclose(document_lengths(tokens, 8, EOS)(starts), lengths_by_hand(tokens, starts, 8))
+    np.testing.assert_allclose(unigram_losses(tokens, 8)(starts), losses_by_hand(tokens, starts, 8))
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+@pytest.mark.parametrize("curriculum", ["length", "loss"])
+def test_the_first_epoch_goes_from_easy_to_hard_and_the_next_is_as_without(monkeypatch, curriculum, stride):
+    tokens = documents()
+    plain = WindowOrder(len(tokens), 8, 1, BatchingConfig(stride=stride))
+    order = WindowOrder(len(tokens), 8, 1, BatchingConfig(stride=stride, curriculum=curriculum, curriculum_buckets=4))
+    monkeypatch.setattr(batching, "BLOCK", 50)
+    order.read_difficulty(tokens, EOS)
+    windows = order.windows_per_epoch
+    ours, theirs = order.starts(0, 2 * windows), plain.starts(0, 2 * windows)
+    assert sorted(ours[:windows]) == sorted(theirs[:windows])
+    assert (ours[windows:] == theirs[windows:]).all()
+    difficulty = np.array(BY_HAND[curriculum](tokens, ours[:windows], 8))
+    buckets = np.array_split(difficulty, 4)
+    for easier, harder in itertools.pairwise(buckets):
+        assert easier.max() <= harder.min() + 1e-6
+    assert (np.diff(buckets[0]) < 0).any()  # inside a bucket the order is random
+
+
+def test_only_so_many_tokens_come_easy_first():
+    tokens = documents()
+    order = WindowOrder(len(tokens), 8, 1, BatchingConfig(curriculum="loss", curriculum_tokens=170))
+    order.read_difficulty(tokens, EOS)
+    plain = WindowOrder(len(tokens), 8, 1).starts(0, 400)
+    ours = order.starts(0, 400)
+    assert sorted(ours[:21]) == sorted(plain[:21])  # 170 tokens are 21 windows and a bit
+    assert (ours[:21] != plain[:21]).any() and (ours[21:] == plain[21:]).all()
+    for first, count in ((0, 10), (15, 10), (399, 1)):
+        assert (order.starts(first, count) == ours[first : first + count]).all()
+
+
+def test_a_curriculum_keeps_the_proportions_of_a_mixture():
+    tokens = np.concatenate([documents(seed) for seed in range(3)])[:890]
+    order = mixture(curriculum="loss", curriculum_tokens=800)
+    order.read_difficulty(tokens, EOS)
+    plain = mixture()
+    assert (source_of(order.starts(0, 900)) == source_of(plain.starts(0, 900))).all()
+    for number in range(3):
+        ours, theirs = (found[source_of(found) == number] for found in (order.starts(0, 100), plain.starts(0, 100)))
+        kept = min(len(ours), order.parts[[1, 0, 2][number]].windows_per_epoch)
+        assert sorted(ours[:kept]) == sorted(theirs[:kept])
+
+
+def test_where_all_windows_are_alike_the_order_stays():
+    order = WindowOrder(500, 8, 1, BatchingConfig(curriculum="length"))
+    order.read_difficulty(np.ones(500, dtype=np.uint16), EOS)
+    assert (order.starts(0, 60) == WindowOrder(500, 8, 1).starts(0, 60)).all()
+
+
+# --- attention within documents --------------------------------------------------------------------------------------
+
+
+def test_positions_begin_again_at_every_end_of_a_document():
+    input_ids = torch.tensor([[5, 6, 0, 7, 8, 9], [0, 0, 5, 0, 5, 5], [5, 5, 5, 5, 5, 0]])
+    expected = [[0, 1, 0, 1, 2, 3], [0, 0, 1, 0, 1, 2], [0, 1, 2, 3, 4, 0]]
+    assert positions_in_documents(input_ids, eos_token_id=0).tolist() == expected
+
+
+SHAPE = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+MODELS = {
+    "modern": lambda: SmaLLMConfig(**SHAPE, hidden_size=16),
+    "classic": lambda: SmaLLMConfig(**SHAPE, hidden_size=16, preset="classic", dropout=0.0),
+    "llama": lambda: LlamaConfig(**SHAPE, hidden_size=16, intermediate_size=32),
+    "gpt2": lambda: GPT2Config(vocab_size=40, n_layer=2, n_head=2, n_embd=16, n_positions=16),
+}
+ROWS = torch.tensor([[5, 6, 0, 7, 8, 9, 3, 0, 0, 4, 11, 2], [0, 8, 8, 3, 4, 0, 7, 7, 7, 7, 7, 7]])
+
+
+def make_model(name: str, attention: str = "sdpa"):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS[name](), attn_implementation=attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_documents_score_as_each_does_alone_behind_its_eos(name, attention, compiled):
+    model = make_model(name, attention)
+    forward = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    positions = positions_in_documents(ROWS, eos_token_id=0)
+    with torch.no_grad():
+        packed = forward(input_ids=ROWS, position_ids=positions, use_cache=False).logits
+        for row, tokens in enumerate(ROWS):
+            bounds = [0, *(index for index in range(1, 12) if tokens[index] == 0), 12]
+            for begin, end in itertools.pairwise(bounds):
+                alone = model(input_ids=tokens[None, begin:end], use_cache=False).logits[0]
+                torch.testing.assert_close(packed[row, begin:end], alone, rtol=1e-5, atol=1e-5)
+        assert (packed - model(input_ids=ROWS, use_cache=False).logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("eos_token_id", [0, 2, 39])
+def test_models_that_keep_documents_apart_are_taken(name, eos_token_id):
+    refuse_mixing(make_model(name), eos_token_id)
+
+
+def test_models_that_do_not_are_refused():
+    torch.manual_seed(0)
+    bloom = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2)).eval()
+    with pytest.raises(UserError, match="within_documents=true does not keep documents apart in BloomForCausalLM"):
+        refuse_mixing(bloom, 0)
+    deaf = make_model("llama")
+    forward = deaf.forward
+    deaf.forward = lambda input_ids, position_ids=None, **options: forward(input_ids=input_ids, **options)
+    with pytest.raises(UserError, match="apart in LlamaForCausalLM under attention sdpa; set it to false"):
+        refuse_mixing(deaf, 0)

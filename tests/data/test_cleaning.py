@@ -1,21 +1,16 @@
 import csv
+import json
 import random
 import re
 import time
 
 import pytest
 
-import smallm_hf.data.cleaning as cleaning
-from smallm_hf.data.cleaning import (
-    Cleaner,
-    CleaningConfig,
-    apply_edits,
-    clean_text,
-    find_repeated_lines,
-    is_gutenberg,
-    why_dropped,
-)
+from smallm_hf.data import cleaning, gutenberg
+from smallm_hf.data.cleaning import Cleaner, CleaningConfig, clean_text, find_repeated_lines, why_dropped
 from smallm_hf.data.documents import cut_pieces, read_documents
+from smallm_hf.data.edits import apply_edits
+from smallm_hf.data.gutenberg import is_gutenberg
 from smallm_hf.errors import UserError
 
 DEFAULT = CleaningConfig()
@@ -206,7 +201,7 @@ def test_lists_of_errors_at_the_end_go_to_the_end():
 
 def test_tags_go_over_lines_and_with_brackets_inside():
     text = "One.\n\n[Illustration: A cat\n\n[_see page 3_] on a mat]\n\n[Illustration]\n\nTwo [he said] three."
-    assert run(cleaning.bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
+    assert run(gutenberg.bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
 
 
 CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
@@ -225,17 +220,17 @@ CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
 )
 def test_tables_of_contents_go_and_headings_stay(table):
     text = f"A BOOK\n\nby Somebody\n\n\n{table}\n\n\n\n\n{CHAPTERS}\n"
-    assert run(cleaning.tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
+    assert run(gutenberg.tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
 
 
 def test_a_table_ends_where_prose_begins_and_takes_no_heading_with_it():
     text = f"CONTENTS\n\nThe Cat\n\nThe Mat\n\n\n\nPRELUDE\n\n{PROSE}\n\nAnd so on."
-    assert run(cleaning.tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
+    assert run(gutenberg.tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
 
 
 def test_a_heading_named_contents_without_a_table_stays():
     for text in (f"CONTENTS\n\n{PROSE}", "CONTENTS\n\n"):
-        assert run(cleaning.tables_of_contents, text) == text
+        assert run(gutenberg.tables_of_contents, text) == text
 
 
 @pytest.mark.parametrize(
@@ -257,32 +252,32 @@ def test_a_heading_named_contents_without_a_table_stays():
     ],
 )
 def test_footnotes_go_with_their_references_and_nothing_else(text, clean):
-    assert run(cleaning.footnotes, text).split() == (text if clean is None else clean).split()
+    assert run(gutenberg.footnotes, text).split() == (text if clean is None else clean).split()
 
 
 def test_page_numbers_in_brackets_go_and_lone_ones_if_they_count_and_interrupt():
-    assert run(cleaning.page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]") == "one two three four [12]"
+    assert run(gutenberg.page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]") == "one two three four [12]"
     pages = "".join(f"words that go on and\n\n\n{page}\n\n\ninto the next. The end.\n\n" for page in range(5, 17))
-    assert run(cleaning.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
+    assert run(gutenberg.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
     poems = "\n\n".join(f"{number}\n\nA line of verse.\nAnother one." for number in range(1, 40))
-    assert run(cleaning.page_numbers, poems) == poems
+    assert run(gutenberg.page_numbers, poems) == poems
 
 
 def test_decorative_lines_go_and_words_between_stars_stay():
     text = "One.\n\n   *       *       *\n\nTwo.\n\n-----\n\n=====\nThree *stars*\n. . . . .\n* * * four\n____"
-    assert run(cleaning.decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
+    assert run(gutenberg.decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
 
 
 def test_marks_of_emphasis_go_and_names_keep_their_underscores():
     text = "_One_, sure_ly_, _two\nwords_ and =bold=; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
-    assert run(cleaning.emphasis, text) == (
+    assert run(gutenberg.emphasis, text) == (
         "One, surely, two\nwords and bold; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
     )
 
 
 def test_divided_words_are_joined_with_a_hyphen_where_they_have_one():
     text = "to-day, having, wolf.\nHav-\ning come to-\n  day, the she-\nwolf went on--\nand X-\nRay qqq-\nzzz"
-    assert run(cleaning.hyphenation, text) == (
+    assert run(gutenberg.hyphenation, text) == (
         "to-day, having, wolf.\nHaving come to-day, the she-wolf went on--\nand X-\nRay qqqzzz"
     )
 
@@ -294,39 +289,39 @@ LETTER = "Dear Sir,\n\n10 High Street,\nLondon."
 
 
 def test_prose_is_joined_into_paragraphs():
-    assert run(cleaning.hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
+    assert run(gutenberg.hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
 
 
 @pytest.mark.parametrize("text", [VERSE, RHYME, PLAY, LETTER])
 def test_verse_plays_and_addresses_stay_in_lines(text):
     whole = f"{PROSE}\n\n{text}\n\n{PROSE}\n\n{PROSE}"
-    lines = [line.strip() for line in run(cleaning.hard_wraps, whole).split("\n")]
+    lines = [line.strip() for line in run(gutenberg.hard_wraps, whole).split("\n")]
     assert [line.strip() for line in text.split("\n")] == lines[2:-4]
 
 
 def test_a_whole_book_of_verse_stays_in_lines_and_an_overlong_line_is_made_whole():
-    assert run(cleaning.hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
+    assert run(gutenberg.hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
     long = "  Come, I will make the continent indissoluble, I will make the most\n      splendid race\n  The sun shone"
-    assert "make the most splendid race\nThe sun" in run(cleaning.hard_wraps, f"{PROSE}\n\n{long}")
+    assert "make the most splendid race\nThe sun" in run(gutenberg.hard_wraps, f"{PROSE}\n\n{long}")
 
 
 def test_paragraphs_told_by_indentation_alone_stay_apart():
     text = PROSE + "\n   Then came the morning, and with it a letter that had been on its way for a\n" + PROSE
-    assert run(cleaning.hard_wraps, text).count("\n") == 1
+    assert run(gutenberg.hard_wraps, text).count("\n") == 1
 
 
 def test_a_text_with_a_paragraph_in_each_line_is_not_joined():
     text = "\n".join([JOINED] * 5)
-    assert run(cleaning.hard_wraps, text) == text
+    assert run(gutenberg.hard_wraps, text) == text
 
 
 def test_a_line_of_blanks_is_no_word():
-    assert run(cleaning.hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
+    assert run(gutenberg.hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
 
 
 def test_dashes_at_line_ends_are_joined_without_a_space():
     text = PROSE.replace("lived in\nthe", "lived in--\nthe")
-    assert "lived in--the town" in run(cleaning.hard_wraps, text)
+    assert "lived in--the town" in run(gutenberg.hard_wraps, text)
 
 
 @pytest.mark.parametrize(
@@ -496,6 +491,48 @@ def test_each_filter_says_why_and_with_which_numbers(text, config, reason):
     assert why_dropped(text, CleaningConfig(**config)) == reason
 
 
+GERMAN = (
+    "Das alte Haus stand auf dem Hügel über dem Fluss, und niemand, der in der Stadt darunter lebte, war je auf dem "
+    "Weg gesehen worden, der zu seiner Tür hinaufführte; doch am Abend, wenn der Wind schwieg, war Licht in einem "
+    "Fenster."
+)
+
+
+@pytest.mark.parametrize("change", [str, str.upper])
+def test_a_document_in_another_language_is_dropped_and_one_too_short_to_tell_is_not(change):
+    english, german = change(JOINED), change(GERMAN)
+    assert why_dropped(german, CleaningConfig(languages=["en"])) == ("language", "de, languages=['en']")
+    assert why_dropped(english, CleaningConfig(languages=["de"])) == ("language", "en, languages=['de']")
+    assert why_dropped(english, CleaningConfig(languages=["en"])) is None
+    for languages in (["de"], ["en", "de"], ["de", "en"], None):
+        assert why_dropped(german, CleaningConfig(languages=languages)) is None
+    assert why_dropped(german[:199], CleaningConfig(languages=["en"])) is None
+
+
+def test_documents_of_another_language_are_counted_with_examples():
+    cleaner = Cleaner(CleaningConfig(languages=["en"]))
+    assert [document.id for document in cleaner(documents([JOINED, GERMAN, JOINED]))] == ["d0", "d2"]
+    dropped = cleaner.report.dropped["language"]
+    assert (dropped.documents, dropped.examples[0]["begins"]) == (1, GERMAN[:160])
+
+
+def test_languages_of_real_text_are_told_apart(shared_data):
+    texts = {
+        language: [
+            paragraph["context"]
+            for article in json.loads((shared_data / "xquad" / f"xquad.{language}.json").read_text("utf-8"))["data"]
+            for paragraph in article["paragraphs"]
+            if len(paragraph["context"]) >= 200
+        ]
+        for language in ("de", "en")
+    }
+    assert min(map(len, texts.values())) > 200
+    for wanted, other in (("de", "en"), ("en", "de")):
+        config = CleaningConfig(languages=[wanted])
+        assert sum(why_dropped(text, config) is None for text in texts[wanted]) / len(texts[wanted]) > 0.99
+        assert sum(why_dropped(text, config) is None for text in texts[other]) / len(texts[other]) < 0.01
+
+
 def words(number, seed=0):
     pick = random.Random(seed)
     return ["".join(pick.choices("etaoinshrdlu", k=7)) for _ in range(number)]
@@ -593,6 +630,10 @@ def test_a_document_too_long_to_hold_is_cleaned_in_parts_and_loses_no_word(monke
         ({"repeated_lines": 1.5}, r"cleaning.repeated_lines=1.5 is a share; set it between 0 and 1"),
         ({"max_digits": -1}, r"cleaning.max_digits=-1 is a share"),
         ({"min_words": 9, "max_words": 5}, r"cleaning.max_words=5 is below cleaning.min_words=9 and drops all"),
+        (
+            {"languages": ["english"]},
+            r"cleaning.languages has 'english', which is none of the codes .*: af, ar, .*, en, ",
+        ),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(change, message):

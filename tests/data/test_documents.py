@@ -1,4 +1,5 @@
 import csv
+import errno
 import gzip
 import json
 import random
@@ -7,6 +8,7 @@ import socket
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -298,6 +300,10 @@ def test_a_broken_epub_is_named(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"b.epub is a broken EPUB \(File is not a zip file\)"):
         texts(path)
+    damaged = whole.replace(b"<p>first", b"<p>fi\0st")
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"b.epub is a broken EPUB \(Bad CRC-32 for file"):
+        texts(path)
     write_epub(path, ["first"], spine='<itemref idref="missing"/>')
     with pytest.raises(UserError, match=r"b.epub is a broken EPUB \('missing'\)"):
         texts(path)
@@ -323,6 +329,10 @@ def test_chats_are_read_as_conversations(tmp_path):
 def test_a_table_without_a_header_is_read_by_the_number_of_the_column(tmp_path):
     (tmp_path / "a.tsv").write_text("Hi.\tSalut !\nGo.\tVa !\n")
     assert texts(tmp_path / "a.tsv", text_column="2") == ["Salut !", "Va !"]
+    (tmp_path / "a.csv").write_text("2,one\n1,two\n")  # the first cell is no name
+    assert texts(tmp_path / "a.csv", text_column="2") == ["one", "two"]
+    (tmp_path / "b.csv").write_text("2,1\none,two\n")
+    assert texts(tmp_path / "b.csv", text_column="2") == ["one"]
 
 
 def test_an_arrow_file_with_an_index_is_read_like_a_stream(tmp_path):
@@ -469,7 +479,7 @@ def test_values_that_are_no_text_are_refused(tmp_path, suffix):
 
 def test_broken_json_is_named_by_its_row(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": two}\n' + '{"text": "three"}\n' * 9)
-    with pytest.raises(UserError, match=r"a.jsonl row 2 is not JSON \(Expecting value\)"):
+    with pytest.raises(UserError, match=r"a.jsonl row 2 is not JSON \(Expecting value in line 2\)"):
         texts(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "tw')
     with pytest.raises(UserError, match=r"a.jsonl row 2 is not JSON \(Unterminated string"):
@@ -496,13 +506,13 @@ def test_a_binary_file_is_no_text(tmp_path, name, content):
 @pytest.mark.parametrize("offset", [3, 70_000, 2_000_001])
 def test_bytes_of_no_encoding_are_named_with_their_place(tmp_path, offset):
     (tmp_path / "a.txt").write_bytes(("é" * (offset // 2) + "x" * (offset % 2)).encode() + b"\x81 what")
-    with pytest.raises(UserError, match=rf"a.txt is neither UTF-8 nor Windows-1252: byte {offset} is 0x81; re-encode"):
+    with pytest.raises(UserError, match=rf"is neither UTF-8 nor Windows-1252: byte {offset} is 0x81 .line 1.; re-"):
         texts(tmp_path / "a.txt")
 
 
 def test_another_alphabet_in_another_encoding_is_not_taken_for_a_western_one(tmp_path):
     (tmp_path / "a.txt").write_bytes("Привет, как дела? Спасибо, хорошо!".encode("koi8-r"))
-    with pytest.raises(UserError, match=r"a.txt is neither UTF-8 nor Windows-1252: byte \d+ is .*iconv -f KOI8-R"):
+    with pytest.raises(UserError, match=r"is neither UTF-8 nor Windows-1252: byte \d+ is .*line 1.*iconv -f KOI8-R"):
         texts(tmp_path / "a.txt")
 
 
@@ -525,10 +535,12 @@ def test_ragged_rows_are_named_by_their_line(tmp_path, rows):
         texts(tmp_path / "a.csv")
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.html"])
+@pytest.mark.parametrize("name", ["a.csv", "a.html", "a.jsonl"])
 def test_a_row_too_long_to_hold_is_named_before_it_fills_the_memory(tmp_path, monkeypatch, name):
     monkeypatch.setattr(documents_module, "LONGEST_ROW", 1000)
-    (tmp_path / name).write_text("text\n" + "x" * 5000)
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    before = '{"text": "' if name == "a.jsonl" else "text\n"
+    (tmp_path / name).write_text(before + "x" * 5000)
     with pytest.raises(UserError, match=rf"{name} .*1000 characters"):
         texts(tmp_path / name)
 
@@ -543,9 +555,52 @@ def test_a_damaged_zstd_file_is_named(tmp_path):
 
 
 def test_a_folder_of_images_is_told_what_is_read(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match=r"has no files; expected some of \*.txt, \*.md, .*also .gz, .zst"):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    with pytest.raises(UserError, match=r"no files of text, only such as a.png; expected some of \*.txt, .*also .gz"):
         texts(tmp_path)
+    with pytest.raises(UserError, match=r"a.png looks like a binary file"):
+        texts(tmp_path / "a.png")
+
+
+def test_a_file_that_may_not_be_read_is_named_or_skipped(tmp_path, monkeypatch):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    opened = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == "a.txt":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    with pytest.raises(UserError, match=r"a.txt cannot be read \(Permission denied\); change its permissions"):
+        texts(tmp_path)
+    report = ReadingReport()
+    assert texts(tmp_path, on_bad_file="skip", report=report) == ["b.txt"]
+    assert len(report.bad_files) == 1
+
+
+def test_a_file_that_a_disk_no_longer_gives_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").touch()
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UserError, match=r"a.txt cannot be read \(.*Input/output error\); repair or remove it"):
+        texts(tmp_path / "a.txt")
+
+
+def test_the_line_of_a_fault_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\n" * 100_000 + b"x\x81")
+    with pytest.raises(UserError, match=r"byte 800001 is 0x81 .line 200001."):
+        texts(tmp_path / "a.txt")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n' * 100_000 + '{"text": }\n')
+    with pytest.raises(UserError, match=r"a.jsonl row 100001 is not JSON \(Expecting value in line 200001\)"):
+        texts(tmp_path / "a.jsonl")
+    (tmp_path / "a.csv").write_text('id,text\n1,one\n2,"two\n3,three\n')
+    with pytest.raises(UserError, match=r"a.csv line 4 is not CSV \(unexpected end of data\)"):
+        texts(tmp_path / "a.csv")
 
 
 def test_an_index_beside_the_texts_of_a_folder_is_passed_over_and_reported(tmp_path):

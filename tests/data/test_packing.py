@@ -1,474 +1,51 @@
-import dataclasses
-import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
-import psutil
-import pyarrow
 import pytest
-from pyarrow import parquet
-from transformers import AutoTokenizer
 
-import smallm_hf.data.documents as documents_module
-import smallm_hf.data.packing as packing
-from smallm_hf.data.cleaning import CleaningConfig
 from smallm_hf.data.documents import DataConfig
-from smallm_hf.data.packing import (
-    default_folder,
-    find_or_prepare,
-    open_token_files,
-    wait_for_token_files,
-)
+from smallm_hf.data.packing import open_token_files
+from smallm_hf.data.preparing import find_or_prepare
+from smallm_hf.data.request import Request
 from smallm_hf.errors import UserError
-from smallm_hf.tokenization import TokenizerConfig, save_tokenizer, tokenizer_fingerprint, train_bpe
-
-BPE = TokenizerConfig("bpe")
-DEFAULT = CleaningConfig()
-STORIES = [f"Story {number}: the cat sat on mat {number % 7}.\n\nIt was é fine, {number}." for number in range(60)]
+from smallm_hf.tokenization import TokenizerConfig
 
 
 @pytest.fixture
-def source(tmp_path):
-    path = tmp_path / "stories.txt"
-    path.write_text("\n<|endoftext|>\n".join(STORIES))
-    return path
+def files(tmp_path):
+    (tmp_path / "numbers.txt").write_text("\n<|endoftext|>\n".join(f"number {number}" for number in range(40)))
+    data = DataConfig(source=str(tmp_path / "numbers.txt"), validation_ratio=0.2)
+    return find_or_prepare(Request(data, TokenizerConfig("bpe"), 258), tmp_path / "tokens", 64)
 
 
-def prepare(source, folder, vocab_size=270, tokenizer=BPE, cleaning=DEFAULT, **options):
-    """Prepares with settings fit for a tiny corpus."""
-    data = DataConfig(source=str(source), validation_ratio=0.2, **options)
-    return find_or_prepare(data, tokenizer, vocab_size, folder, 64, cleaning=cleaning)
+def test_opened_again_they_are_what_was_prepared(files):
+    opened = open_token_files(files.folder)
+    assert opened.meta == files.meta
+    assert (opened.train == files.train).all()
+    opened.verify()
 
 
-def decoded(files, side):
-    """Cuts the ids at eos and decodes what is between."""
-    ids = np.array(getattr(files, side)).astype(int)
-    assert ids[-1] == files.meta.eos_token_id
-    ends = np.flatnonzero(ids == files.meta.eos_token_id)
-    return [files.tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1] for part in [part[:-1]]]
-
-
-# --- what is written -------------------------------------------------------------------------------------------------
-
-
-def test_token_files_decode_back_to_the_documents_each_closed_by_eos(source, tmp_path):
-    files = prepare(source, tmp_path / "tokens")
-    train, validation = decoded(files, "train"), decoded(files, "validation")
-    assert sorted(train + validation) == sorted(STORIES)
-    assert train
-    assert validation
-
-
-def test_meta_counts_what_is_there(source, tmp_path):
-    files = prepare(source, tmp_path / "tokens")
-    meta = json.loads((tmp_path / "tokens" / "meta.json").read_text())
-    assert (meta["dtype"], meta["vocab_size"]) == ("uint16", 270)
-    assert meta["tokenizer_sha256"] == tokenizer_fingerprint(files.tokenizer)
-    for side in ("train", "validation"):
-        texts, counts = decoded(files, side), meta[side]
-        assert counts["documents"] == len(texts)
-        assert counts["bytes"] == sum(len(text.encode()) for text in texts)
-        assert counts["tokens"] == len(getattr(files, side))
-        content = (tmp_path / "tokens" / f"{side}.bin").read_bytes()
-        assert counts["sha256"] == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(270, "uint16"), (271, "uint32")])
-def test_ids_take_two_bytes_up_to_65536_entries_and_four_beyond(source, tmp_path, monkeypatch, vocab_size, dtype):
-    assert packing.UINT16_ENTRIES == 65_536
-    monkeypatch.setattr(packing, "UINT16_ENTRIES", 270)
-    files = prepare(source, tmp_path / "tokens", vocab_size)
-    assert files.meta.dtype == files.train.dtype.name == dtype
-    assert (files.folder / "train.bin").stat().st_size == len(files.train) * int(dtype[4:]) // 8
-    assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(STORIES)
-
-
-def test_the_tokenizer_lies_beside_and_loads_plainly(source, tmp_path):
-    prepare(source, tmp_path / "tokens")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokens" / "tokenizer")
-    assert len(tokenizer) == 270
-    assert tokenizer.model_max_length == 64
-
-
-def test_the_report_shows_counts_and_examples(source, tmp_path):
-    prepare(source, tmp_path / "tokens")
-    report = json.loads((tmp_path / "tokens" / "report.json").read_text())
-    assert report["train"]["documents"] + report["validation"]["documents"] == 60
-    assert report["train"]["share_of_bytes"] + report["validation"]["share_of_bytes"] == pytest.approx(1)
-    assert report["train"]["bytes_per_token"] > 1
-    assert report["validation"]["examples"][0]["begins"] in STORIES
-
-
-def test_what_is_cleaned_away_is_in_the_report_and_not_in_the_tokens(tmp_path):
-    rows = [f"{text}\x07  \n\n\n\n1&lt;2" for text in STORIES]
-    rows += ["too short", "*** START OF THE PROJECT GUTENBERG EBOOK A ***\n\nOnly a book of six words."]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-    (tmp_path / "bad.jsonl").write_text("{")
-    cleaning = CleaningConfig(min_words=3)
-    files = prepare(tmp_path / "*.jsonl", tmp_path / "tokens", 300, cleaning=cleaning, on_bad_file="skip")
-    found = decoded(files, "train") + decoded(files, "validation")
-    assert sorted(found) == sorted([*(f"{text}\n\n1<2" for text in STORIES), "Only a book of six words."])
-    report = json.loads((tmp_path / "tokens" / "report.json").read_text())
-    (source,) = report["sources"]
-    assert source["reading"]["encodings"] == {"ascii": 2}
-    assert "bad.jsonl row 1 is not JSON" in source["reading"]["bad_files"][0]
-    counts = source["cleaning"]
-    assert (counts["documents_in"], counts["documents_out"], counts["gutenberg_books"]) == (62, 61, 1)
-    assert counts["rules"]["html_remains"]["edits"] == 60
-    assert counts["dropped"]["too short"]["documents"] == 1
-    assert report["settings"]["cleaning.min_words"] == files.meta.settings["cleaning.min_words"] == 3
-    readable = (tmp_path / "tokens" / "report.md").read_text()
-    for line in ("documents | 62 | 61", "html_remains | 60 | 180 | 60", "too short | 1", "bad.jsonl row 1"):
-        assert line in readable
-    assert not list((tmp_path / "tokens").glob("cleaned*"))
-
-
-def test_without_cleaning_the_documents_are_packed_as_they_were_read(source, tmp_path):
-    source.write_text(source.read_text().replace("cat", "&amp; \u200b"))
-    files = prepare(source, tmp_path / "tokens", cleaning=CleaningConfig(enabled=False))
-    assert all("&amp; \u200b" in text for text in decoded(files, "validation"))
-    assert "Cleaning was off." in (tmp_path / "tokens" / "report.md").read_text()
-
-
-def test_a_source_that_cleaning_leaves_nothing_of_is_named_with_the_reasons(source, tmp_path):
-    with pytest.raises(UserError, match=r"stories.txt: cleaning left no document \(too short: 60\); change these"):
-        prepare(source, tmp_path / "tokens", cleaning=CleaningConfig(min_words=100))
-
-
-def test_streaming_decides_no_id():
-    data = DataConfig(source="a/b")
-    assert default_folder(data, BPE, 270) == default_folder(dataclasses.replace(data, streaming=True), BPE, 270)
-
-
-def test_special_tokens_written_in_a_document_do_not_end_it(tmp_path):
-    texts = [f"{number} a <|endoftext|> <|pad|> b" for number in range(40)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    files = prepare(tmp_path / "a.jsonl", tmp_path / "tokens", 258)
-    assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(texts)
-
-
-def test_documents_without_text_are_left_out_and_counted(tmp_path):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*STORIES, "", " \n"]))
-    meta = prepare(tmp_path / "a.jsonl", tmp_path / "tokens").meta
-    assert meta.train.documents + meta.validation.documents == 60
-    assert meta.train.empty_documents + meta.validation.empty_documents == 2
-
-
-def test_a_document_in_pieces_has_the_ids_of_the_whole_and_one_eos(tmp_path, monkeypatch):
-    (tmp_path / "book.txt").write_text("\n\n".join(STORIES))
-    (tmp_path / "other.txt").write_text("other\n" * 30)
-    given = {"validation_source": str(tmp_path / "other.txt")}
-    whole = prepare(tmp_path / "book.txt", tmp_path / "whole", **given)
-    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
-    same = TokenizerConfig(str(whole.folder / "tokenizer"))
-    pieces = prepare(tmp_path / "book.txt", tmp_path / "pieces", tokenizer=same, **given)
-    assert pieces.meta.train.documents == 1
-    assert (pieces.train == whole.train).all()
-
-
-def test_a_given_validation_source_is_the_validation_side(source, tmp_path):
-    (tmp_path / "valid.txt").write_text("to validate")
-    files = prepare(source, tmp_path / "tokens", validation_source=str(tmp_path / "valid.txt"))
-    assert decoded(files, "validation") == ["to validate"]
-    assert decoded(files, "train") == STORIES
-
-
-def test_the_vocabulary_is_learned_from_the_training_side_alone(source, tmp_path):
-    (tmp_path / "valid.txt").write_text("zyzzyva " * 500)
-    files = prepare(source, tmp_path / "tokens", validation_source=str(tmp_path / "valid.txt"))
-    assert not any("zy" in token for token in files.tokenizer.get_vocab())
-
-
-def test_the_sample_for_the_vocabulary_is_bounded_and_from_everywhere():
-    texts = [f"{number:06}" + "x" * 94 for number in range(10_000)]
-    sample = list(packing._sample(iter(texts), 50_000))
-    assert 49_900 <= sum(map(len, sample)) <= 50_000
-    numbers = sorted(int(text[:6]) for text in sample)
-    assert numbers[0] < 200
-    assert numbers[-1] > 9800
-    assert sorted(packing._sample(reversed(texts), 50_000)) == sorted(sample)
-
-
-def test_preparing_twice_gives_the_same_files(source, tmp_path):
-    first, second = (prepare(source, tmp_path / name) for name in ("one", "two"))
-    assert first.meta == second.meta
-    for name in ("train.bin", "validation.bin", "tokenizer/tokenizer.json"):
-        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
-
-
-# --- found again -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def preparations(monkeypatch):
-    """Counts how often token files were made."""
-    made = []
-    original = packing._write
-    monkeypatch.setattr(packing, "_write", lambda *arguments: (made.append(1), original(*arguments)))
-    return made
-
-
-def test_token_files_are_used_again_when_nothing_changed(source, tmp_path, monkeypatch, preparations):
-    monkeypatch.chdir(tmp_path)
-    first = prepare(source, None)
-    assert prepare(source, None).folder == first.folder
-    assert first.folder.parent == Path("data")
-    source.touch()
-    prepare(source, None)  # another time, the same bytes
-    assert len(preparations) == 1
-
-
-def test_two_runs_that_want_the_same_token_files_make_them_once(source, tmp_path, preparations):
-    with ThreadPoolExecutor(2) as runs:
-        first, second = runs.map(lambda _: prepare(source, tmp_path / "tokens"), range(2))
-    assert first.meta == second.meta
-    assert len(preparations) == 1
-
-
-def test_a_changed_source_is_prepared_again_in_the_default_folder(source, tmp_path, monkeypatch, preparations):
-    monkeypatch.chdir(tmp_path)
-    before = prepare(source, None)
-    source.write_text(source.read_text().replace("cat", "dog"))
-    after = prepare(source, None)
-    assert len(preparations) == 2
-    assert after.folder == before.folder
-    assert "dog" in decoded(after, "train")[0]
-    assert list(Path("data").iterdir()) == [after.folder]
-
-
-def test_other_settings_have_another_default_folder(source):
-    data = DataConfig(source=str(source))
-    folders = {
-        default_folder(data, BPE, 270),
-        default_folder(data, BPE, 271),
-        default_folder(data, TokenizerConfig("gpt2"), 270),
-        default_folder(dataclasses.replace(data, validation_ratio=0.3), BPE, 270),
-        default_folder(data, BPE, 270, cleaning=CleaningConfig(min_words=3)),
-    }
-    assert len(folders) == 5
-    assert all(folder.name.startswith("stories-") for folder in folders)
-    assert default_folder(dataclasses.replace(data, folder="x"), BPE, 270) in folders
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"vocab_size": 280}, r"model.vocab_size=270, this run wants 280"),
-        ({"text_column": "story"}, r"data.text_column=text, this run wants story"),
-        ({"tokenizer": TokenizerConfig("gpt2")}, r"tokenizer.source=bpe, this run wants gpt2"),
-        ({"cleaning": CleaningConfig(html=False)}, r"cleaning.html=True, this run wants False"),
-    ],
-)
-def test_a_given_folder_that_holds_other_token_files_is_refused(source, tmp_path, change, message):
-    prepare(source, tmp_path / "tokens")
-    with pytest.raises(UserError, match=rf"tokens holds token files with {message}; give another data.folder"):
-        prepare(source, tmp_path / "tokens", **change)
-
-
-def test_a_given_folder_made_from_a_source_that_has_changed_is_refused(source, tmp_path):
-    prepare(source, tmp_path / "tokens")
-    source.write_text(source.read_text() + "more")
-    with pytest.raises(UserError, match=r"content \w{12}, .*stories.txt now has \w{12}"):
-        prepare(source, tmp_path / "tokens")
-
-
-def test_token_files_of_another_tokenizer_are_refused(source, tmp_path):
-    given = TokenizerConfig(str(tmp_path / "given"))
-    save_tokenizer(train_bpe(STORIES, 270), given.source, 64)
-    files = prepare(source, tmp_path / "tokens", tokenizer=given)
-    other = train_bpe([text.upper() for text in STORIES], 270)
-    with pytest.raises(UserError, match=r"made by tokenizer \w{12} \(270 entries\), not by \w{12} \(270 entries\)"):
-        files.check_tokenizer(other)
-    save_tokenizer(other, given.source, 64)
-    with pytest.raises(UserError, match=r"holds token files with tokenizer \w{12}, .*given is now \w{12}"):
-        prepare(source, tmp_path / "tokens", tokenizer=given)
-    save_tokenizer(other, files.folder / "tokenizer", 64)
-    with pytest.raises(UserError, match=r"were made by tokenizer"):
-        _ = open_token_files(files.folder).tokenizer
-
-
-def test_truncated_token_files_are_refused(source, tmp_path):
-    files = prepare(source, tmp_path / "tokens")
+def test_truncated_token_files_are_refused(files):
     size = (files.folder / "train.bin").stat().st_size
     os.truncate(files.folder / "train.bin", size - 2)
     with pytest.raises(UserError, match=rf"train.bin has {size - 2} bytes, its meta.json says {size}: it is truncated"):
-        prepare(source, tmp_path / "tokens")
+        open_token_files(files.folder)
+
+
+def test_token_files_that_were_changed_are_refused(files):
+    content = bytearray((files.folder / "validation.bin").read_bytes())
+    content[3] ^= 1
+    (files.folder / "validation.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"validation.bin has sha256 \w{12}, its meta.json says \w{12}: it was changed"):
+        open_token_files(files.folder).verify()
 
 
 def test_a_folder_without_token_files_is_not_opened(tmp_path):
     with pytest.raises(UserError, match=r"holds no token files \(no meta.json\); make them with scripts/prepare.py"):
         open_token_files(tmp_path)
-    (tmp_path / "meta.json").write_text('{"format": 0}')
-    with pytest.raises(UserError, match=r"token files of format 0, this version reads 1"):
+    (tmp_path / "meta.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(UserError, match=r"token files of format 1, this version reads 2"):
         open_token_files(tmp_path)
-    (tmp_path / "meta.json").write_text('{"format": 1')
+    (tmp_path / "meta.json").write_text('{"format": 2')
     with pytest.raises(UserError, match=r"meta.json is damaged"):
         open_token_files(tmp_path)
-
-
-def test_a_folder_with_other_files_is_left_alone(source, tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.png").touch()
-    with pytest.raises(UserError, match=r"photos holds other files and no token files"):
-        prepare(source, tmp_path / "photos")
-    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
-
-
-def test_waiting_ends_with_the_files_of_the_source_as_it_is_not_as_it_was(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "POLL_SECONDS", 0.01)
-    monkeypatch.chdir(tmp_path)
-    request = (DataConfig(source=str(source)), BPE, 270)
-    stale = find_or_prepare(*request, None, 64)
-    source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
-    with pytest.raises(TimeoutError):
-        wait_for_token_files(*request, timeout_seconds=0.2)
-    later = threading.Timer(0.2, find_or_prepare, (*request, None, 64))
-    later.start()
-    files = wait_for_token_files(*request, timeout_seconds=60)
-    later.join()
-    assert files.meta.content_sha256 != stale.meta.content_sha256
-
-
-# --- bad input and interruptions -------------------------------------------------------------------------------------
-
-
-def test_a_source_without_text_is_named(tmp_path):
-    (tmp_path / "a.txt").write_text(" \n<|endoftext|>\n\n")
-    with pytest.raises(UserError, match=r"a.txt is empty"):
-        prepare(tmp_path / "a.txt", tmp_path / "tokens")
-
-
-def test_an_empty_validation_source_is_named(source, tmp_path):
-    (tmp_path / "valid.txt").touch()
-    with pytest.raises(UserError, match=r"valid.txt is empty"):
-        prepare(source, tmp_path / "tokens", validation_source=str(tmp_path / "valid.txt"))
-
-
-def test_a_source_is_not_its_own_validation(source, tmp_path):
-    for name in (source, source.parent / "." / ".." / source.parent.name / source.name):
-        with pytest.raises(UserError, match=r"would be its own validation"):
-            prepare(source, tmp_path / "tokens", validation_source=str(name))
-    with pytest.raises(UserError, match=r"would be its own validation"):
-        prepare("some/stories", tmp_path / "tokens", validation_split="train")
-
-
-def test_a_split_to_validate_on_is_nothing_to_a_local_file(source, tmp_path):
-    files = prepare(source, tmp_path / "tokens", validation_split="validation")
-    assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(STORIES)
-
-
-def test_a_tokenizer_of_another_size_than_the_model_is_refused(source, tmp_path, gpt2_folder):
-    with pytest.raises(UserError, match=r"model.vocab_size=270, but tokenizer.source=.* has 50257 entries; set"):
-        prepare(source, tmp_path / "tokens", tokenizer=TokenizerConfig(str(gpt2_folder)))
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError("no"), OSError(28, "No space left on device")])
-def test_an_interrupted_preparation_leaves_nothing_behind(source, tmp_path, monkeypatch, error):
-    def stop(*arguments):
-        raise error
-
-    monkeypatch.setattr(packing._Writer, "close", stop)
-    with pytest.raises((KeyboardInterrupt, UserError)):
-        prepare(source, tmp_path / "below" / "tokens")
-    assert not (tmp_path / "below").exists()
-
-
-def test_an_interruption_leaves_older_token_files_as_they_were(source, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    request = (DataConfig(source=str(source)), BPE, 270, None, 64)
-    before = find_or_prepare(*request)
-    source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
-    monkeypatch.setattr(packing._Writer, "close", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        find_or_prepare(*request)
-    assert open_token_files(before.folder).meta == before.meta
-
-
-def test_what_a_killed_process_left_is_cleared_away(source, tmp_path):
-    (tmp_path / ".tokens.partial").mkdir()
-    (tmp_path / ".tokens.partial" / "train.bin").touch()
-    prepare(source, tmp_path / "tokens")
-    assert not (tmp_path / ".tokens.partial").exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
-def test_a_full_disk_is_named_and_leaves_nothing(source, tmp_path):
-    program = (
-        "import resource, sys; from smallm_hf.data.packing import *\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "try: find_or_prepare(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258, sys.argv[2], 64)\n"
-        "except UserError as error: print(error)\n"
-    )
-    source.write_text(source.read_text() * 50)
-    arguments = [sys.executable, "-c", program, str(source), str(tmp_path / "tokens")]
-    printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("no space left to write")
-    assert not any(path.name.endswith((".partial", "tokens")) for path in tmp_path.iterdir())
-
-
-def test_a_place_that_cannot_be_written_is_named(source, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"data.folder .*file is a file; give another data.folder"):
-        prepare(source, tmp_path / "file" / "tokens")
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def anonymous_bytes(process):
-    """Memory of a process and its children that no file backs; mapped pages, which can be dropped, are not in it."""
-    total = 0
-    for member in [process, *process.children(recursive=True)]:
-        try:
-            lines = Path(f"/proc/{member.pid}/status").read_text().splitlines()
-        except FileNotFoundError:
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-    return total
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from Linux' /proc")
-@pytest.mark.parametrize(("tokenizer", "form"), [("bpe", "one text"), ("gpt2", "many texts"), ("gpt2", "rows")])
-def test_peak_memory_is_the_same_for_20_and_200_megabytes(tmp_path, gpt2_folder, tokenizer, form):
-    program = (
-        "import sys; from smallm_hf.data.packing import *\n"
-        "data, tokenizer = DataConfig(source=sys.argv[1]), TokenizerConfig(sys.argv[2])\n"
-        "find_or_prepare(data, tokenizer, int(sys.argv[3]), sys.argv[4], 256)\n"
-    )
-    pick = np.random.default_rng(0)
-    words = np.array(["".join(pick.choice(list("etaoinshrdlu"), pick.integers(2, 9))) for _ in range(20_000)])
-    chosen = [str(gpt2_folder), "50257"] if tokenizer == "gpt2" else ["bpe", "1024"]
-    peaks = {}
-    for megabytes in (20, 200):
-        texts = [" ".join(pick.choice(words, 200)) for _ in range(megabytes * 834)]
-        source = tmp_path / (f"{megabytes}.parquet" if form == "rows" else f"{megabytes}.txt")
-        if form == "rows":
-            parquet.write_table(pyarrow.table({"text": texts}), source)
-        else:
-            source.write_text(("\n\n" if form == "one text" else "\n<|endoftext|>\n").join(texts))
-        process = psutil.Popen([sys.executable, "-c", program, str(source), *chosen, str(tmp_path / f"{megabytes}")])
-        peaks[megabytes] = 0
-        while process.poll() is None:
-            peaks[megabytes] = max(peaks[megabytes], anonymous_bytes(process))
-            time.sleep(0.02)
-        assert process.returncode == 0
-        source.unlink()
-    print({megabytes: f"{peak / 1e6:.0f} MB" for megabytes, peak in peaks.items()})
-    assert peaks[200] < 1.1 * peaks[20]
-
-
-@pytest.mark.parametrize("name", ["tinystories_valid.txt", "tinystories_valid.parquet"])
-def test_real_stories_go_in_and_come_out(shared_data, tmp_path, name):
-    files = prepare(shared_data / "tinystories" / name, tmp_path / "tokens", 1024)
-    assert files.meta.train.documents + files.meta.validation.documents == 1500
-    assert decoded(files, "validation")[0] in (shared_data / "tinystories" / "tinystories_valid.txt").read_text()
-    shutil.rmtree(files.folder)

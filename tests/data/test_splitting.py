@@ -1,18 +1,33 @@
 import itertools
 
+import numpy as np
 import pytest
 
 import smallm_hf.data.documents as documents_module
 from smallm_hf.data.documents import Document, cut_pieces
-from smallm_hf.data.splitting import TRAIN, VALIDATION, split_by_ratio, validation_blocks
+from smallm_hf.data.selection import FeatureBuilder, SelectionConfig, select
+from smallm_hf.data.splitting import (
+    TRAIN,
+    VALIDATION,
+    hash_fraction,
+    plan_inside,
+    split_by_hash,
+    split_by_rare_words,
+    validation_blocks,
+)
 from smallm_hf.errors import UserError
 
 
-def split(texts, ratio):
-    """Returns the texts on either side, pieces joined."""
+def split(texts, ratio, mode="random"):
+    """Returns the texts on either side, pieces joined; nothing is left out."""
     documents = [piece for n, text in enumerate(texts) for piece in cut_pieces(f"d{n}", {}, text.splitlines(True))]
+    config = SelectionConfig(duplicates="keep", split=mode, max_leakage=1)
+    builder = FeatureBuilder(config)
+    for document in documents:
+        builder.add(document)
+    selection = select(lambda source: documents, [builder.features()], [None], config, ratio)
     sides = {TRAIN: [], VALIDATION: []}
-    for (side, _), pieces in itertools.groupby(split_by_ratio(lambda: documents, ratio)(), lambda p: (p[0], p[1].id)):
+    for (side, _), pieces in itertools.groupby(selection.sided(0, documents), lambda p: (p[0], p[1].id)):
         sides[side].append("".join(document.text for _, document in pieces))
     return sides[TRAIN], sides[VALIDATION]
 
@@ -22,9 +37,10 @@ def split(texts, ratio):
 
 def test_many_documents_are_split_whole_at_about_the_ratio():
     texts = [f"story {number}" for number in range(2000)]
-    train, validation = split(texts, 0.2)
-    assert sorted(train + validation) == sorted(texts)
-    assert 0.16 < len(validation) / 2000 < 0.24
+    for ratio in (0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9):
+        train, validation = split(texts, ratio)
+        assert sorted(train + validation) == sorted(texts)
+        assert abs(len(validation) / 2000 - ratio) < 0.04  # 3.5 standard errors and more
 
 
 def test_the_side_of_a_document_depends_on_its_text_alone():
@@ -63,6 +79,72 @@ def test_equal_documents_cannot_be_split():
 def test_a_ratio_that_leaves_no_side_is_an_error(ratio):
     with pytest.raises(UserError, match=rf"data.validation_ratio={ratio} leaves one side"):
         split(["a\n\nb"], ratio)
+
+
+# --- by rare words ---------------------------------------------------------------------------------------------------
+
+
+def stories(number, rare=200, of_each=20, seed=0):
+    """Texts of 40 common words, with `rare` words that stand in `of_each` texts, anywhere."""
+    generator = np.random.default_rng(seed)
+    words = [[f"common{word}" for word in generator.integers(0, 500, 40)] for _ in range(number)]
+    for word in range(rare):
+        for text in generator.choice(number, of_each, replace=False):
+            words[text].append(f"rare{word}")
+    return [" ".join(text) for text in words]
+
+
+def deviations(texts, validation, ratio):
+    """How far the share of each rare word on validation is from the ratio, squared and averaged, and its root."""
+    everywhere, there = ([f" {text} ".count for text in side] for side in (texts, validation))
+    counts = [[sum(count(f" rare{word} ") for count in side) for side in (everywhere, there)] for word in range(200)]
+    return np.sqrt(np.mean([(on_validation / all_of_it - ratio) ** 2 for all_of_it, on_validation in counts]))
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.25, 0.5, 0.8])
+def test_the_stratified_split_spreads_rare_words_more_evenly_than_the_random_one(ratio):
+    texts = stories(1000)
+    train, validation = split(texts, ratio, "stratified")
+    assert sorted(train + validation) == sorted(texts)
+    assert abs(len(validation) / 1000 - ratio) < 0.01
+    assert deviations(texts, validation, ratio) < 0.85 * deviations(texts, split(texts, ratio)[1], ratio)
+
+
+def test_words_too_rare_to_be_spread_are_shared_by_the_ratio_all_the_same():
+    texts = stories(1000, rare=400, of_each=4)
+    _, validation = split(texts, 0.1, "stratified")
+    assert abs(sum(text.count("rare") for text in validation) / sum(text.count("rare") for text in texts) - 0.1) < 0.02
+
+
+def test_a_document_that_has_to_go_with_another_does():
+    documents = [Document(text, str(number)) for number, text in enumerate(stories(300))]
+    followed = np.arange(300) // 3 * 3
+    validates = split_by_rare_words(lambda: documents, followed, 0.25)
+    assert (validates == validates[followed]).all()
+    assert 0.2 < validates.mean() < 0.3
+
+
+@pytest.mark.parametrize(("number", "words"), [(25, 200), (300, 0)])
+def test_a_corpus_too_small_to_be_stratified_is_an_error(number, words):
+    texts = [f"alone{n}" for n in range(number)] if not words else stories(number)
+    with pytest.raises(UserError, match=rf"stratified has {number} documents .* data.validation_ratio=0.05; set .*ran"):
+        split(texts, 0.05, "stratified")
+    with pytest.raises(UserError, match=r"stratified needs 20 documents .*, the source has 3; set selection.split to"):
+        split(["a b", "c d", "e f"], 0.05, "stratified")
+
+
+# --- by hash ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_hash_below_the_ratio_validates():
+    hashes = np.array([0, 2**62, 2**63, 2**64 - 1], np.uint64)
+    assert split_by_hash(hashes, 0.3).tolist() == [True, True, False, False]
+    assert split_by_hash(hashes, 0.25).tolist() == [True, False, False, False]
+
+
+def test_the_fraction_of_a_text_is_spread_over_all_from_0_to_1():
+    fractions = sorted(hash_fraction(str(number)) for number in range(1000))
+    assert max(abs(fraction - place / 1000) for place, fraction in enumerate(fractions)) < 0.06
 
 
 # --- few documents ---------------------------------------------------------------------------------------------------
@@ -113,7 +195,7 @@ def test_a_single_word_cannot_be_split():
 
 def test_runs_have_ids_of_their_own():
     documents = [Document("a\n\nb\n\nc", "x"), Document("d", "y")]
-    ids = [document.id for _, document in split_by_ratio(lambda: documents, 0.3)()]
+    ids = [document.id for _, document in plan_inside(lambda: documents, 0.3)(documents)]
     assert len(set(ids)) == len(ids)
 
 

@@ -138,8 +138,8 @@ def test_an_empty_text_is_named(model, tokenizer):
 
 
 def test_an_unknown_protocol_is_told(model, tokenizer):
-    with pytest.raises(UserError, match="protocol 'sliding' is unknown"):
-        load(keep_in_memory=True).compute(predictions=["a"], model=model, tokenizer=tokenizer, protocol="sliding")
+    with pytest.raises(UserError, match="protocol 'paged' is unknown"):
+        load(keep_in_memory=True).compute(predictions=["a"], model=model, tokenizer=tokenizer, protocol="paged")
 
 
 def test_the_scorers_summary_is_the_metrics(model, tokenizer):

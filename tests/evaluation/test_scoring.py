@@ -2,29 +2,24 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
+from small_models import LETTERS, TEXTS, Table, gpt2, letter_tokenizer, llama, save
 from transformers import (
     AlbertConfig,
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
     GPT2Config,
-    GPT2LMHeadModel,
     GPT2Model,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation import scoring
+from smallm_hf.evaluation.families import CausalReader
 from smallm_hf.evaluation.scoring import (
     Sums,
     encode_ordinary,
@@ -33,55 +28,9 @@ from smallm_hf.evaluation.scoring import (
     score_token_stream,
     summarize,
 )
+from smallm_hf.evaluation.windows import Window
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenization import make_encoder
-
-TEXTS = ["  abc cab\n", "b", "caféa, ba 日本 " * 4, "bac"]  # surrounding whitespace, short, longer than a context of 8
-LETTERS = ["</s>", "<s>", "<unk>", *" abcdef,\n"]
-
-
-def letter_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
-    """One token per letter; bos, eos and unknown are ids 1, 0 and 2."""
-    tokenizer = Tokenizer(models.WordLevel({letter: id for id, letter in enumerate(LETTERS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    special_tokens = special_tokens or {"bos_token": "<s>", "eos_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **special_tokens)
-
-
-def gpt2(**changes) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(**{"vocab_size": 16, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, **changes})
-    return GPT2LMHeadModel(config).requires_grad_(False).apply(_spread)
-
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=16, max_position_embeddings=32, tie_word_embeddings=False, **sizes)
-    return LlamaForCausalLM(config).requires_grad_(False).apply(_spread)
-
-
-def _spread(module: nn.Module) -> None:
-    """Random weights large enough for predictions that differ from the uniform ones."""
-    for parameter in module.parameters(recurse=False):
-        if parameter.dim() > 1:
-            parameter.mul_(20)
-
-
-class Table(PreTrainedModel):
-    """A bigram model: the logits of the next token stand in the row of the last one."""
-
-    config_class = GPT2Config
-
-    def __init__(self, logits: list[list[float]]):
-        super().__init__(GPT2Config(vocab_size=len(logits), n_positions=64))
-        self.table = nn.Embedding.from_pretrained(torch.tensor(logits))
-        self.shapes = []
-
-    def forward(self, input_ids, use_cache=None):
-        self.shapes.append(tuple(input_ids.shape))
-        return SimpleNamespace(logits=self.table(input_ids))
 
 
 def nats_by_hand(model: PreTrainedModel, sequence: list[int], context_length: int) -> float:
@@ -121,13 +70,61 @@ def test_packed_texts_are_one_stream_after_eos_in_which_every_eos_is_scored_as_o
     assert scores["loss"] == pytest.approx(nats_by_hand(model, stream, 8) / scores["tokens"], rel=1e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_sliding_windows_give_every_token_all_the_context_that_a_window_holds(stride):
+    tokenizer, model = letter_tokenizer(), gpt2()
+    sequence = torch.tensor([tokenizer.bos_token_id, *tokenizer.convert_tokens_to_ids(list(TEXTS[2].strip()))])
+    exact, nats, done, end = copy.deepcopy(model).double().eval(), 0.0, 1, 9
+    while done < len(sequence):  # a window of 8 after the token before it, moved on by the stride, never past the end
+        end = min(end, len(sequence))
+        window = sequence[max(0, end - 9) : end]
+        log_probabilities = exact(input_ids=window[None, :-1]).logits[0].log_softmax(-1)
+        for label in range(done, end):
+            place = label - max(0, end - 9)
+            nats -= log_probabilities[place - 1, window[place]].item()
+        done, end = end, end + stride
+    options = {"protocol": "sliding", "stride": stride, "context_length": 8}
+    scores = score_documents(model, tokenizer, TEXTS[2:3], **options)
+    assert scores["tokens"] == len(sequence) - 1
+    assert scores["loss"] == pytest.approx(nats / scores["tokens"], rel=1e-6)
+    assert (scores["protocol"], scores["stride"], scores["context_length"]) == ("sliding", stride, 8)
+
+
+def test_sliding_by_a_whole_window_is_scoring_documents_where_they_fill_their_windows():
+    texts, options = ["ab" * 12, "cab"], {"context_length": 8}  # 24 and 3 tokens
+    whole = score_documents(gpt2(), letter_tokenizer(), texts, **options)
+    sliding = score_documents(gpt2(), letter_tokenizer(), texts, protocol="sliding", stride=8, **options)
+    assert sliding["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert score_documents(gpt2(), letter_tokenizer(), texts, protocol="sliding", **options)["stride"] == 4
+
+
+@pytest.mark.parametrize("model", [gpt2(), llama()], ids=["gpt2", "llama"])
+def test_the_loss_is_the_one_that_transformers_computes_of_a_text_that_fits(model):
+    tokenizer = letter_tokenizer()
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.convert_tokens_to_ids(list("cab fed"))]])
+    loss = model.eval()(input_ids=ids, labels=ids).loss.item()
+    assert score_documents(model, tokenizer, ["cab fed"])["loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_details_are_of_the_same_distribution_whose_cross_entropy_is_the_loss():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 16) * 5, torch.randint(16, (50,))
+    nats, ranks, entropies, confidences = scoring._measure(logits.clone(), labels, detailed=True)
+    plain_nats, plain_ranks = scoring._measure(logits, labels, detailed=False)
+    torch.testing.assert_close(nats, plain_nats)
+    assert ranks.equal(plain_ranks)
+    exact = torch.distributions.Categorical(logits=logits.double())
+    torch.testing.assert_close(entropies.double(), exact.entropy(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(confidences.double(), exact.probs.amax(-1))
+
+
 def test_eos_stands_before_a_document_where_there_is_no_bos():
     tokenizer = letter_tokenizer(eos_token="</s>")
     expected = nats_by_hand(gpt2(), [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list("abc"))], 8)
     assert score_documents(gpt2(), tokenizer, ["abc"])["loss"] == pytest.approx(expected / 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("protocol", ["documents", "packed"])
+@pytest.mark.parametrize("protocol", ["documents", "packed", "sliding"])
 def test_the_batch_size_does_not_change_the_score(protocol):
     scores = [
         score_documents(gpt2(), letter_tokenizer(), TEXTS * 3, protocol=protocol, context_length=8, batch_size=size)
@@ -136,7 +133,8 @@ def test_the_batch_size_does_not_change_the_score(protocol):
     for other in scores[1:]:
         assert other["loss"] == pytest.approx(scores[0]["loss"], rel=1e-6)
         assert [other[key] for key in ("tokens", "bytes")] == [scores[0][key] for key in ("tokens", "bytes")]
-        assert other["top3_accuracy"] == pytest.approx(scores[0]["top3_accuracy"])
+        for key in ("top3_accuracy", "mean_entropy_nats", "calibration_error"):
+            assert other[key] == pytest.approx(scores[0][key], rel=1e-5)
 
 
 def test_padding_side_and_pad_token_of_the_tokenizer_do_not_change_the_score():
@@ -150,7 +148,7 @@ def test_a_small_memory_budget_means_smaller_passes_and_the_same_score(monkeypat
     whole = score_documents(gpt2(), letter_tokenizer(), TEXTS, context_length=8)
     monkeypatch.setattr(scoring, "LOGITS_BYTES", 2 * 4 * 16 * 8)  # two windows of float32 logits
     model = Table(torch.randn(16, 16).tolist())
-    list(scoring.score_windows(model, [np.arange(9)] * 5, batch_size=16))
+    list(scoring.score_windows(CausalReader(model), [Window(np.arange(9), 8)] * 5, batch_size=16))
     assert model.shapes == [(2, 8), (2, 8), (1, 8)]
     assert score_documents(gpt2(), letter_tokenizer(), TEXTS, context_length=8)["loss"] == pytest.approx(whole["loss"])
 
@@ -182,6 +180,19 @@ def test_a_token_file_and_its_texts_get_the_same_packed_score(tmp_path):
     sums = score_token_stream(model, stream, context_length=8, batch_size=4)
     scores = score_documents(model, tokenizer, TEXTS, protocol="packed", context_length=8)
     assert sums.nats / sums.tokens == scores["loss"]
+
+
+def test_a_process_scores_every_other_text_and_all_of_them_score_each_once():
+    plan = {"protocol": "documents", "context_length": 8, "stride": None}
+    plan = scoring.Plan.make(gpt2(), letter_tokenizer(), **plan)
+    whole = list(scoring._score(plan, TEXTS, batch_size=4))
+    halves = [list(scoring._score(plan, TEXTS, batch_size=4, shard=(rank, 2))) for rank in range(2)]
+    assert [part.tokens for part in halves[0]] == [part.tokens for part in whole[::2]]
+    assert sum(map(sum_of, halves)) == pytest.approx(sum_of(whole), rel=1e-6)
+
+
+def sum_of(parts):
+    return sum(part.nats for part in parts)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 50])
@@ -243,6 +254,23 @@ def test_bits_per_byte_is_nats_over_ln_2_over_bytes():
     }
 
 
+def test_bits_per_character_and_word_perplexity_divide_the_same_nats_by_what_a_reader_counts():
+    scores = score_documents(gpt2(), letter_tokenizer(), [" é日 ab\n"])
+    nats = scores["loss"] * scores["tokens"]
+    assert (scores["characters"], scores["words"], scores["bytes"]) == (5, 2, 8)
+    assert scores["bits_per_character"] == pytest.approx(nats / math.log(2) / 5)
+    assert scores["word_perplexity"] == pytest.approx(math.exp(nats / 2))
+
+
+def test_packed_an_eos_is_one_character_and_no_word():
+    scores = score_documents(gpt2(), letter_tokenizer(), ["ab b", "é"], protocol="packed")
+    assert (scores["characters"], scores["words"], scores["bytes"]) == (4 + 1 + 2, 3, 4 + 2 + 2)
+
+
+def test_where_no_text_is_known_there_is_no_figure_per_character_or_word():
+    assert not {"bits_per_character", "word_perplexity", "words"} & summarize(Sums(nats=1.0, tokens=1, bytes=1)).keys()
+
+
 def test_bytes_are_those_of_utf_8():
     assert score_documents(gpt2(), letter_tokenizer(), ["é日"])["bytes"] == 5
 
@@ -278,9 +306,15 @@ def test_the_default_context_is_the_models_own_and_is_stated():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "sliding"}, "protocol 'sliding' is unknown; choose from documents, packed"),
+        ({"protocol": "paged"}, "protocol 'paged' is unknown; choose from documents, packed, sliding"),
         ({"context_length": 33}, "context_length=33 exceeds the model's 32 positions"),
         ({"context_length": 0}, "context_length=0 is not a number of tokens"),
+        ({"stride": 4}, "stride=4 belongs to protocol sliding and not to documents"),
+        ({"protocol": "sliding", "stride": 9, "context_length": 8}, "stride=9 must be from 1 to context_length=8"),
+        ({"protocol": "sliding", "stride": 0}, "stride=0 must be from 1"),
+        ({"top_k": [1, 17]}, "top_k=17 is not from 1 to 16, the tokens of the vocabulary"),
+        ({"top_k": [0]}, "top_k=0 is not from 1"),
+        ({"sources": ["a"]}, "GPT2LMHeadModel is causal and reads no source text"),
         ({"texts": []}, "no token to score"),
         ({"texts": [" \n"]}, "no token to score"),
         ({"tokenizer": letter_tokenizer(bos_token="<s>"), "protocol": "packed"}, "no eos token, which protocol packed"),
@@ -300,12 +334,6 @@ def test_a_model_that_sees_the_token_it_predicts_is_refused():
     config = BertConfig(vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
         score_documents(BertLMHeadModel(config), letter_tokenizer(), ["abc"])
-
-
-def save(folder, model=None, tokenizer=None):
-    for part in (model or gpt2(), tokenizer or letter_tokenizer()):
-        part.save_pretrained(folder)
-    return folder
 
 
 def test_a_saved_folder_is_loaded_in_evaluation_mode_with_its_dtype(tmp_path):

@@ -115,6 +115,14 @@ def test_the_card_on_the_hub_has_metadata_that_the_hub_reads(published, finished
     assert (info.pipeline_tag, info.tags, info.private) == ("text-generation", ["smallm"], False)
 
 
+def test_the_page_of_all_scores_is_published_without_paths_and_the_card_links_it(hub, run, unchecked):
+    (run / "report.html").write_text(f"<p>{run.resolve()}/best</p>")
+    publish(run, "user/tiny")
+    files = hub.files("user/tiny")
+    assert files["report.html"] == f"<p>{run.name}/best</p>".encode()
+    assert b"[report.html](report.html)" in files["README.md"]
+
+
 def test_a_second_time_nothing_is_sent(published, finished_run, unchecked, capsys):
     published.bytes_received = 0
     commits = len(published.repositories["model", "user/tiny"].commits)

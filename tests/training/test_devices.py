@@ -8,9 +8,13 @@ from smallm_hf.errors import UserError
 from smallm_hf.training import devices
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import (
+    accelerator_type,
+    build_accelerator,
+    check_launch,
     peak_flops,
     resolve_batch_size,
     resolve_compile,
+    resolve_decoding_compile,
     resolve_loss,
     resolve_precision,
     set_cpu_threads,
@@ -19,8 +23,14 @@ from smallm_hf.training.devices import (
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [*os.environ]:
+        if name.startswith("ACCELERATE_") or name in (
+            "MASTER_ADDR",
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            *devices.MPI_SIZES,
+        ):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -83,6 +93,15 @@ def test_compiling_is_left_out_where_it_would_not_pay(on, monkeypatch):
     assert resolve_compile("auto", planned_flops=None, planned_seconds=60)
     assert not resolve_compile("auto", planned_flops=None, planned_seconds=5)
     assert not resolve_compile("auto", planned_flops=1e9, planned_seconds=3600)
+
+
+def test_compiling_what_writes_is_left_out_for_few_tokens(on, monkeypatch):
+    on("cpu")
+    monkeypatch.setattr(devices, "_can_compile", lambda device: True)
+    assert [resolve_decoding_compile("auto", tokens) for tokens in (200, 9_999, 10_000)] == [False, False, True]
+    assert resolve_decoding_compile(True, 1) and not resolve_decoding_compile(False, 10**9)
+    monkeypatch.setattr(devices, "_can_compile", lambda device: False)
+    assert not resolve_decoding_compile("auto", 10**9)
 
 
 def test_compiling_needs_the_headers_of_python(on, monkeypatch, tmp_path):
@@ -210,3 +229,78 @@ def test_a_cpu_has_no_peak_but_the_stated_one(on):
     on("cpu")
     assert peak_flops(None, "bf16") is None
     assert peak_flops(0.2, "bf16") == 2e11
+
+
+@pytest.mark.parametrize(
+    ("variable", "engine"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+    ],
+)
+def test_an_engine_that_splits_the_model_is_refused_also_where_it_would_be_ignored(on, monkeypatch, variable, engine):
+    on("cpu")  # where Accelerate takes DistributedDataParallel in its place, and says nothing
+    monkeypatch.setenv(variable, "false")
+    check_launch()
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=rf"told to use {engine}, which splits the model.*accelerate/ddp\.yaml"):
+        check_launch()
+
+
+def test_a_second_compiler_and_a_second_accumulation_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    check_launch()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UserError, match=r"gradient_accumulation_steps=4 and .*set training\.accumulation_steps"):
+        check_launch()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(UserError, match=r"dynamo_backend=inductor and .*set training\.compile"):
+        check_launch()
+
+
+def test_one_process_in_place_of_several_is_refused(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_launch()  # a user's own variable
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(UserError, match=r"has started one .*cpu_2_processes\.yaml.*unset MASTER_ADDR"):
+        check_launch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch()
+
+
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_mpi_are_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    check_launch()
+    monkeypatch.setenv(variable, "3")
+    with pytest.raises(UserError, match=rf"MPI has started 3 processes \({variable}\).*torchrun"):
+        check_launch()
+
+
+def test_more_processes_than_gpus_are_refused(on, monkeypatch):
+    on("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_launch()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 processes were started here for 2 GPUs; set --num_processes"):
+        check_launch()
+
+
+def test_processes_that_have_not_found_each_other_are_refused(monkeypatch):
+    monkeypatch.setattr(devices, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    assert build_accelerator("fp32").num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"started 2 processes \(WORLD_SIZE\) and Accelerate finds 1"):
+        build_accelerator("fp32")
+
+
+def test_a_gpu_that_the_launcher_hides_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    assert accelerator_type() == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert accelerator_type() == "cpu"

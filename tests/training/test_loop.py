@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 from types import SimpleNamespace
 
@@ -140,6 +141,19 @@ def test_shorter_rows_hold_the_tokens_of_the_whole_windows(make_loop):
     assert rows["input_ids"].shape == (12, 2)
     for name in whole:
         assert torch.equal(rows[name].flatten(), whole[name].flatten()), name
+
+
+def test_each_length_is_compiled_once_before_the_first_update_and_none_again(make_loop, monkeypatch):
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    loop = make_loop(length_warmup=[2, 4], length_warmup_fraction=0.5, compile=True, batch_size=3, accumulation_steps=2)
+    compiled = dict(torch._dynamo.utils.counters["stats"])
+    assert compiled["unique_graphs"] == 3
+    for progress in (0.0, 0.3, 0.6, 0.9):
+        loop.advance(progress)
+    assert torch._dynamo.utils.counters["stats"] == compiled
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_rows_grow_with_the_run_and_end_whole():

@@ -17,8 +17,8 @@ Args:
         log-likelihood in nats, scored tokens, UTF-8 bytes of the text. No other argument is needed then.
     model_id (str): folder or Hub id of a causal language model and its tokenizer.
     model, tokenizer: a loaded pair instead of `model_id`.
-    protocol (str): `documents` (default), each text stripped and on its own, or `packed`, all in one stream; defined
-        in smallm_hf/evaluation/scoring.py.
+    protocol (str): `documents` (default), each text stripped and on its own, `sliding`, the same in windows that
+        overlap by half, or `packed`, all in one stream; defined in smallm_hf/evaluation/scoring.py.
     batch_size (int): windows per forward pass, 16 by default; changes speed and memory only.
     context_length (int): tokens per window; by default the model's own. Longer texts go on in the next window.
     max_length (int): another name of `context_length`, for calls written for the stock metric, which cut texts there.

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 
-from smallm_hf.comparison.words import WORD
-
+# A word is a run of letters, digits and apostrophes, or one other sign; white space before it belongs to it.
+WORD = re.compile(r"\s*(?:(?P<word>\w[\w'’]*)|(?P<mark>[^\w\s]))")
 REPEATED = 4  # words in a row that count as said again
 
 
 def variety(texts: Sequence[str]) -> dict[str, float | int | None]:
-    """The variety of what was written; words as in `words.py`, None where the texts are too short to say.
+    """The variety of what was written; None where the texts are too short to say.
 
     Returns:
         `words`: their number, without which the others cannot be compared: a longer text repeats more. `distinct_1` and

@@ -1,0 +1,1 @@
+"""Speed against other ways of doing the same."""

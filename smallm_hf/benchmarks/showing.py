@@ -1,0 +1,36 @@
+"""Each benchmark, measured and shown: what `scripts/benchmark.py` calls."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from smallm_hf.benchmarks.data import compare_preparing, print_preparing
+from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
+from smallm_hf.benchmarks.training import compare_training, print_training
+from smallm_hf.config import parse_command_line
+from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.runs import prepare_run
+
+
+def show_train(config_words: Sequence[str], **given: Any) -> dict[str, Any]:
+    """Measures and shows training, see `compare_training`."""
+    config, options = parse_command_line("", config_words, training=False)
+    asked = {name: given[name] for name in ("seconds", "turn", "against", "without", "threads")}
+    results = compare_training(config, prepare_run(config, options), **asked)
+    print_training(results, Console())
+    return results
+
+
+def show_data(_: Sequence[str], *, source: str, tokenizer: str, quick: bool, **given: Any) -> dict[str, Any]:
+    """Measures and shows preparing, see `compare_preparing`."""
+    results = compare_preparing(source, tokenizer=tokenizer, quick=quick)
+    print_preparing(results, Console())
+    return results
+
+
+def show_generate(_: Sequence[str], *, model: str, quick: bool, **given: Any) -> dict[str, Any]:
+    """Measures and shows decoding, see `compare_decoding`."""
+    results = compare_decoding(load_causal_lm(model, dtype="float32")[0], compile=not quick, quick=quick)
+    print_decoding(results, Console())
+    return results

@@ -1,0 +1,340 @@
+"""Our training step against plain loops over the library's models, its Trainer, and itself without one ingredient."""
+
+import dataclasses
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
+from smallm_hf.config import RunConfig, model_config
+from smallm_hf.data.batching import WindowOrder, next_token_batch
+from smallm_hf.data.packing import TokenFiles, open_token_files
+from smallm_hf.environment import environment
+from smallm_hf.errors import UserError
+from smallm_hf.pretrained import fresh_model
+from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.devices import (
+    accelerator_type,
+    build_accelerator,
+    hardware,
+    peak_flops,
+    peak_memory_bytes,
+    resolve_precision,
+)
+from smallm_hf.training.loop import TrainingLoop
+from smallm_hf.training.plan import flops_per_token
+from smallm_hf.training.validation import ValidationSet
+
+# Ours without one ingredient: what is set instead.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "fp32"},
+    "compile": {"compile": False},
+    "muon": {"optimizer": "adamw"},
+    "length_warmup": {"length_warmup": []},
+    "logits": {"loss": "chunked"},
+}
+# The recipe that others are given: AdamW in float32 with an early warm-up and a linear decay over the second half.
+PLAIN = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+PLAIN_WINDOWS, PLAIN_WARMUP, PLAIN_DECAY = 8, 0.04, 0.5
+AGAINST = ("gpt2", "llama", "qwen3", "trainer")
+
+
+def compare_training(
+    config: RunConfig,
+    files: TokenFiles,
+    *,
+    seconds: float = 60.0,
+    turn: float = 5.0,
+    against: Sequence[str] = ("gpt2",),
+    without: Sequence[str] = (),
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Trains models of one shape side by side, each for `seconds` of its own clock.
+
+    Args:
+        config: of our run; its model's shape is everybody's.
+        files: what all train on and are scored on.
+        seconds: of training for each; compiling, validation and set-up are not counted.
+        turn: seconds of work before the next one goes on.
+        against: of `AGAINST`: a library model of our shape in a plain float32 loop, or GPT-2 in `transformers.Trainer`.
+        without: of `WITHOUT`: ours with something left out.
+        threads: of each process on a CPU; None leaves it to torch.
+        say: told what is going on.
+
+    Returns:
+        `contestants`, by name: tokens per second (`rate`, `rates`), `ratio` of ours over it within each round, updates,
+        tokens, `peak_memory_bytes`, `loss` and `bits_per_byte` of the validation set (packed, float32), seconds of
+        set-up, and of ours the share of a step that the optimizer takes; and where it was measured.
+
+    Raises:
+        UserError: an unknown contestant, or one that failed.
+    """
+    for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:
+        if name not in known:
+            raise UserError(f"{name} is no contestant; choose from {', '.join(known)}")
+    given = {"folder": files.folder, "threads": threads, "seconds": seconds}
+    contestants: dict[str, Contestant] = {"ours": functools.partial(_train_ours, config=config, **given)}
+    for name in without:
+        changed = dataclasses.replace(config.training, **WITHOUT[name])
+        changed = dataclasses.replace(config, training=changed)
+        contestants[f"ours without {name}"] = functools.partial(_train_ours, config=changed, **given)
+    for name in against:
+        train = _train_with_trainer if name == "trainer" else functools.partial(_train_plainly, model_type=name)
+        contestants[name] = functools.partial(train, config=config, **given)
+    results = take_turns(contestants, seconds=seconds, turn=turn, say=say)
+    return {
+        "seconds": seconds,
+        "turn": turn,
+        "contestants": results,
+        "context_length": config.training.context_length,
+        "config": dataclasses.asdict(config),
+        "hardware": hardware(),
+        **environment(),
+    }
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+def _train_ours(
+    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    _begin_process(threads)
+    files = open_token_files(folder)
+    precision = resolve_precision(config.training.precision)
+    compiled = config.training.compile if config.training.compile != "auto" else True
+    training = dataclasses.replace(
+        config.training,
+        **{"precision": precision, "compile": compiled, "max_seconds": seconds, "max_steps": None, "epochs": None},
+        loss="logits" if config.training.loss == "auto" else config.training.loss,
+    )
+    set_seed(training.seed)
+    model = fresh_model(model_config(config.model, **_special_tokens(files)))
+    flops = flops_per_token(model, training.context_length)
+    with tempfile.TemporaryDirectory() as run:
+        loop = TrainingLoop(
+            model=model,
+            tokenizer=files.tokenizer,
+            train_tokens=files.train,
+            validation=_validation(files, training),
+            training=training,
+            run=Path(run),
+            accelerator=build_accelerator(precision),
+            flops_per_token=flops,
+            identity={},
+        )
+        optimizing = _timed(loop.optimizer, "step")
+        set_up = time.perf_counter() - began
+        turns.begin()
+        while (share := turns.share) < 1:
+            loop.advance(share)
+            turns.did(training.tokens_per_step)
+        memory = peak_memory_bytes()
+        steps, tokens = loop.state.step, loop.state.tokens
+        figures = _scored(model, loop.validation, training, loop.accelerator)
+        loop.close()
+    return {
+        **{"steps": steps, "tokens": tokens, "peak_memory_bytes": memory, "set_up_seconds": set_up, **figures},
+        **{"parameters": model.num_parameters(), "flops_per_token": flops},
+        "optimizer_share": optimizing[0] / seconds if accelerator_type() == "cpu" else None,
+        "mfu_of": peak_flops(training.peak_tflops, precision),
+    }
+
+
+def _timed(thing: Any, name: str) -> list[float]:
+    """Sums up the seconds that a method takes on the host."""
+    method, total = getattr(thing, name), [0.0]
+
+    def timed(*arguments, **options):
+        began = time.perf_counter()
+        method(*arguments, **options)
+        total[0] += time.perf_counter() - began
+
+    setattr(thing, name, timed)
+    return total
+
+
+# --- the others ------------------------------------------------------------------------------------------------------
+
+
+def library_config(ours: PreTrainedConfig, model_type: str, **token_ids: int | None) -> PreTrainedConfig:
+    """The config of a library model of the same width, depth, heads, positions and vocabulary, tied as ours is."""
+    shape = {
+        "vocab_size": ours.vocab_size,
+        "hidden_size": ours.hidden_size,
+        "num_hidden_layers": ours.num_hidden_layers,
+        "num_attention_heads": ours.num_attention_heads,
+        "max_position_embeddings": ours.max_position_embeddings,
+        "tie_word_embeddings": ours.tie_word_embeddings,
+    }
+    if model_type != "gpt2":
+        shape |= {"intermediate_size": ours.intermediate_size, "num_key_value_heads": ours.num_key_value_heads}
+    if model_type == "qwen3":
+        shape["head_dim"] = ours.hidden_size // ours.num_attention_heads
+    return CONFIG_MAPPING[model_type](**shape, **token_ids)
+
+
+def _train_plainly(
+    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float, model_type: str
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    _begin_process(threads)
+    files, training = open_token_files(folder), config.training
+    model = _library_model(config, files, model_type)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PLAIN["learning_rate"], **_betas_and_decay())
+    order = WindowOrder(len(files.train), training.context_length, training.seed)
+    steps = 0
+    set_up = time.perf_counter() - began
+    turns.begin()
+    while (share := turns.share) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = PLAIN["learning_rate"] * plain_factor(share)
+        starts = order.starts(steps * PLAIN_WINDOWS, PLAIN_WINDOWS)
+        batch = next_token_batch(files.train, starts, training.context_length)
+        ids, targets = (batch[name].to(model.device) for name in ("input_ids", "targets"))
+        model(input_ids=ids, labels=targets, shift_labels=targets).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        steps += 1
+        turns.did(PLAIN_WINDOWS * training.context_length)
+    return _plain_result(model, files, training, steps, set_up)
+
+
+def plain_factor(share: float) -> float:
+    """The plain loop's learning rate as a share of its peak: linear up, flat, linear down."""
+    return max(0.0, min(1.0, share / PLAIN_WARMUP, (1 - share) / PLAIN_DECAY))
+
+
+def _train_with_trainer(
+    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float
+) -> dict[str, Any]:
+    """GPT-2 in `transformers.Trainer` as it comes, with the plain loop's recipe."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    began = time.perf_counter()
+    _begin_process(threads)
+    files, training = open_token_files(folder), config.training
+    model = _library_model(config, files, "gpt2")
+    order = WindowOrder(len(files.train), training.context_length, training.seed)
+
+    class Windows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return order.windows_per_epoch
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            batch = next_token_batch(files.train, order.starts(index, 1), training.context_length)
+            return {"input_ids": batch["input_ids"][0], "labels": batch["input_ids"][0]}
+
+    class TakesTurns(TrainerCallback):
+        def on_train_begin(self, *arguments, **options) -> None:
+            turns.begin()
+
+        def on_step_begin(self, *arguments, optimizer, **options) -> None:
+            for group in optimizer.param_groups:
+                group["lr"] = PLAIN["learning_rate"] * plain_factor(turns.share)
+
+        def on_step_end(self, args, state, control, **options) -> None:
+            turns.did(PLAIN_WINDOWS * training.context_length)
+            control.should_training_stop = turns.share >= 1
+
+    with tempfile.TemporaryDirectory() as output:
+        arguments = TrainingArguments(
+            output_dir=output,
+            per_device_train_batch_size=PLAIN_WINDOWS,
+            max_steps=1 << 40,
+            learning_rate=PLAIN["learning_rate"],
+            adam_beta2=PLAIN["betas"][1],
+            weight_decay=PLAIN["weight_decay"],
+            lr_scheduler_type="constant",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=training.seed,
+        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=Windows(), callbacks=[TakesTurns()])
+        set_up = time.perf_counter() - began
+        trainer.train()
+    return _plain_result(model, files, training, trainer.state.global_step, set_up)
+
+
+def _betas_and_decay() -> dict[str, Any]:
+    return {"betas": PLAIN["betas"], "weight_decay": PLAIN["weight_decay"]}
+
+
+def _library_model(config: RunConfig, files: TokenFiles, model_type: str) -> PreTrainedModel:
+    ours = model_config(config.model)
+    torch.manual_seed(config.training.seed)
+    model = AutoModelForCausalLM.from_config(library_config(ours, model_type, **_special_tokens(files)))
+    return model.to(accelerator_type()).train()
+
+
+def _plain_result(
+    model: PreTrainedModel, files: TokenFiles, training: TrainingConfig, steps: int, set_up: float
+) -> dict[str, Any]:
+    memory = peak_memory_bytes()
+    return {
+        "steps": steps,
+        "tokens": steps * PLAIN_WINDOWS * training.context_length,
+        "peak_memory_bytes": memory,
+        "set_up_seconds": set_up,
+        **_scored(model, _validation(files, training), training, build_accelerator("fp32")),
+        **{"parameters": model.num_parameters(), "flops_per_token": flops_per_token(model, training.context_length)},
+    }
+
+
+# --- for all ---------------------------------------------------------------------------------------------------------
+
+
+def _begin_process(threads: int | None) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _special_tokens(files: TokenFiles) -> dict[str, int | None]:
+    tokenizer = files.tokenizer
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def _validation(files: TokenFiles, training: TrainingConfig) -> ValidationSet:
+    all_bytes = files.meta.validation.bytes + files.meta.validation.documents
+    return ValidationSet.choose(files.validation, all_bytes, training.validation_tokens, files.tokenizer)
+
+
+def _scored(model: PreTrainedModel, validation: ValidationSet, training: TrainingConfig, accelerator) -> dict:
+    figures = validation.score(model, training.context_length, 16, accelerator)
+    return {name: figures[f"validation_{name}"] for name in ("loss", "bits_per_byte")}
+
+
+def print_training(results: dict[str, Any], console: Console) -> None:
+    """Shows the comparison as a table."""
+    table = Table(title=f"{results['seconds']:g} s of training each, in turns of {results['turn']:g} s")
+    table.add_column("")
+    headers = ("tokens/s", "ours is faster by (lowest-highest)", "peak MiB", "bits per byte", "updates", "set-up s")
+    for header in headers:
+        table.add_column(header, justify="right")
+    for name, row in results["contestants"].items():
+        ratio = row["ratio"]
+        table.add_row(
+            name,
+            f"{row['rate']:,.0f}",
+            f"{ratio['median']:.2f}x ({ratio['lowest']:.2f}-{ratio['highest']:.2f})",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f}",
+            f"{row['bits_per_byte']:.4f}",
+            f"{row['steps']:,}",
+            f"{row['set_up_seconds']:.0f}",
+        )
+    console.print(table)

@@ -1,0 +1,157 @@
+"""What cleaning would do to a few documents, before and after, shown and written nowhere."""
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from smallm_hf.data.cleaning import WHOLE_CHARACTERS, Cleaned, clean_text, find_repeated_lines, why_dropped
+from smallm_hf.data.documents import PYTHON_DOCS, Document, Source, has_splits, local_files
+from smallm_hf.data.request import Request
+from smallm_hf.data.splitting import hash_fraction
+from smallm_hf.errors import UserError
+
+READ_CHARACTERS = 1 << 26  # of a single file or a Hub data set, from which the documents are drawn
+HEAD_CHARACTERS = 500  # of a document before and after
+SPANS = 3  # of each rule that are shown, the longest
+SPAN_CHARACTERS = 300
+AROUND_CHARACTERS = 50
+REMOVED, PUT = "red strike", "green"
+
+
+def show_preview(request: Request, number: int, console: Console) -> None:
+    """Shows documents of all sources before and after cleaning, with what each rule removes from them.
+
+    Args:
+        request: the settings.
+        number: of documents, spread evenly over the sources and over each of them.
+        console: to write to.
+
+    Raises:
+        UserError: a source that cannot be read or holds no text.
+    """
+    sources, config = [one.source for one in request.inputs if one.place is not None], request.cleaning
+    for place, source in enumerate(sources):
+        share = number * (place + 1) // len(sources) - number * place // len(sources)
+        repeated = frozenset()
+        if share and config.enabled:
+            repeated = find_repeated_lines(request.read(source), config.repeated_lines)
+        for id, text in _choose(request, source, share) if share else ():
+            console.rule(Text(id, "bold"))
+            if len(sources) > 1:
+                console.print(Text(f"of {source.source}", "dim"))
+            if not config.enabled:
+                console.print("Cleaning is off: the text stays as it is.", style="italic")
+                console.print(Text(text[:HEAD_CHARACTERS]))
+                continue
+            cleaned = clean_text(text, config, repeated)
+            why = why_dropped(cleaned.text, config)
+            _show(console, text, cleaned, why)
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def _choose(request: Request, source: Source, number: int) -> list[tuple[str, str]]:
+    """Draws documents (id, text): the first ones of files from all over a folder, or any from the beginning of one."""
+    files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else None
+    found = _of_files(request, source, files, number) if files and len(files) > 1 else []
+    if len(found) < number:
+        found = _of_stream(request, source, number)
+    if not found:
+        raise UserError(f"data source {source.source} is empty: there is no text in it; give one that has some")
+    return found
+
+
+def _of_files(request: Request, source: Source, files: list, number: int) -> list[tuple[str, str]]:
+    found = []
+    for part in range(number):  # in each of as many stretches of the folder the first file that gives a document
+        for name, path in files[len(files) * part // number : len(files) * (part + 1) // number]:
+            one = Source(str(path), text_column=source.text_column, split="")
+            try:
+                text = next((text for _, text in _whole(request.read(one)) if text), None)
+            except UserError:  # told when the text is prepared
+                continue
+            if text:
+                found.append((name, text))
+                break
+    return found
+
+
+def _of_stream(request: Request, source: Source, number: int) -> list[tuple[str, str]]:
+    kept, characters = [], 0
+    for place, (id, text) in enumerate(_whole(request.read(source))):
+        if text:
+            heapq.heappush(kept, (-hash_fraction(id), place, id, text))
+            if len(kept) > number:
+                heapq.heappop(kept)
+        characters += len(text)
+        if characters > READ_CHARACTERS:
+            break
+    return [(id, text) for _, _, id, text in sorted(kept, key=lambda one: one[1])]
+
+
+def _whole(documents: Iterator[Document]) -> Iterator[tuple[str, str]]:
+    """Joins the pieces of each document, as far as they are cleaned at once."""
+    for id, pieces in itertools.groupby(documents, key=lambda document: document.id):
+        held, characters = [], 0
+        for piece in pieces:
+            if characters < WHOLE_CHARACTERS:
+                held.append(piece.text)
+            characters += len(piece.text)
+        yield id, "".join(held)
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def _show(console: Console, text: str, cleaned: Cleaned, why: tuple[str, str] | None) -> None:
+    fewer = len(text.split()) - len(cleaned.text.split())
+    console.print(
+        f"{len(text):,} characters before, {len(cleaned.text):,} after; {len(text.split()):,} words, {fewer:,} fewer"
+        f"{'; a book of Project Gutenberg' if cleaned.is_book else ''}",
+        highlight=False,
+    )
+    if why or not cleaned.text:
+        reason = f"{why[0]} ({why[1]})" if why else "nothing is left of it"
+        console.print(Text(f"dropped: {reason}", "bold red"))
+    heads = Table.grid(expand=True, padding=(0, 1))
+    heads.add_row(
+        *(
+            Panel(Text(one[:HEAD_CHARACTERS] + "…" * (len(one) > HEAD_CHARACTERS)), title=title)
+            for title, one in (("before", text), ("after", cleaned.text))
+        )
+    )
+    console.print(heads)
+    counts = Counter()
+    for name, edits in cleaned.stages:
+        counts[name] += len(edits)
+    for name, count in counts.items():
+        console.print(Text.assemble((name, "bold cyan"), f": {count:,} {'change' if count == 1 else 'changes'}"))
+        spans = sorted(cleaned.spans(name), key=lambda span: (span.start - span.end, span.start))[:SPANS]
+        for span in sorted(spans, key=lambda span: span.start):
+            console.print(
+                Text.assemble(
+                    "  ",
+                    _line(text[max(0, span.start - AROUND_CHARACTERS) : span.start]),
+                    (f"[-{_line(_short(text[span.start : span.end]))}-]", REMOVED),
+                    (f"{{+{_line(_short(span.new))}+}}" if span.new else "", PUT),
+                    _line(text[span.end : span.end + AROUND_CHARACTERS]),
+                )
+            )
+
+
+def _short(text: str) -> str:
+    if len(text) <= SPAN_CHARACTERS:
+        return text
+    half = SPAN_CHARACTERS // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "⏎")

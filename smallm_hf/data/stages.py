@@ -1,0 +1,276 @@
+"""Cleaning and tokenising in parts, spread over processes, each part whole on disk or not there.
+
+A part is a run of consecutive documents of one source. Where parts are cut depends on the text alone, so that any
+number of processes leaves the same files, and a run after a kill goes on from the parts that were finished.
+
+    00-00003/          a cleaned part: text.jsonl, words and features of its documents, report.json
+    00-00003.tokens/   the same tokenised: train.bin, validation.bin, entries.npy, report.json
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from smallm_hf.data.cleaning import Cleaner, CleaningConfig
+from smallm_hf.data.documents import Document
+from smallm_hf.data.packing import id_type
+from smallm_hf.data.selection import FeatureBuilder, Selection, SelectionConfig
+from smallm_hf.data.splitting import SIDES
+from smallm_hf.errors import UserError
+from smallm_hf.folders import replacing
+from smallm_hf.tokenization import Encoder, load_tokenizer, make_encoder
+
+PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
+BATCH_CHARACTERS = 1 << 21
+WORKER_BYTES = 1 << 30  # of memory, of which a process takes most only for books of many megabytes
+EXAMPLES = 3  # documents of each side and part that are kept for the report
+TEXT, WORDS, FEATURES, REPORT, ENTRIES = "text.jsonl", "words.npy", "features.npy", "report.json", "entries.npy"
+
+
+class WorkerKilled(UserError):
+    """A process that had a part to do is gone; the finished parts are not."""
+
+
+class Workers:
+    """Calls functions on many tasks; from the second task on in several processes, which start when they are needed.
+
+    Args:
+        number: of processes; None takes one for each core this process may use, and for each GiB of free memory.
+    """
+
+    def __init__(self, number: int | None):
+        self.number = number or _affordable()
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)  # what is being written is finished: it need not be done again
+
+    def map(self, function: Callable, tasks: Iterable[tuple]) -> Iterator[Any]:
+        """Yields `function(*task)` in the order of the tasks, of which only a few are taken ahead.
+
+        Raises:
+            WorkerKilled: a process is gone; otherwise what the function raises.
+        """
+        tasks = iter(tasks)
+        first = list(itertools.islice(tasks, 2))
+        tasks = itertools.chain(first, tasks)
+        if self.number == 1 or len(first) < 2:
+            yield from itertools.starmap(function, tasks)
+            return
+        if self.pool is None:
+            # Not forked: the libraries' threads and locks would be copied in whatever state they are.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.number, context, initializer=_begin)
+        waiting = deque()
+        try:
+            for task in tasks:
+                waiting.append(self.pool.submit(function, *task))
+                if len(waiting) > 2 * self.number:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerKilled(
+                f"one of the {self.number} processes that prepare the text was killed, as they are when memory runs "
+                "out, or could not start, as from a script without `if __name__ == '__main__':`; run again with fewer "
+                "data.workers, and it goes on from what is done"
+            ) from error
+
+
+def _affordable() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available // WORKER_BYTES))
+
+
+def _begin() -> None:
+    """Leaves Ctrl-C to the process that started this one, ends when that does, and has one thread for tokens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of rensa
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+# --- documents on disk -----------------------------------------------------------------------------------------------
+
+
+def cut_parts(documents: Iterable[Document]) -> Iterator[Iterator[Document]]:
+    """Cuts a stream behind the document with which `PART_CHARACTERS` are reached; each part is read before the next."""
+    part = characters = 0
+
+    def number(document: Document) -> int:
+        nonlocal part, characters
+        now = part
+        characters += len(document.text)
+        if document.is_last and characters >= PART_CHARACTERS:
+            part, characters = part + 1, 0
+        return now
+
+    for _, run in itertools.groupby(documents, key=number):
+        yield run
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """Keeps documents as lines of JSON."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for document in documents:
+            file.write(json.dumps(vars(document), ensure_ascii=False) + "\n")
+
+
+def read_part(path: Path) -> Iterator[Document]:
+    """Yields what `write_documents` kept."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield Document(**json.loads(line))
+
+
+# --- the stages, each of one part ------------------------------------------------------------------------------------
+
+
+def clean_part(
+    part: Path, raw: Path, cleaning: CleaningConfig, repeated: frozenset[str], selection: SelectionConfig
+) -> int:
+    """Cleans the documents of `raw`, which is removed, into the folder `part`, with what selecting them needs.
+
+    Returns:
+        The bytes of text in it.
+    """
+    with replacing(part) as folder:
+        cleaner = Cleaner(cleaning, repeated) if cleaning.enabled else None
+        documents = read_part(raw)
+        builder = FeatureBuilder(selection)
+        size, words = 0, array("q")
+
+        def counted(documents: Iterable[Document]) -> Iterator[Document]:
+            nonlocal size
+            for document in documents:
+                builder.add(document)
+                size += len(document.text.encode())
+                if document.piece == 0:
+                    words.append(0)
+                words[-1] += len(document.text.split())
+                yield document
+
+        write_documents(folder / TEXT, counted(cleaner(documents) if cleaner else documents))
+        builder.features().save(folder / FEATURES)
+        np.save(folder / WORDS, words)
+        report = {"documents": len(words), "bytes": size, "cleaning": cleaner and asdict(cleaner.report)}
+        _write_json(folder / REPORT, report)
+    raw.unlink()
+    return size
+
+
+def encode_part(part: Path, texts: list[Path], selection: Selection, source: int, tokenizer: Path, sha256: str) -> int:
+    """Tokenises cleaned parts of one source into the folder `part`, each side into a file of its own.
+
+    Args:
+        part: to be made.
+        texts: cleaned parts that follow one another.
+        selection: of these documents alone.
+        source: its number in the selection.
+        tokenizer: its folder.
+        sha256: its fingerprint.
+
+    Returns:
+        The bytes of text in it.
+    """
+    encode, eos_token_id, entries = _encoder(tokenizer, sha256)
+    documents = itertools.chain.from_iterable(read_part(text / TEXT) for text in texts)
+    with replacing(part) as folder:
+        writers = {side: SideWriter(folder / f"{side}.bin", entries, eos_token_id) for side in SIDES}
+        for batch in _batches(selection.sided(source, documents)):
+            ids = encode([document.text for _, document in batch])
+            for side, writer in writers.items():
+                writer.add([(d, found) for (on, d), found in zip(batch, ids, strict=True) if on == side])
+        _write_json(folder / REPORT, {side: writer.close() for side, writer in writers.items()})
+        np.save(folder / ENTRIES, [writer.entries for writer in writers.values()])
+    return sum(writer.counts["bytes"] for writer in writers.values())
+
+
+@functools.lru_cache(1)
+def _encoder(tokenizer: Path, sha256: str) -> tuple[Encoder, int, int]:
+    loaded = load_tokenizer(str(tokenizer))
+    return make_encoder(loaded), loaded.eos_token_id, len(loaded)
+
+
+def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    batch, characters = [], 0
+    for side, document in documents:
+        batch.append((side, document))
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class SideWriter:
+    """Appends documents to one file of ids, counting what goes in.
+
+    Args:
+        path: of the file.
+        entries: of the tokenizer.
+        eos_token_id: closes each document.
+    """
+
+    def __init__(self, path: Path, entries: int, eos_token_id: int):
+        self.file = path.open("wb")
+        self.dtype = id_type(entries)
+        self.eos = np.array([eos_token_id], self.dtype)
+        self.entries = np.zeros(entries, np.int64)  # how often each was written
+        self.counts = {"tokens": 0, "bytes": 0, "documents": 0, "empty_documents": 0}
+        self.examples = []
+
+    def add(self, batch: list[tuple[Document, Iterable[int]]]) -> None:
+        """Writes documents, or pieces of them, and their ids."""
+        ids = []
+        for document, found in batch:
+            if not document.text:
+                self.counts["empty_documents"] += 1
+                continue
+            ids.append(np.asarray(found, self.dtype))
+            if document.is_last:
+                ids.append(self.eos)
+            self.counts["bytes"] += len(document.text.encode())
+            self.counts["documents"] += document.is_last
+            if len(self.examples) < EXAMPLES and document.piece == 0:
+                self.examples.append({"id": document.id, "begins": document.text[:200]})
+        if ids:
+            joined = np.concatenate(ids)
+            self.file.write(joined.tobytes())
+            self.entries += np.bincount(joined, minlength=len(self.entries))
+            self.counts["tokens"] += len(joined)
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file and returns the counts."""
+        self.file.close()
+        return {**self.counts, "examples": self.examples}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

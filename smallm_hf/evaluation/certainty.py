@@ -1,0 +1,75 @@
+"""How sure a result is: over several seeds, and against another model on the same documents."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+from scipy.stats import t as student_t
+
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.sums import Sums
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+RESAMPLED_AT_A_TIME = 2**20  # documents, over all resamples that are held at once
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
+    """Mean, standard deviation and confidence interval of a figure of several runs that differ in their seed.
+
+    Returns:
+        `runs`, `mean`, `std` of the sample (n - 1), and `low` to `high`, which holds the mean of all such runs with
+        95 % confidence if their figures are normally distributed (Student's t).
+
+    Raises:
+        UserError: fewer than two values.
+    """
+    runs = len(values)
+    if runs < 2:
+        raise UserError(f"{runs} run has no spread; give two or more that differ in their seed")
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, runs - 1)) * std / math.sqrt(runs)
+    return {"runs": runs, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
+
+
+def paired_bootstrap(ours: Sequence[Sums], others: Sequence[Sums], seed: int = 42) -> dict[str, float | int]:
+    """Whether one model knows the same documents better than another (Koehn 2004, on bits per byte).
+
+    Args:
+        ours: sums of each document.
+        others: sums of the same documents by the other model.
+        seed: of the resampling, with replacement.
+
+    Returns:
+        `difference` in bits per byte, ours less theirs, so below 0 is better; `low` to `high`, the 95 % interval of it;
+        `probability_better`, the share of resamples in which ours is better, ties by half; `documents`, and the share
+        that ours knows better, `documents_won`.
+
+    Raises:
+        UserError: not the same documents, or fewer than two.
+    """
+    text = np.array([(sums.bytes, sums.nats) for sums in ours])
+    other = np.array([(sums.bytes, sums.nats) for sums in others])
+    if len(text) < 2:
+        raise UserError(f"{len(text)} document cannot be resampled; give two or more, and no protocol packed")
+    if text.shape != other.shape or (text[:, 0] != other[:, 0]).any():
+        raise UserError(f"{len(text)} and {len(other)} documents, or not the same ones, are no pairs; score one text")
+    bits, sizes = (text[:, 1] - other[:, 1]) / math.log(2), text[:, 0]
+    drawn = bootstrap(
+        (bits, sizes),
+        lambda bits, sizes, axis: bits.sum(axis) / sizes.sum(axis),
+        **{"paired": True, "method": "percentile", "confidence_level": CONFIDENCE, "rng": seed},
+        **{"n_resamples": RESAMPLES, "batch": max(1, RESAMPLED_AT_A_TIME // len(bits))},
+    )
+    differences = drawn.bootstrap_distribution
+    return {
+        "difference": float(bits.sum() / sizes.sum()),
+        "low": float(drawn.confidence_interval.low),
+        "high": float(drawn.confidence_interval.high),
+        "probability_better": float((differences < 0).mean() + (differences == 0).mean() / 2),
+        "documents": len(bits),
+        "documents_won": float((bits < 0).mean()),
+        "resamples": RESAMPLES,
+    }

@@ -1,0 +1,262 @@
+"""Asks models all that score.py can say of them: the score of a text, how sure it is, what they write, their speed."""
+
+import glob
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smallm_hf.data.documents import local_files, read_documents, read_texts
+from smallm_hf.data.packing import TokenFiles, open_token_files
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
+from smallm_hf.evaluation.families import find_kind, load_scorable, require_writer
+from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
+from smallm_hf.evaluation.scoring import Scored, score_corpus
+from smallm_hf.evaluation.sharing import join_launch, own_device
+from smallm_hf.evaluation.speed import in_own_process, load_and_measure
+from smallm_hf.evaluation.sums import Sums
+from smallm_hf.evaluation.windows import Protocol
+
+# Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little of a model.
+SHOWN, SHOWN_CHARACTERS, SHORTEST_SHOWN_BYTES = 5, 240, 40
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of every model, in the same way.
+
+    Args:
+        text_column: column of the data that holds the text, in all but text files.
+        source_column: column that the encoder of a seq2seq model reads; by default it reads nothing.
+        max_documents: score only this many, from the beginning.
+        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
+            one stream with eos between, as trained.
+        stride: tokens from one window to the next under `sliding`; by default half a window.
+        context_length: tokens per window; by default each model's own, 2,048 at most. Longer texts go on in the next.
+        batch_size: windows per forward pass at most; changes speed and memory, not the result.
+        top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
+        training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
+            binned by how frequent a token is there instead of in the scored text.
+        generate: documents whose second half is written from the first, or the text from the source, and compared.
+        max_new_tokens: tokens of each of these texts at most.
+        temperature: of these texts; 0 takes the most probable token always.
+        seed: of these texts, and of the resampling of documents for --against.
+        speed: whether reading and writing are timed.
+        speed_batch_size: texts at a time.
+        speed_prompt_tokens: tokens of each prompt.
+        speed_new_tokens: tokens written behind each.
+        speed_repetitions: times that count, after one that does not.
+    """
+
+    text_column: str = "text"
+    source_column: str | None = None
+    max_documents: int | None = None
+    protocol: Protocol = "documents"
+    stride: int | None = None
+    context_length: int | None = None
+    batch_size: int = 16
+    top_k: Sequence[int] = (1, 3)
+    training_tokens: Path | None = None
+    generate: int = 0
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    seed: int = 42
+    speed: bool = False
+    speed_batch_size: int = 1
+    speed_prompt_tokens: int = 32
+    speed_new_tokens: int = 32
+    speed_repetitions: int = 5
+
+    def __post_init__(self) -> None:
+        for name, least in {"max_documents": 1, "batch_size": 1, "generate": 0, "max_new_tokens": 1}.items():
+            if (number := getattr(self, name)) is not None and number < least:
+                raise UserError(f"{name}={number} is out of range; give {least} or more")
+
+
+def evaluate_models(
+    models: Sequence[str],
+    data: str,
+    questions: Questions | None = None,
+    loading: Mapping[str, Any] | None = None,
+    against: str | None = None,
+) -> dict[str, Any]:
+    """Asks every model the same; all processes of a launch share the scoring.
+
+    Args:
+        models: folders or Hub ids; `*`, `?` and `[...]` stand for letters of folders, as in `runs/x-seed*/best`.
+        data: the text, as `read_texts` takes it.
+        questions: what is asked.
+        loading: arguments of `load_causal_lm` beside the model, such as `device`.
+        against: a model that each of the others is compared with, on the same documents.
+
+    Returns:
+        `models`, a row for each: the figures of `score_corpus`, tables, documents, and what else was asked for;
+        `over_seeds`, for each figure what several models of one size have together, else None; `against`; and what was
+        asked.
+
+    Raises:
+        UserError: no model of such a name, a question that a model cannot answer, or what loading and scoring refuse.
+    """
+    questions, loading = questions or Questions(), dict(loading or {})
+    local_files(data)  # a wrong path is told before a model is loaded
+    models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
+    if against and questions.protocol == "packed":
+        raise UserError("--against compares documents, which protocol packed does not know; take documents or sliding")
+    _require_one_measure([*models, *([against] if against else [])])
+    shard = join_launch()
+    loading["device"] = loading.get("device") or own_device()
+    other = _score(*load_scorable(against, **loading), data, questions, shard).documents if against else None
+    rows = [_evaluate(model, data, questions, loading, shard, other) for model in models]
+    shared = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
+    alike = len(rows) > 1 and len({row["parameters"] for row in rows}) == 1
+    return {
+        "models": rows,
+        "over_seeds": {name: over_seeds([row[name] for row in rows]) for name in shared} if alike else None,
+        "against": against,
+        "data": data,
+        "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
+    }
+
+
+def _expand(pattern: str) -> list[str]:
+    if not glob.has_magic(pattern):
+        return [pattern]
+    found = sorted(glob.glob(pattern))
+    if not found:
+        raise UserError(
+            f"--model {pattern}: no folder is called so; give one that exists, such as runs/quickstart/best"
+        )
+    return found
+
+
+def _require_one_measure(models: Sequence[str]) -> None:
+    """Refuses to lay a pseudo-likelihood beside a probability, as if they were the same."""
+    kinds = {find_kind(model): model for model in models}
+    if "masked" in kinds and len(kinds) > 1:
+        one, other = kinds.pop("masked"), kinds.popitem()[1]
+        raise UserError(
+            f"{one} is masked and {other} is not: a pseudo-likelihood is no probability of the text; score them apart"
+        )
+
+
+def _evaluate(
+    model: str,
+    data: str,
+    questions: Questions,
+    loading: Mapping[str, Any],
+    shard: tuple[int, int],
+    other: Sequence[Sums] | None,
+) -> Row:
+    """All that is said of one model; what is not scoring is done by the first process alone."""
+    first = shard[0] == 0
+    row: Row = {}
+    if questions.speed and first:
+        names = ("batch_size", "prompt_tokens", "new_tokens", "repetitions")
+        asked = {name: getattr(questions, f"speed_{name}") for name in names}
+        row["speed"] = in_own_process(load_and_measure, model, loading, **asked)
+    loaded, tokenizer = load_scorable(model, **loading)
+    row["parameters"] = loaded.num_parameters()
+    training = _open_training(questions.training_tokens, tokenizer)
+    if questions.generate:
+        require_writer(loaded)
+    scored = _score(loaded, tokenizer, data, questions, shard)
+    if questions.generate and first:
+        documents = itertools.islice(_read_pairs(data, questions), questions.generate)
+        settings = {name: getattr(questions, name) for name in ("max_new_tokens", "temperature", "seed")}
+        continued = continue_documents(loaded, tokenizer, documents, **settings)
+        row["generated"] = judge(continued, tokenizer, training.train if training else None)
+    frequencies = None if training is None else _count_tokens(training.train, len(scored.profile.by_token[0]))
+    row["tables"] = scored.profile.tables(frequencies)
+    row["documents_by_difficulty"] = _extremes(scored.documents, _read_pairs(data, questions))
+    if other is not None:
+        row["against"] = paired_bootstrap(scored.documents, other, questions.seed)
+    return scored.figures | row
+
+
+def _score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: str,
+    questions: Questions,
+    shard: tuple[int, int],
+) -> Scored:
+    names = ("protocol", "stride", "context_length", "batch_size", "top_k")
+    return score_corpus(
+        model,
+        tokenizer,
+        (text for text, _ in _read_pairs(data, questions)),
+        sources=(source for _, source in _read_pairs(data, questions)) if questions.source_column else None,
+        **{name: getattr(questions, name) for name in names},
+        shard=shard,
+        show_progress=shard[0] == 0,
+    )
+
+
+def _read_pairs(data: str, questions: Questions) -> Iterator[tuple[str, str]]:
+    """The texts with their sources, which are empty where none were asked for."""
+    if questions.source_column is None:
+        pairs = ((text, "") for text in read_texts(data, text_column=questions.text_column))
+    else:
+        columns = (_read_column(data, column) for column in (questions.text_column, questions.source_column))
+        pairs = (pair for pair in zip(*columns, strict=True) if pair[0])
+    return itertools.islice(pairs, questions.max_documents)
+
+
+def _read_column(data: str, column: str) -> Iterator[str]:
+    """As `read_texts`, but with the empty ones, so that the rows of two columns stay together."""
+    for _, pieces in itertools.groupby(read_documents(data, text_column=column), key=lambda piece: piece.id):
+        yield "".join(piece.text for piece in pieces)
+
+
+def _open_training(folder: Path | None, tokenizer: PreTrainedTokenizerBase) -> TokenFiles | None:
+    if folder is None:
+        return None
+    files = open_token_files(folder)
+    files.check_tokenizer(tokenizer)
+    return files
+
+
+def _count_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each entry of the vocabulary stands in a stream, which is read a part at a time."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for begin in range(0, len(token_ids), TOKENS_AT_A_TIME):
+        counts += np.bincount(token_ids[begin : begin + TOKENS_AT_A_TIME], minlength=vocab_size)
+    return counts
+
+
+def _extremes(documents: Sequence[Sums], pairs: Iterable[tuple[str, str]]) -> dict[str, list[Row]]:
+    """The documents with the most and with the fewest bits per byte, the most extreme first, and how they begin."""
+    bits = {
+        number: sums.nats / math.log(2) / sums.bytes
+        for number, sums in enumerate(documents)
+        if sums.tokens and sums.bytes >= SHORTEST_SHOWN_BYTES
+    }
+    ranked = sorted(bits, key=bits.__getitem__)
+    shown = min(SHOWN, len(ranked) // 2)
+    chosen = {"hardest": ranked[::-1][:shown], "easiest": ranked[:shown]}
+    wanted = set(itertools.chain(*chosen.values()))
+    texts = {number: text.strip() for number, (text, _) in enumerate(pairs) if number in wanted} if wanted else {}
+    return {
+        name: [
+            {
+                "document": number + 1,
+                "bits_per_byte": bits[number],
+                "bytes": documents[number].bytes,
+                "text": shorten(" ".join(texts[number].split()), SHOWN_CHARACTERS),
+            }
+            for number in numbers
+        ]
+        for name, numbers in chosen.items()
+    }
+
+
+def shorten(text: str, characters: int) -> str:
+    """A text of so many characters at most, dots where it was cut."""
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"

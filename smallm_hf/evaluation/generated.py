@@ -1,0 +1,183 @@
+"""What a model writes, against what a person wrote: likeness to references, variety, length, and copies."""
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.families import Seq2SeqReader, encode_ordinary, evaluation_mode, kind_of, require_writer
+from smallm_hf.evaluation.variety import variety
+from smallm_hf.generation import forked_random, sample
+
+COPIED = 8  # tokens in a row that count as copied
+ROUGE = ("rouge1", "rouge2", "rougeL")
+# Of the hash of a run of tokens: a sum of products modulo 2^64, which unequal runs share by a chance of about 2^-60.
+FACTORS = np.random.PCG64(0).random_raw(COPIED) | np.uint64(1)
+TOKENS_AT_A_TIME = 2**20  # of the training text; all that is held of it at once
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The beginning of a document, how it goes on, and how a model went on."""
+
+    prompt: str
+    reference: str
+    text: str
+
+
+def continue_documents(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[tuple[str, str | None]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Continuation]:
+    """Lets a model go on with the first half of the words of each document; a seq2seq model answers its source.
+
+    Args:
+        model: causal or seq2seq.
+        tokenizer: the model's own.
+        documents: texts with their sources; one of less than two words and without a source is passed over.
+        max_new_tokens: of each continuation at most; an end of text ends it earlier.
+        temperature: 0 for the most probable token always.
+        seed: of the draw of each.
+
+    Raises:
+        UserError: a masked model, a half that the model's context does not hold, or no document to continue.
+    """
+    require_writer(model)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    write = {"causal": _go_on, "seq2seq": _answer}[kind_of(model)]
+    continued = []
+    for number, (text, source) in enumerate(documents, start=1):
+        prompt, reference = (source, text) if source else _halves(text)
+        if not prompt or not reference:
+            continue
+        try:
+            continued.append(Continuation(prompt, reference, write(model, tokenizer, prompt, **settings)))
+        except UserError as error:
+            raise UserError(f"document {number}: {error}") from error
+    if not continued:
+        raise UserError("no document has two words, a half to begin with and one to compare with; give longer ones")
+    return continued
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """The first half of the words of a text, and the rest with the white space before it."""
+    ends = [word.end() for word in re.finditer(r"\S+", text.strip())]
+    middle = ends[len(ends) // 2 - 1] if len(ends) > 1 else 0
+    return text.strip()[:middle], text.strip()[middle:]
+
+
+def _go_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **settings: float) -> str:
+    """What a causal model writes behind a prompt."""
+    return sample(model, tokenizer, [prompt], **settings)[0]
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> str:
+    """What a seq2seq model writes for a source."""
+    draw = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    input_ids = torch.tensor([Seq2SeqReader(model, tokenizer).source_ids(source)], device=model.device)
+    with forked_random(model.device), evaluation_mode(model):
+        torch.manual_seed(seed)
+        config = GenerationConfig(**draw, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
+        written = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)
+    return tokenizer.decode(written[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def likeness(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """How like texts are to one reference each.
+
+    Returns:
+        `bleu` and `chrf` of the corpus from 0 to 100, by sacrebleu, with the signatures that say how; the mean F1 of
+        `rouge1`, `rouge2` and `rougeL` from 0 to 1, by rouge_score, which sees letters from a to z and digits only.
+
+    Raises:
+        UserError: not as many references as texts, or none.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
+
+    if len(texts) != len(references) or not texts:
+        raise UserError(f"{len(texts)} texts cannot be compared with {len(references)} references; give one for each")
+    texts, references = ([" ".join(text.split()) for text in side] for side in (texts, references))
+    bleu, chrf, rouge = BLEU(), CHRF(), RougeScorer(ROUGE)
+    pairs = [rouge.score(reference, text) for text, reference in zip(texts, references, strict=True)]
+    return {
+        "bleu": bleu.corpus_score(texts, [references]).score,
+        "chrf": chrf.corpus_score(texts, [references]).score,
+        **{name: statistics.fmean(pair[name].fmeasure for pair in pairs) for name in ROUGE},
+        "signatures": [f"BLEU {bleu.get_signature()}", f"chrF {chrf.get_signature()}"],
+    }
+
+
+def copy_rate(written: Sequence[Sequence[int]], training: np.ndarray) -> float | None:
+    """The share of runs of 8 tokens that stand in the training text too; None where no text has so many.
+
+    Args:
+        written: token ids of each text.
+        training: token ids of the training text, memory-mapped for example; read once, a part at a time.
+    """
+    runs = np.concatenate([np.zeros(0, np.uint64), *map(_hash_runs, map(np.asarray, written))])
+    if not len(runs):
+        return None
+    wanted, times = np.unique(runs, return_counts=True)
+    found = np.zeros(len(wanted), dtype=bool)
+    for begin in range(0, len(training), TOKENS_AT_A_TIME):
+        hashes = _hash_runs(np.asarray(training[begin : begin + TOKENS_AT_A_TIME + COPIED - 1]))
+        places = np.searchsorted(wanted, hashes) % len(wanted)
+        found[places[wanted[places] == hashes]] = True
+    return float(times[found].sum() / len(runs))
+
+
+def _hash_runs(token_ids: np.ndarray) -> np.ndarray:
+    """A number for each run of `COPIED` tokens, uint64."""
+    runs = max(0, len(token_ids) - COPIED + 1)
+    hashes = np.zeros(runs, np.uint64)
+    for place, factor in enumerate(FACTORS):
+        hashes += token_ids[place : place + runs].astype(np.uint64) * factor
+    return hashes
+
+
+def judge(
+    continued: Sequence[Continuation], tokenizer: PreTrainedTokenizerBase, training: np.ndarray | None = None
+) -> dict[str, Any]:
+    """All measures of continuations; those of the references beside them say what a person does.
+
+    Args:
+        continued: texts with their references.
+        tokenizer: of the model that wrote them.
+        training: the token ids it was trained on, of the same tokenizer; None asks for no copies.
+
+    Returns:
+        `likeness`; `variety` of the texts and `reference_variety`; mean words of a text and of a reference; `copy_rate`
+        and `reference_copy_rate`; the `continuations`.
+    """
+    texts, references = [part.text for part in continued], [part.reference for part in continued]
+    figures = likeness(texts, references) | {
+        "documents": len(continued),
+        "words_per_text": statistics.fmean(len(text.split()) for text in texts),
+        "words_per_reference": statistics.fmean(len(text.split()) for text in references),
+        "variety": variety(texts),
+        "reference_variety": variety(references),
+    }
+    if training is not None:
+        figures["copy_rate"] = copy_rate(encode_ordinary(tokenizer, texts), training)
+        figures["reference_copy_rate"] = copy_rate(encode_ordinary(tokenizer, references), training)
+    return figures | {"continuations": [asdict(part) for part in continued]}

@@ -1,0 +1,318 @@
+"""Shows what was found of models: on the terminal, as JSON and as one HTML page that needs nothing else."""
+
+import base64
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+NONE = "–"
+# The first of Petroff's ten (2021), which the colour-blind tell apart; with more models they begin again.
+COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+# Folders of a run that do not tell which run it was.
+WEIGHTS_OF_A_RUN = ("best", "final")
+# The plot of a chart inside its 340 by 230 picture: left, right, top, bottom.
+PLOT = (40, 324, 12, 184)
+
+Row = dict[str, Any]
+# Title, caption, and the picture: a fragment of HTML, a whole page of HTML, or the bytes of a PNG.
+Picture = tuple[str, str, str | bytes]
+
+
+# --- words for numbers -----------------------------------------------------------------------------------------------
+
+
+def percent(share: float | None) -> str:
+    """A share as per cent, with one digit behind the point."""
+    return NONE if share is None else f"{share:.1%}" if share >= 0.0005 or share == 0 else "<0.1%"
+
+
+def size(number: float | None) -> str:
+    """Bytes in units of 1,000."""
+    if number is None:
+        return NONE
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} GB"
+
+
+def on_one_line(text: str) -> str:
+    """A text whose line breaks are signs, several in a row counted."""
+
+    def sign(breaks: re.Match) -> str:
+        lines = breaks[0].count("\n")
+        return " ¶ " if lines == 1 else f" ¶×{lines} "
+
+    return re.sub(r"(?:\r?\n)+", sign, text)
+
+
+def labels(models: Sequence[str]) -> list[str]:
+    """The ends of the names, as short as tells them apart; `best` alone says nothing."""
+    paths = [Path(model).parts for model in models]
+    least = [2 if path[-1] in WEIGHTS_OF_A_RUN else 1 for path in paths]
+    for more in itertools.count():
+        shortened = ["/".join(path[-length - more :]) for path, length in zip(paths, least, strict=True)]
+        if len(set(shortened)) == len(set(paths)):
+            return shortened
+
+
+def _number(name: str, style: str) -> Callable[[Row], str]:
+    return lambda row: NONE if row.get(name) is None else format(row[name], style)
+
+
+def _spread(name: str, style: str, scale: float = 1) -> Callable[[Row], str]:
+    def write(row: Row) -> str:
+        if "speed" not in row:
+            return NONE
+        median, low, high = (format(scale * row["speed"][name][key], style) for key in ("median", "low", "high"))
+        return f"{median} ({low} to {high})"
+
+    return write
+
+
+def _written(name: str, style: str) -> Callable[[Row], str]:
+    return lambda row: NONE if row.get("generated", {}).get(name) is None else format(row["generated"][name], style)
+
+
+def _varied(name: str) -> Callable[[Row], str]:
+    def write(row: Row) -> str:
+        sides = (row.get("generated", {}).get(side, {}).get(name) for side in ("variety", "reference_variety"))
+        return "{} ({})".format(*map(percent, sides)) if "generated" in row else NONE
+
+    return write
+
+
+def _against(row: Row) -> str:
+    if "against" not in row:
+        return NONE
+    found = row["against"]
+    return "{difference:+.4f} ({low:+.4f} to {high:+.4f}), better in {probability_better:.1%}".format(**found)
+
+
+# What the tables say of a model, from top to bottom; an arrow points to where better is.
+SCORES: dict[str, Callable[[Row], str]] = {
+    "bits per byte ↓": _number("bits_per_byte", ".4f"),
+    "bits per character ↓": _number("bits_per_character", ".4f"),
+    "word perplexity ↓": _number("word_perplexity", ",.2f"),
+    "loss (nats per token)": _number("loss", ".4f"),
+    "perplexity (tokens)": _number("perplexity", ",.2f"),
+    "mean entropy (nats per token)": _number("mean_entropy_nats", ".4f"),
+    "calibration error ↓": _number("calibration_error", ".4f"),
+    "parameters": _number("parameters", ","),
+    "family": _number("kind", ""),
+    "protocol": _number("protocol", ""),
+    "stride (tokens)": _number("stride", ","),
+    "window (tokens)": _number("context_length", ","),
+    "dtype": _number("dtype", ""),
+    "device": _number("device", ""),
+    "processes": _number("processes", ""),
+    "documents": _number("documents", ","),
+    "tokens": _number("tokens", ","),
+    "words": _number("words", ","),
+    "characters": _number("characters", ","),
+    "bytes": _number("bytes", ","),
+}
+AGAINST: dict[str, Callable[[Row], str]] = {"bits per byte, less the other's ↓": _against}
+SPEED: dict[str, Callable[[Row], str]] = {
+    "time to first token (ms) ↓": _spread("seconds_to_first_token", ",.1f", 1000),
+    "prefill tokens/s ↑": _spread("prefill_tokens_per_second", ",.0f"),
+    "decode tokens/s ↑": _spread("decode_tokens_per_second", ",.0f"),
+    "peak memory ↓": lambda row: size(row.get("speed", {}).get("peak_memory_bytes")),
+    "load time (s) ↓": lambda row: f"{row['speed']['load_seconds']:.2f}" if "speed" in row else NONE,
+}
+WRITTEN: dict[str, Callable[[Row], str]] = {
+    "BLEU (0 to 100) ↑": _written("bleu", ".2f"),
+    "chrF (0 to 100) ↑": _written("chrf", ".2f"),
+    "ROUGE-1 (0 to 1) ↑": _written("rouge1", ".3f"),
+    "ROUGE-2 ↑": _written("rouge2", ".3f"),
+    "ROUGE-L ↑": _written("rougeL", ".3f"),
+    "distinct words (references)": _varied("distinct_1"),
+    "distinct pairs (references)": _varied("distinct_2"),
+    "repetition (references)": _varied("repetition"),
+    "words per text": _written("words_per_text", ".1f"),
+    "words per reference": _written("words_per_reference", ".1f"),
+    "copied from the training text": _written("copy_rate", ".1%"),
+    "the same of the references": _written("reference_copy_rate", ".1%"),
+}
+
+
+def _accuracies(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    names = sorted({name for row in rows for name in row if re.fullmatch(r"top\d+_accuracy", name)}, key=_first_number)
+    return {f"top-{_first_number(name)} accuracy ↑": _number(name, ".2%") for name in names}
+
+
+def _first_number(text: str) -> int:
+    return int(re.search(r"\d+", text)[0])
+
+
+def tabulate(rows: Sequence[Row], figures: dict[str, Callable[[Row], str]]) -> dict[str, list[str]]:
+    """Name of the figure to its value for each model; figures that none has are left out."""
+    table = {name: [show(row) for row in rows] for name, show in figures.items()}
+    return {name: values for name, values in table.items() if set(values) != {NONE}}
+
+
+def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
+    """The tables `scores`, `written` and `speed`; empty where nothing of the kind was asked for."""
+    return {
+        "scores": tabulate(rows, {**dict(itertools.islice(SCORES.items(), 3)), **_accuracies(rows), **SCORES}),
+        "written": tabulate(rows, WRITTEN),
+        "speed": tabulate(rows, SPEED) if any("speed" in row for row in rows) else {},
+    }
+
+
+# --- terminal and JSON -----------------------------------------------------------------------------------------------
+
+
+def report_results(
+    results: dict[str, Any], output: str | None = None, page: str | None = None, pictures: Sequence[Picture] = ()
+) -> None:
+    """Prints the tables; writes all as JSON and as a page where a file is named for it.
+
+    Args:
+        results: of `evaluate_models`, with versions and what else is known of their origin.
+        output: a JSON file; of a single model it holds its row at the top.
+        page: an HTML file.
+        pictures: shown on the page.
+    """
+    print_results(results)
+    if output:
+        rows = results["models"]
+        whole = rows[0] | {name: value for name, value in results.items() if name != "models" and value is not None}
+        text = json.dumps(whole if len(rows) == 1 else results, indent=2, ensure_ascii=False, default=str)
+        _write(output, text + "\n")
+    if page:
+        _write(page, render(results, pictures))
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def print_results(results: dict[str, Any], console: Console | None = None) -> None:
+    """Prints the figures of each model, and of all together where they differ in their seed."""
+    console, rows = console or Console(), results["models"]
+    columns = [Column(Text(label), overflow="fold") for label in labels([row["model"] for row in rows])]
+    table = Table("", *columns)
+    for part in tables(rows).values():
+        for name, values in part.items():
+            table.add_row(name, *map(Text, values))
+        table.add_section()
+    for name, values in tabulate(rows, AGAINST).items():
+        table.add_row(name, *map(Text, values))
+    console.print(table)
+    if results["over_seeds"]:
+        table = Table(f"over {len(rows)} runs", "mean", "std", "95 % interval")
+        for name, found in results["over_seeds"].items():
+            table.add_row(
+                name, *(f"{found[key]:.4f}" for key in ("mean", "std")), "{low:.4f} to {high:.4f}".format(**found)
+            )
+        console.print(table)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def render(results: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
+    """One page with everything; what comes from models and texts is escaped, pictures are taken as they are."""
+    environment = Environment(
+        loader=PackageLoader("smallm_hf.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"on_one_line": on_one_line}
+    rows = results["models"]
+    return environment.get_template("report.html").render(
+        **{name: value for name, value in results.items() if name != "models"},
+        rows=rows,
+        other=labels([results["against"]])[0] if results["against"] else None,
+        labels=labels([row["model"] for row in rows]),
+        colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],
+        tables=tables(rows),
+        charts=charts(rows),
+        pictures=[
+            {"title": title, "caption": caption, "shown": _shown(title, shown)} for title, caption, shown in pictures
+        ],
+    )
+
+
+def _shown(title: str, picture: str | bytes) -> Markup:
+    """A picture as HTML: a PNG as an image, a whole page in a frame of its own."""
+    if isinstance(picture, bytes):
+        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(title, base64.b64encode(picture).decode())
+    if re.match(r"\s*<(!doctype|html)", picture, re.IGNORECASE):
+        return Markup('<iframe title="{}" sandbox="allow-scripts" srcdoc="{}"></iframe>').format(title, picture)
+    return Markup(picture)
+
+
+def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The reliability diagram and the two of the loss: titles, ticks, and for each model the points of its line."""
+    reliability = [[(bin["confidence"], bin["accuracy"]) for bin in row["tables"]["by_confidence"]] for row in rows]
+    tenths = [(tick / 4, f"{tick / 4:.0%}") for tick in range(5)]
+    drawn = [
+        {
+            "title": "Reliability",
+            "note": "how often the first choice is right, by its probability; on the dashed line a model is as good as "
+            "it thinks, below it overconfident",
+            "across": "probability of the first choice",
+            "diagonal": True,
+            "x_ticks": tenths,
+            "y_ticks": tenths,
+            "lines": reliability,
+        }
+    ]
+    for name, title, note, across, edge in (
+        ("by_position", "Loss by position", "nats per token, by its place in the window", "tokens before it, up to", 1),
+        ("by_frequency", "Loss by frequency", "nats per token, by how often it occurs", "occurrences, at least", 0),
+    ):
+        bins = sorted({(bin["from"], bin["to"]) for row in rows for bin in row["tables"][name]})
+        if not bins:
+            continue
+        places = {bin: (number + 0.5) / len(bins) for number, bin in enumerate(bins)}
+        highest = max(bin["loss"] for row in rows for bin in row["tables"][name])
+        step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, float("inf")) if highest / step <= 5 or step > 50)
+        ticks = [step * tick for tick in range(int(highest / step) + 2)] if step < float("inf") else [0]
+        top = ticks[-1] or 1
+        drawn.append(
+            {
+                "title": title,
+                "note": note,
+                "across": across,
+                "diagonal": False,
+                "x_ticks": [(place, _short(bin[edge])) for bin, place in places.items()],
+                "y_ticks": [(tick / top, f"{tick:g}") for tick in ticks],
+                "lines": [
+                    [(places[bin["from"], bin["to"]], bin["loss"] / top) for bin in row["tables"][name]] for row in rows
+                ],
+            }
+        )
+    left, right, top, bottom = PLOT
+    for chart in drawn:
+        chart["plot"] = {"left": left, "right": right, "top": top, "bottom": bottom}
+        chart["x_ticks"] = [(round(left + x * (right - left), 1), text) for x, text in chart["x_ticks"]]
+        chart["y_ticks"] = [(round(bottom - y * (bottom - top), 1), text) for y, text in chart["y_ticks"]]
+        chart["lines"] = [
+            [(round(left + x * (right - left), 1), round(bottom - y * (bottom - top), 1)) for x, y in line]
+            for line in chart["lines"]
+        ]
+    return drawn
+
+
+def _short(number: int) -> str:
+    for unit, letter in ((10**6, "M"), (10**3, "k")):
+        if number >= 10 * unit or (number >= unit and number % unit == 0):
+            return f"{number / unit:.3g}{letter}"
+    return str(number)

@@ -1,0 +1,79 @@
+"""What is summed while a text is scored, and the figures that come of it by one division at the end."""
+
+import math
+import operator
+from dataclasses import astuple, dataclass
+
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.perplexity.perplexity import Perplexity
+from smallm_hf.evaluation.profile import TokenScores
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What was counted so far; additive over windows, batches and processes.
+
+    Attributes:
+        nats: summed negative log-likelihood of the scored tokens.
+        tokens: scored tokens.
+        top1: tokens that were the model's first choice; of equal logits the lower id comes first.
+        top3: tokens among its first three choices.
+        bytes: UTF-8 bytes of the scored text; 0 where only tokens are known.
+        characters: Unicode code points of it; 0 where only tokens are known.
+        words: runs of it between white space; 0 where only tokens are known.
+    """
+
+    nats: float = 0.0
+    tokens: int = 0
+    top1: int = 0
+    top3: int = 0
+    bytes: int = 0
+    characters: int = 0
+    words: int = 0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """The sums of both."""
+        return Sums(*map(operator.add, astuple(self), astuple(other)))
+
+    @classmethod
+    def of_text(cls, text: str) -> "Sums":
+        """The size of a text of which nothing is scored yet."""
+        return cls(bytes=len(text.encode()), characters=len(text), words=len(text.split()))
+
+    @classmethod
+    def of_tokens(cls, scores: TokenScores) -> "Sums":
+        """The sums of scored tokens."""
+        ranks = scores.ranks
+        return cls(scores.nats.sum().item(), len(ranks), (ranks < 1).sum().item(), (ranks < 3).sum().item())
+
+
+def summarize(sums: Sums) -> dict[str, float | int]:
+    """Divides once.
+
+    Returns:
+        loss in nats per token, perplexity (by our `evaluate` metric), bits per byte, accuracies, counts; where
+        characters and words are known also bits per character and word perplexity, exp(nats / words).
+
+    Raises:
+        UserError: nothing was scored, or the nats are not a number.
+    """
+    if not sums.tokens:
+        raise UserError("there was no token to score; give text that is not empty")
+    if math.isnan(sums.nats):
+        raise UserError("the model's logits are not numbers (NaN); its weights are damaged, or its dtype overflows")
+    metric = Perplexity(keep_in_memory=True)
+    metric.add_batch(predictions=[{name: getattr(sums, name) for name in ("nats", "tokens", "bytes")}])
+    figures = metric.compute()
+    of_text = {"characters": sums.characters, "words": sums.words} if sums.words else {}
+    if of_text:
+        word_nats = sums.nats / sums.words
+        figures["bits_per_character"] = sums.nats / math.log(2) / sums.characters
+        figures["word_perplexity"] = math.exp(word_nats) if word_nats < 709 else math.inf  # beyond, a float overflows
+    named = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity")
+    return {name: figures[name] for name in named if name in figures} | {
+        "top1_accuracy": sums.top1 / sums.tokens,
+        "top3_accuracy": sums.top3 / sums.tokens,
+        "tokens": sums.tokens,
+        "bytes": sums.bytes,
+        **of_text,
+    }

@@ -1,0 +1,100 @@
+"""How a sequence of tokens is cut into the windows that a model reads, by the protocols of `scoring.py`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from smallm_hf.errors import UserError
+
+Protocol = Literal["documents", "packed", "sliding"]
+
+# Contexts beyond this are used only when asked for: models of 128k positions would not fit beside their logits.
+LONGEST_DEFAULT_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a model reads at once.
+
+    Attributes:
+        token_ids: int64 of shape (tokens,); what stands before the scored ones is context.
+        scored: how many of them, from the end, are scored.
+        source_ids: what the encoder of a seq2seq model reads beside it.
+    """
+
+    token_ids: np.ndarray
+    scored: int
+    source_ids: Sequence[int] | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The scored tokens."""
+        return self.token_ids[len(self.token_ids) - self.scored :]
+
+
+def resolve_context_length(limit: int | None, requested: int | None) -> int:
+    """The tokens per window: the number asked for, or the model's own up to `LONGEST_DEFAULT_CONTEXT`.
+
+    Raises:
+        UserError: more than the `limit` of the model, or less than one.
+    """
+    if requested is None:
+        return min(limit or LONGEST_DEFAULT_CONTEXT, LONGEST_DEFAULT_CONTEXT)
+    if requested < 1:
+        raise UserError(f"context_length={requested} is not a number of tokens; give 1 or more")
+    if limit is not None and requested > limit:
+        raise UserError(f"context_length={requested} exceeds the model's {limit} positions; give {limit} or less")
+    return requested
+
+
+def resolve_stride(protocol: Protocol, requested: int | None, context_length: int) -> int | None:
+    """The tokens from one window to the next under `sliding`, half of them by default; None under the others.
+
+    Raises:
+        UserError: a stride for another protocol, longer than a window, or less than one.
+    """
+    if protocol != "sliding":
+        if requested is not None:
+            raise UserError(f"stride={requested} belongs to protocol sliding and not to {protocol}; leave out one")
+        return None
+    if requested is None:
+        return max(1, context_length // 2)
+    if not 1 <= requested <= context_length:
+        raise UserError(f"stride={requested} must be from 1 to context_length={context_length}, or tokens go unscored")
+    return requested
+
+
+def cut_text(
+    before: Sequence[int],
+    token_ids: Sequence[int],
+    context_length: int,
+    stride: int | None = None,
+    source_ids: Sequence[int] | None = None,
+) -> Iterator[Window]:
+    """Cuts a text behind the tokens that stand before it; every token of the text is scored in one window.
+
+    Args:
+        before: tokens that are read and not scored, one or more.
+        token_ids: of the text.
+        context_length: tokens of a window beyond the first, which is only read.
+        stride: scored tokens of every window but the first and the last; None cuts disjoint windows.
+        source_ids: what an encoder reads with each of them.
+    """
+    sequence = np.array([*before, *token_ids], dtype=np.int64)
+    done, planned_end = len(before), context_length + 1
+    while done < len(sequence):
+        end = min(planned_end, len(sequence))
+        begin = (end if stride else planned_end) - context_length - 1
+        if end > done:
+            yield Window(sequence[max(0, begin) : end], end - done, source_ids)
+            done = end
+        planned_end += stride or context_length
+
+
+def cut_stream(token_ids: np.ndarray, index: int, context_length: int) -> Window:
+    """Window `index` of a stream: up to `context_length` tokens and the one before; the last one before the first."""
+    begin = index * context_length
+    ids = np.concatenate(([token_ids[begin - 1]], token_ids[begin : begin + context_length])).astype(np.int64)
+    return Window(ids, len(ids) - 1)

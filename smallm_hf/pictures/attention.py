@@ -1,0 +1,226 @@
+"""What each head of a model looks at while it reads a text: one map per layer and head.
+
+A row of a map is a token that looks, a column one that is looked at; a row adds up to 1. The start token stands before
+the text, as in training. Layers and heads are counted from 0, as in the names of the weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smallm_hf.errors import UserError, one_line
+from smallm_hf.evaluation.families import evaluation_mode, position_limit, start_token_id
+from smallm_hf.pictures.picture import STYLE, Picture, legible, shorten, write_around, write_pictures
+from smallm_hf.pictures.reading import model_name, read_tokens, token_labels
+
+SHOWN_TOKENS = 24  # more could not be read on the axes
+NUMBERED_TOKENS = 20  # up to here a map that stands alone has its numbers in it
+HABIT = 0.5  # a head that gives one place more than this, on average, is named after it
+LETTERS = 14  # of a token on an axis
+GRID_POINTS, LONE_POINTS = 7, 10  # size of the letters on the axes
+LEAST_INCHES, AROUND_INCHES = 1.3, 1.6
+SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # on the scale of colours
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where the heads look.
+
+    Attributes:
+        tokens: T labels, the start token first where there is one.
+        maps: float64 of shape (layers, heads, T, T), rows look at columns.
+        left_out: tokens of the text behind these.
+    """
+
+    tokens: list[str]
+    maps: np.ndarray
+    left_out: int
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Computes attention the way that keeps its weights, within the block."""
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def read_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Attention:
+    """The attention of all heads over a text.
+
+    Args:
+        model: any with attention.
+        tokenizer: the model's own.
+        text: the model reads its first `SHOWN_TOKENS` tokens, fewer if its context is shorter; that changes nothing in
+            the maps of a causal model.
+
+    Raises:
+        UserError: an empty text, a tokenizer of another model, a model that gives no attention maps, or maps that are
+            not numbers.
+    """
+    tokens, start = read_tokens(model, tokenizer, text), start_token_id(tokenizer)
+    ids = [*([] if start is None else [start]), *tokens.ids]
+    read = ids[: min(SHOWN_TOKENS, position_limit(model) or SHOWN_TOKENS)]
+    labels = token_labels(model, tokenizer)
+    name, maps = type(model).__name__, None
+    try:
+        with evaluation_mode(model), _eager(model):
+            outputs = model(torch.tensor([read], device=model.device), output_attentions=True, use_cache=False)
+            maps = getattr(outputs, "attentions", None)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} gives no attention maps ({one_line(error)}); give a transformer") from error
+    if not maps or any(layer is None for layer in maps):
+        raise UserError(f"{name} gives no attention maps; give a transformer")
+    stacked = torch.cat(maps).double().cpu().numpy()
+    if not np.isfinite(stacked).all():
+        raise UserError("the model's attention is not numbers (NaN); its weights are damaged, or its dtype overflows")
+    return Attention([labels[id] for id in read], stacked, len(ids) - len(read))
+
+
+def habit(attention: np.ndarray) -> str:
+    """What a head does, where that is plain: the place that gets more than half of its attention, with its share.
+
+    Args:
+        attention: (T, T), the map of one head. Only rows whose first, previous and own token are three are counted.
+    """
+    rows = np.arange(2, len(attention))
+    if not len(rows):
+        return ""
+    shares = {
+        "first": attention[rows, 0].mean(),
+        "previous": attention[rows, rows - 1].mean(),
+        "own": attention[rows, rows].mean(),
+    }
+    place, share = max(shares.items(), key=lambda item: item[1])
+    return f"{place} {share:.0%}" if share > HABIT else ""
+
+
+def attention_figure(
+    attention: Attention, title: str, caption: str, layers: Sequence[int], heads: Sequence[int]
+) -> Figure:
+    """The maps of some layers, from top to bottom, and some heads, from left to right.
+
+    Args:
+        attention: of `read_attention`.
+        title: above the maps.
+        caption: below them.
+        layers: which rows of the grid.
+        heads: which columns of the grid.
+    """
+    tokens = [legible(shorten(token, LETTERS)) for token in attention.tokens]
+    lone = len(layers) == len(heads) == 1
+    points = LONE_POINTS if lone else GRID_POINTS
+    side = max(5.0 if lone else LEAST_INCHES, len(tokens) * points * 1.35 / 72 * (2.2 if lone else 1))
+    longest = max(map(len, tokens)) * points * 0.65 / 72
+    size = (max(7.0, len(heads) * (side + 0.12) + longest + AROUND_INCHES), len(layers) * (side + 0.3) + longest + 1.4)
+    with matplotlib.rc_context(STYLE | {"axes.spines.right": True, "axes.spines.top": True}):
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(layers), len(heads), squeeze=False, sharex=True, sharey=True)
+        for row, layer in zip(grid, layers, strict=True):
+            for axes, head in zip(row, heads, strict=True):
+                shares = attention.maps[layer, head]
+                image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+                does = habit(shares)
+                name = f"layer {layer}, head {head}" if lone else f"{layer}·{head}"
+                axes.set_title(f"{name}  {does}".strip(), fontsize=points + 3, pad=3)
+                axes.tick_params(length=0, pad=2)
+                if lone and len(tokens) <= NUMBERED_TOKENS:
+                    _write_numbers(axes, shares)
+        ticks = range(len(tokens))
+        for axes in grid[:, 0]:
+            axes.set_yticks(ticks, tokens, fontsize=points)
+        for axes in grid[-1]:
+            axes.set_xticks(ticks, tokens, fontsize=points, rotation=90)
+        bar = figure.colorbar(image, ax=grid, shrink=min(0.8, 4 / size[1]), aspect=25, pad=0.01, ticks=SHARES)
+        bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        bar.ax.tick_params(labelsize=8)
+        write_around(figure, title, caption)
+    return figure
+
+
+def _write_numbers(axes: matplotlib.axes.Axes, shares: np.ndarray) -> None:
+    """Per cent in each cell that has one or more."""
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            colour = "white" if share > 0.35 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+
+
+def attention_pictures(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+) -> list[Picture]:
+    """The maps of all layers and heads, or of one layer, one head of all layers, or one map alone and larger.
+
+    Raises:
+        UserError: no such layer or head, or what `read_attention` refuses.
+    """
+    attention = read_attention(model, tokenizer, text)
+    layers, heads = (
+        _chosen(wanted, number, name)
+        for wanted, number, name in zip((layer, head), attention.maps.shape, ("layer", "head"), strict=False)
+    )
+    name = "attention" + (f"_layer{layer}" if layer is not None else "") + (f"_head{head}" if head is not None else "")
+    title = f"Attention of {model_name(model)}"
+    first = " The first token stands before the text." if start_token_id(tokenizer) is not None else ""
+    cut = f" {attention.left_out:,} more tokens of the text are not shown." if attention.left_out else ""
+    caption = (
+        "Each map is a head, named layer·head from 0. A row is a token that looks, a column one that is looked at: the "
+        f"darker, the larger the share of its attention; each row adds up to 100 %, the scale is a square root.{first} "
+        "A head that gives more than half to one place bears its name: the first, the previous or its own token, on "
+        f"average from the third row on.{cut}"
+    )
+    return [Picture(name, title, caption, figure=attention_figure(attention, title, caption, layers, heads))]
+
+
+def _chosen(wanted: int | None, number: int, name: str) -> Sequence[int]:
+    if wanted is None:
+        return range(number)
+    if not 0 <= wanted < number:
+        raise UserError(f"{name} {wanted} is not there; the model has {name}s 0 to {number - 1}")
+    return [wanted]
+
+
+def draw_attention(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    text: str,
+    layer: int | None = None,
+    head: int | None = None,
+    output_dir: Path = Path("figures"),
+) -> list[Path]:
+    """Draws what each head of a model looks at while it reads a text.
+
+    Args:
+        model: any with attention.
+        tokenizer: the model's own.
+        text: the text; its first 24 tokens are read and drawn.
+        layer: only this one, from 0.
+        head: only this one, from 0; with a layer it is drawn alone, larger and with numbers.
+        output_dir: for attention.png and attention.svg, with layer and head in the name where they are chosen.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: no such layer or head, what `read_attention` refuses, or files that cannot be written.
+    """
+    pictures = attention_pictures(model, tokenizer, text, layer=layer, head=head)
+    return write_pictures(pictures, output_dir, "attention")

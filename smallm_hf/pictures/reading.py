@@ -1,0 +1,73 @@
+"""A text as the tokens that a model reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smallm_hf.comparison.words import read_vocabulary
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.families import vocabulary_size
+from smallm_hf.evaluation.reporting import labels
+from smallm_hf.pictures.picture import signs
+from smallm_hf.tokenization import valid_unicode
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a text, without one that the tokenizer would add.
+
+    Attributes:
+        ids: their ids.
+        pieces: what each adds to the text; joined they are the text up to what the tokenizer drops at its end. One
+            that is only a part of a letter adds the letter, or nothing where another has done so.
+    """
+
+    ids: list[int]
+    pieces: list[str]
+
+
+def read_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
+    """Splits a text without the white space around it.
+
+    Raises:
+        UserError: there is no token in it, or one that the model does not know.
+    """
+    text = valid_unicode(text).strip()
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, **options)
+    ids, vocab_size = encoded["input_ids"], vocabulary_size(model)
+    if not ids:
+        raise UserError("the text is empty; give a text of at least one token")
+    if max(ids) >= vocab_size:
+        raise UserError(
+            f"token id {max(ids)} is outside the model's vocabulary of {vocab_size}; take the tokenizer of this model"
+        )
+    if not tokenizer.is_fast:  # it does not tell where its tokens lie
+        return Tokens(ids, tokenizer.convert_ids_to_tokens(ids))
+    pieces, done = [], 0
+    for _, end in encoded["offset_mapping"]:  # a space that offsets leave out belongs to the token behind it
+        pieces.append(text[done:end])
+        done = max(done, end)
+    return Tokens(ids, pieces)
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """What a caption calls the model: the end of its folder's path or Hub id, or its class."""
+    source = model.config.name_or_path
+    return labels([source])[0] if source else type(model).__name__
+
+
+def token_labels(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
+    """How each token of the vocabulary is written: as its text, else as its bytes, a special one as its name."""
+    vocabulary = read_vocabulary(tokenizer, vocabulary_size(model))
+    return [_label(piece, name) for piece, name in zip(vocabulary.pieces, vocabulary.names, strict=True)]
+
+
+def _label(piece: bytes | None, name: str) -> str:
+    if not piece:
+        return name
+    try:
+        return signs(piece.decode())
+    except UnicodeDecodeError:  # a part of a letter
+        return f"<{piece.hex(' ')}>"

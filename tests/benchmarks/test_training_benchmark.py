@@ -1,0 +1,78 @@
+import io
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from smallm_hf import SmaLLMConfig
+from smallm_hf.benchmarks.training import compare_training, library_config, plain_factor, print_training
+from smallm_hf.config import parse_command_line
+from smallm_hf.errors import UserError
+from smallm_hf.pretrained import fresh_model
+from smallm_hf.runs import prepare_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The config and the token files of a very small run."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    stories = [f"story {number}: the cat and dog {number % 7} sat on mat {number % 5}." for number in range(200)]
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories) + "\n")
+    content = {
+        "data": {"source": str(folder / "stories.txt"), "validation_ratio": 0.2},
+        "cleaning": {"enabled": False},
+        "selection": {"duplicates": "exact"},
+        "model": {"vocab_size": 280, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "training": {"context_length": 32, "batch_size": 2, "max_seconds": 1, "compile": False, "precision": "fp32"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+    words = ["--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "tokens")]
+    config, options = parse_command_line("test", words, training=False)
+    return config, prepare_run(config, options)
+
+
+def test_everybody_trains_in_turns_and_is_scored_on_the_same_text(run):
+    results = compare_training(
+        *run, seconds=0.6, turn=0.2, against=["gpt2", "trainer"], without=["muon"], threads=1, say=lambda line: None
+    )
+    assert list(results["contestants"]) == ["ours", "ours without muon", "gpt2", "trainer"]
+    for name, row in results["contestants"].items():
+        assert row["rate"] > 0 and row["steps"] > 0, name
+        assert 0 < row["bits_per_byte"] < 10, name
+        assert row["peak_memory_bytes"] > 2**26, name
+        assert row["tokens"] == row["steps"] * (64 if name.startswith("ours") else 8 * 32), name
+    assert 0 < results["contestants"]["ours"]["optimizer_share"] < 1
+    assert results["hardware"]["cpu_threads"]
+    assert {"commit", "versions"} <= results.keys()
+    shown = io.StringIO()
+    print_training(results, Console(file=shown, width=140))
+    assert "ours without muon" in shown.getvalue()
+
+
+@pytest.mark.parametrize("options", [{"against": ["bloom"]}, {"without": ["bloom"]}])
+def test_an_unknown_contestant_is_refused(run, options):
+    with pytest.raises(UserError, match="bloom is no contestant; choose from"):
+        compare_training(*run, **options)
+
+
+def test_the_library_models_have_our_shape():
+    ours = SmaLLMConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    with torch.device("meta"):
+        qwen3 = AutoModelForCausalLM.from_config(library_config(ours, "qwen3"))
+        gpt2 = AutoModelForCausalLM.from_config(library_config(ours, "gpt2"))
+    assert qwen3.num_parameters() == fresh_model(ours, "meta").num_parameters()
+    classic = SmaLLMConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        preset="classic",
+        max_position_embeddings=ours.max_position_embeddings,
+    )
+    assert gpt2.num_parameters() == fresh_model(classic, "meta").num_parameters()
+
+
+def test_the_plain_loop_warms_up_stays_and_decays():
+    assert [plain_factor(share) for share in (0.0, 0.02, 0.04, 0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]

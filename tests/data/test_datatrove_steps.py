@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+import smallm_hf.data.stages as stages
+from smallm_hf.data.documents import DataConfig, Source
+from smallm_hf.data.preparing import find_or_prepare, join_preparation, parts_folder
+from smallm_hf.data.request import Request
+from smallm_hf.data.selection import SelectionConfig
+from smallm_hf.errors import UserError
+from smallm_hf.tokenization import TokenizerConfig
+
+CONTENT = ("train.bin", "validation.bin", "tokenizer/tokenizer.json", "meta.json")
+
+
+@pytest.fixture
+def request_of_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "PART_CHARACTERS", 300)
+    for name in ("cats", "dogs"):
+        rows = "".join(json.dumps({"text": f"{name} were there {number} times"}) + "\n" for number in range(60))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    sources = [Source(str(tmp_path / f"{name}.jsonl")) for name in ("cats", "dogs")]
+    data = DataConfig(sources=sources, validation_ratio=0.2, workers=1)
+    return Request(data, TokenizerConfig("bpe"), 270, selection=SelectionConfig(duplicates="exact"))
+
+
+def content(folder):
+    return [(folder / name).read_bytes() for name in CONTENT]
+
+
+def test_tasks_that_share_the_work_leave_what_one_would(request_of_two, tmp_path):
+    find_or_prepare(request_of_two, tmp_path / "one", 64)
+    for rank in (1, 0, 2):
+        join_preparation(request_of_two, tmp_path / "many", 64, stages.Workers(1)).clean(rank, 3)
+        assert len(list(parts_folder(tmp_path / "many").glob("0?-?????"))) >= 3
+    for rank in (2, 1, 0):
+        shared = join_preparation(request_of_two, tmp_path / "many", 64, stages.Workers(1))
+        cleaned = shared.cleaned()
+        selection = shared.choose(cleaned)
+        shared.encode(cleaned, selection, shared.tokenizer(cleaned, selection), rank, 3)
+    find_or_prepare(request_of_two, tmp_path / "many", 64)
+    assert content(tmp_path / "many") == content(tmp_path / "one")
+    assert not parts_folder(tmp_path / "many").exists()
+
+
+def test_parts_of_other_settings_are_not_shared(request_of_two, tmp_path):
+    join_preparation(request_of_two, tmp_path / "many", 64, stages.Workers(1))
+    with pytest.raises(UserError, match=r".many.parts holds parts of other settings, .*; remove it"):
+        join_preparation(request_of_two, tmp_path / "many", 128, stages.Workers(1))
+
+
+def test_the_stages_run_on_the_local_executor_of_datatrove(request_of_two, tmp_path, monkeypatch):
+    executors = pytest.importorskip("datatrove.executor", reason="needs the extra `datatrove`")
+    from smallm_hf.data.datatrove_steps import prepare_with
+
+    def executor(name, pipeline, tasks, depends):
+        logs = str(tmp_path / "logs" / name)
+        return executors.LocalPipelineExecutor(pipeline, tasks, workers=1, logging_dir=logs, depends=depends)
+
+    prepare_with(executor, request_of_two, tmp_path / "many", 64, tasks=3).run()
+    made = content(tmp_path / "many")
+    find_or_prepare(request_of_two, tmp_path / "one", 64)
+    assert made == content(tmp_path / "one")
+    assert (tmp_path / "logs" / "encode" / "completions" / "00002").exists()

@@ -1,0 +1,109 @@
+"""Texts against references, and what they share with the training text, by hand and by brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from small_models import bert, gpt2, letter_tokenizer, mask_tokenizer, t5
+
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation import generated
+from smallm_hf.evaluation.generated import COPIED, Continuation, continue_documents, copy_rate, judge, likeness
+from smallm_hf.evaluation.variety import variety
+from smallm_hf.generation import sample
+
+SETTINGS = {"max_new_tokens": 6, "temperature": 0.8, "seed": 3}
+
+
+def test_a_document_is_continued_from_the_first_half_of_its_words():
+    model, tokenizer = gpt2(), letter_tokenizer()
+    documents = [(" ab cd, e\nf ", ""), ("abc", ""), ("a b c", "")]  # the second has no second half
+    first, second = continue_documents(model, tokenizer, documents, **SETTINGS)
+    assert (first.prompt, first.reference) == ("ab cd,", " e\nf")
+    assert (second.prompt, second.reference) == ("a", " b c")
+    assert first.text == sample(model, tokenizer, ["ab cd,"], **SETTINGS)[0]
+
+
+def test_a_seq2seq_model_answers_its_source_and_the_text_is_the_reference():
+    tokenizer = letter_tokenizer("$A </s>", eos_token="</s>", pad_token="</s>")
+    documents = [("cab", "abc"), ("ab cd", "")]
+    answered, continued = continue_documents(t5(), tokenizer, documents, **SETTINGS)
+    assert (answered.prompt, answered.reference) == ("abc", "cab")
+    assert (continued.prompt, continued.reference) == ("ab", " cd")
+    assert 0 <= len(answered.text) <= SETTINGS["max_new_tokens"]
+    again = continue_documents(t5(), tokenizer, documents, **SETTINGS)
+    assert [part.text for part in again] == [answered.text, continued.text]
+
+
+def test_equal_texts_are_as_like_as_can_be_and_other_ones_are_not():
+    same = likeness(["the cat sat on the mat"] * 2, ["the cat sat  on\nthe mat"] * 2)
+    assert (same["bleu"], same["chrf"], same["rouge1"], same["rougeL"]) == (pytest.approx(100), 100, 1, 1)
+    other = likeness(["the cat sat on the mat"], ["dogs bark"])
+    assert other["bleu"] == pytest.approx(0, abs=1e-9)
+    assert other["rouge2"] == 0
+
+
+def test_bleu_and_rouge_by_hand():
+    # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples match and no run of four, which is smoothed to half of one in 3.
+    found = likeness(["the cat sat on a mat"], ["the cat sat in a mat"])
+    assert found["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 0.5 / 3) ** 0.25)
+    assert found["rouge1"] == pytest.approx(5 / 6)
+    assert found["rouge2"] == pytest.approx(3 / 5)
+    assert found["signatures"][0].startswith("BLEU nrefs:1")
+
+
+@pytest.mark.parametrize(("texts", "references"), [(["a"], ["a", "b"]), (["a", "b"], ["a"]), ([], [])])
+def test_references_that_do_not_match_in_number_are_told(texts, references):
+    with pytest.raises(UserError, match=f"{len(texts)} texts cannot be compared with {len(references)} references"):
+        likeness(texts, references)
+
+
+def runs(ids: list[int]) -> list[tuple[int, ...]]:
+    return [tuple(ids[place : place + COPIED]) for place in range(len(ids) - COPIED + 1)]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 64, 2**20])
+def test_the_copy_rate_is_the_share_of_runs_of_8_tokens_that_stand_in_the_training_text(at_a_time, monkeypatch):
+    monkeypatch.setattr(generated, "TOKENS_AT_A_TIME", at_a_time)
+    draw = np.random.default_rng(0)
+    training = draw.integers(2, size=300).astype("<u2")  # of two tokens, so that runs meet by chance
+    written = [draw.integers(2, size=size).tolist() for size in (40, 3, 0, 60)]
+    known, said = set(runs(training.tolist())), [run for ids in written for run in runs(ids)]
+    expected = sum(run in known for run in said) / len(said)
+    assert 0.1 < expected < 0.9
+    assert copy_rate(written, training) == pytest.approx(expected)
+
+
+def test_what_was_copied_is_seen_and_what_was_not_is_not(tmp_path):
+    training = np.arange(1000, dtype="<u2")
+    training.tofile(tmp_path / "train.bin")
+    stream = np.memmap(tmp_path / "train.bin", dtype="<u2", mode="r")
+    assert copy_rate([list(range(985, 1000))], stream) == 1
+    assert copy_rate([list(range(20))[::-1]], stream) == 0
+    assert copy_rate([list(range(10, 17))], stream) is None  # a run of 7
+
+
+def test_a_judgement_holds_all_measures_of_texts_and_references():
+    tokenizer = letter_tokenizer()
+    parts = [Continuation("ab", " abcdefabcdef", " abcdefabcdef"), Continuation("a", " cab cab", " bad")]
+    training = np.array(tokenizer.convert_tokens_to_ids(list(" abcdefabcdef")))
+    found = judge(parts, tokenizer, training)
+    assert (found["copy_rate"], found["reference_copy_rate"]) == (1, 6 / 7)  # all 6 runs, but the 1 of " cab cab"
+    assert (found["words_per_text"], found["words_per_reference"]) == (1, 1.5)
+    assert found["variety"] == variety([" abcdefabcdef", " bad"])
+    assert found["reference_variety"] == variety([" abcdefabcdef", " cab cab"])
+    assert not math.isnan(found["bleu"])
+    assert "copy_rate" not in judge(parts, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "documents", "message"),
+    [
+        (bert(), mask_tokenizer(), ["ab cd"], "BertForMaskedLM fills in masks and writes no text"),
+        (gpt2(), letter_tokenizer(), ["a b", "a" * 40 + " b"], "document 2: the prompt takes 41 tokens.*holds 32"),
+        (gpt2(), letter_tokenizer(), ["abc", ""], "no document has two words"),
+    ],
+)
+def test_what_cannot_be_continued_is_told(model, tokenizer, documents, message):
+    with pytest.raises(UserError, match=message):
+        continue_documents(model, tokenizer, [(text, "") for text in documents], **SETTINGS)
