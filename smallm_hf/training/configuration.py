@@ -41,7 +41,7 @@ class TrainingConfig:
         epochs: passes over the training tokens.
         context_length: tokens per window; at most model.max_position_embeddings.
         length_warmup: shorter lengths to begin with, in tokens: each window is cut into rows of the first, then of the
-            next, then left whole. Each divides context_length.
+            next, then left whole. Each divides context_length; those that are not shorter are passed over.
         length_warmup_fraction: share of the run trained in shorter rows, shared equally by the lengths.
         batch_size: windows per process and micro-step; auto takes the most that fit into memory and divide the update.
         accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
@@ -154,7 +154,7 @@ class TrainingConfig:
                 f"{self.global_batch_size}; leave the last out, or set training.batch_size to auto"
             )
         for length in self.length_warmup:
-            if length < 1 or self.context_length % length or length == self.context_length:
+            if length < 1 or (length < self.context_length and self.context_length % length):
                 raise UserError(
                     f"training.length_warmup={self.length_warmup} cuts windows of training.context_length="
                     f"{self.context_length} into rows, and {length} does not; take lengths that divide it, such as "
@@ -173,6 +173,11 @@ class TrainingConfig:
     def windows_per_step(self) -> int:
         """Windows in one optimizer update, over all processes."""
         return self.global_batch_size or self.batch_size * self.accumulation_steps
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """Tokens in the rows that windows are cut into, one after the other; the last is the whole window."""
+        return [*(length for length in self.length_warmup if length < self.context_length), self.context_length]
 
     @property
     def tokens_per_step(self) -> int:
@@ -216,7 +221,7 @@ def row_length(training: TrainingConfig, progress: float) -> int:
     Short rows cost less attention, and near context is what a model learns first (Li et al. 2022, "The Stability-
     Efficiency Dilemma"; Press et al. 2021, "Shortformer", section 4).
     """
-    lengths = training.length_warmup
-    if progress >= training.length_warmup_fraction:
-        return training.context_length
-    return (*lengths, training.context_length)[int(progress / training.length_warmup_fraction * len(lengths))]
+    *shorter, whole = training.row_lengths
+    if not shorter or progress >= training.length_warmup_fraction:
+        return whole
+    return shorter[int(progress / training.length_warmup_fraction * len(shorter))]

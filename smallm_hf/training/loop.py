@@ -422,7 +422,7 @@ class TrainingLoop:
             fits = False
             while not fits:
                 try:
-                    for length in (*self.training.length_warmup, self.training.context_length):
+                    for length in self.training.row_lengths:
                         batch = self.batch(np.zeros(self.state.batch_size, dtype=np.int64), length)
                         self.accelerator.backward(self.step_loss(**batch))
                     fits = True

@@ -54,7 +54,7 @@ def test_the_numbers_are_those_of_the_records(finished_run):
         f"{results['flops'] / 2:.2e} FLOPs",  # at half of the run
         f"`{results['data']['content_sha256']}`",
         f"stories.txt: {results['data']['train']['documents']} documents, {results['data']['train']['bytes']:,} bytes",
-        "384 (0.09 epochs) in 3 optimizer steps",
+        f"384 ({results['epochs'] / 2:.2f} epochs) in 3 optimizer steps",
         "Qwen3ForCausalLM, 2 layers, 32 wide, 2 heads, 280 entries in the vocabulary, 32 positions",
     ):
         assert written in text, written
@@ -64,7 +64,7 @@ def test_every_set_of_weights_has_its_own_numbers_and_samples(finished_run):
     results = json.loads((finished_run / "results.json").read_text())
     for name, scored in (("step-3", results["best"]), ("step-6", results["last"]), ("final", results["last"])):
         text, step = card(finished_run, name).text, scored["step"]
-        assert f"{128 * step} ({0.0939 * step / 3:.2f} epochs) in {step} optimizer steps" in text
+        assert f"{128 * step} ({results['epochs'] * step / 6:.2f} epochs) in {step} optimizer steps" in text
         assert f"at step {step}:" in text and f"| {scored['validation_loss']:.4f} | " in text
         assert ("## Samples" in text) == (step == 6)  # drawn at the end only
     for sample in map(json.loads, (finished_run / "samples.jsonl").read_text().splitlines()):

@@ -163,7 +163,12 @@ def test_rows_grow_with_the_run_and_end_whole():
     assert row_length(dataclasses.replace(training, length_warmup_fraction=0.0), 0.0) == 8
 
 
-@pytest.mark.parametrize("length", [0, 3, 8])
+def test_lengths_that_are_not_shorter_than_the_window_are_passed_over():
+    training = TrainingConfig(max_steps=10, context_length=8, length_warmup=[4, 8, 12], length_warmup_fraction=0.5)
+    assert [row_length(training, share) for share in (0, 0.49, 0.5)] == [4, 4, 8]
+
+
+@pytest.mark.parametrize("length", [0, 3])
 def test_a_length_that_does_not_cut_windows_into_rows_is_refused(length):
     with pytest.raises(UserError, match=rf"length_warmup=\[{length}\] cuts windows of training.context_length=8 into"):
         TrainingConfig(max_steps=1, context_length=8, length_warmup=[length])
