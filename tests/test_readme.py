@@ -42,11 +42,12 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
+def checkout(tmp_path_factory, gpt2_folder) -> Path:
     """A folder that looks like a clone to the commands, with texts of a user's own."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("scripts", "configs", "smallm_hf"):
         (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "gpt2").symlink_to(gpt2_folder)  # what a user has from the Hub
     draw = random.Random(0)
     words = ["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3)) for _ in range(900)]
     paragraphs = [" ".join(draw.choices(words, k=30)) for _ in range(400)]
