@@ -22,10 +22,8 @@ from smallm_hf.training.devices import hardware
 
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 112, 5
 QUICK_NEW_TOKENS, QUICK_ROUNDS = 8, 2
-READ_BYTES, QUICK_READ_BYTES = (
-    2**28,
-    2**24,
-)  # larger than the caches of a processor; a quick run only shows that it works
+# Larger than the caches of a processor; a quick run only shows that it works.
+READ_BYTES, QUICK_READ_BYTES = 2**28, 2**24
 BASELINE = "generate, fp32"
 MEMORY = "reading memory"
 

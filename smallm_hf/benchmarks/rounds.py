@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -28,10 +28,14 @@ def in_rounds(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
     first = rates[next(iter(ways))]
     results = {}
     for name, own in rates.items():
-        ratios = [one / other for one, other in zip(own, first, strict=True)]
-        ratio = {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        ratio = ratio_of([one / other for one, other in zip(own, first, strict=True)])
         results[name] = {"rates": own, "rate": statistics.median(own), "ratio": ratio}
     return results
+
+
+def ratio_of(rounds: Sequence[float]) -> dict[str, float]:
+    """The ratios of all rounds as median, lowest and highest."""
+    return {"median": statistics.median(rounds), "lowest": min(rounds), "highest": max(rounds)}
 
 
 def spread(ratio: Mapping[str, float]) -> str:

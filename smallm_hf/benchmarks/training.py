@@ -27,7 +27,6 @@ from smallm_hf.training.devices import (
     accelerator_type,
     build_accelerator,
     hardware,
-    peak_flops,
     peak_memory_bytes,
     resolve_precision,
 )
@@ -44,7 +43,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "logits": {"loss": "chunked"},
 }
 # The recipe that others are given: AdamW in float32 with an early warm-up and a linear decay over the second half.
-PLAIN = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+PLAIN = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
 PLAIN_WINDOWS, PLAIN_WARMUP, PLAIN_DECAY = 8, 0.04, 0.5
 AGAINST = ("gpt2", "llama", "qwen3", "trainer")
 
@@ -149,7 +148,6 @@ def _train_ours(
         **{"steps": steps, "tokens": tokens, "peak_memory_bytes": memory, "set_up_seconds": set_up, **figures},
         **{"parameters": model.num_parameters(), "flops_per_token": flops},
         "optimizer_share": optimizing[0] / seconds if accelerator_type() == "cpu" else None,
-        "mfu_of": peak_flops(training.peak_tflops, precision),
     }
 
 
@@ -193,14 +191,14 @@ def _train_plainly(
     _begin_process(threads)
     files, training = open_token_files(folder), config.training
     model = _library_model(config, files, model_type)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PLAIN["learning_rate"], **_betas_and_decay())
+    optimizer = torch.optim.AdamW(model.parameters(), **PLAIN)
     order = WindowOrder(len(files.train), training.context_length, training.seed)
     steps = 0
     set_up = time.perf_counter() - began
     turns.begin()
     while (share := turns.share) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = PLAIN["learning_rate"] * plain_factor(share)
+            group["lr"] = PLAIN["lr"] * plain_factor(share)
         starts = order.starts(steps * PLAIN_WINDOWS, PLAIN_WINDOWS)
         batch = next_token_batch(files.train, starts, training.context_length)
         ids, targets = (batch[name].to(model.device) for name in ("input_ids", "targets"))
@@ -244,7 +242,7 @@ def _train_with_trainer(
 
         def on_step_begin(self, *arguments, optimizer, **options) -> None:
             for group in optimizer.param_groups:
-                group["lr"] = PLAIN["learning_rate"] * plain_factor(turns.share)
+                group["lr"] = PLAIN["lr"] * plain_factor(turns.share)
 
         def on_step_end(self, args, state, control, **options) -> None:
             turns.did(PLAIN_WINDOWS * training.context_length)
@@ -255,7 +253,7 @@ def _train_with_trainer(
             output_dir=output,
             per_device_train_batch_size=PLAIN_WINDOWS,
             max_steps=1 << 40,
-            learning_rate=PLAIN["learning_rate"],
+            learning_rate=PLAIN["lr"],
             adam_beta2=PLAIN["betas"][1],
             weight_decay=PLAIN["weight_decay"],
             lr_scheduler_type="constant",
@@ -269,10 +267,6 @@ def _train_with_trainer(
         set_up = time.perf_counter() - began
         trainer.train()
     return _plain_result(model, files, training, trainer.state.global_step, set_up)
-
-
-def _betas_and_decay() -> dict[str, Any]:
-    return {"betas": PLAIN["betas"], "weight_decay": PLAIN["weight_decay"]}
 
 
 def _library_model(config: RunConfig, files: TokenFiles, model_type: str) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from smallm_hf.benchmarks.rounds import ratio_of
 from smallm_hf.errors import UserError
 
 # What a contestant does: takes its turns, and returns what it has to say at the end. Importable, as it is sent.
@@ -95,7 +96,6 @@ def take_turns(
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         results: dict[str, dict[str, Any]] = {}
         order = list(contestants)
-        spent = dict.fromkeys(contestants, 0.0)
         while len(results) < len(contestants):
             for name in order:
                 if name in results:
@@ -106,7 +106,6 @@ def take_turns(
                     results[name] = answer["result"]
                     continue
                 rates[name].append(answer["work"] / answer["seconds"])
-                spent[name] += answer["seconds"]
             order = order[1:] + order[:1]
     finally:
         for process in processes.values():
@@ -118,7 +117,7 @@ def take_turns(
         result |= {
             "rates": rates[name],
             "rate": statistics.median(rates[name]),
-            "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
+            "ratio": ratio_of(ratios),
             "rounds": len(ratios),
         }
     return {name: results[name] for name in contestants}
