@@ -13,10 +13,11 @@ needs, and which may run a compiled step.
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import nn
 from transformers import (
     Cache,
@@ -32,6 +33,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+
+
+# The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those that
+# Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
+OWN_PRODUCTS = {
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP",
+    "max_autotune_report_choices_stats": False,
+    "autotune_num_choices_displayed": 0,
+}
 
 
 class _TextFrom(TextStreamer):
@@ -73,8 +84,25 @@ def _step(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache) -> torc
 
 @functools.cache
 def _compiled_step() -> Callable[..., torch.Tensor]:
-    """`_step` compiled: once for each shape of model, batch and cache."""
+    """`_step` compiled: once for each model and shape of batch and cache."""
     return torch.compile(_step, fullgraph=True, dynamic=False)
+
+
+def _compiling(model: PreTrainedModel) -> AbstractContextManager:
+    """What holds while a compiled step is called, as its first call compiles it.
+
+    On a CPU its weights become constants of it, laid out for its products: it goes on with them when the model's change.
+    """
+    if model.device.type != "cpu":
+        return nullcontext()
+    return inductor.patch(freezing=True, **(OWN_PRODUCTS if model.dtype == torch.float32 else {}))
+
+
+def _unmark(cache: Cache) -> None:
+    """Copies the tensors of a cache: a step with frozen weights would take those that are marked static for its own."""
+    for layer in cache.layers:
+        tensors = {name: value for name, value in vars(layer).items() if isinstance(value, torch.Tensor)}
+        vars(layer).update({name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def decode(
@@ -93,20 +121,23 @@ def decode(
     Draws what `generate` itself would draw, and ends when all rows have; one that ends earlier is not padded. `put` is
     called with each step's tokens (B, 1).
     """
-    tokens, step = input_ids, _step
-    while True:
-        logits = step(model, tokens, model_inputs["past_key_values"])
-        scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))
-        if generation_config.do_sample:
-            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1)
-        else:
-            tokens = scores.argmax(dim=-1, keepdim=True)
-        input_ids = torch.cat([input_ids, tokens], dim=1)
-        if put:
-            put(tokens.cpu())
-        if stopping_criteria(input_ids, None).all():
-            return input_ids
-        step = _compiled_step() if compile else _step
+    tokens, cache, step = input_ids, model_inputs["past_key_values"], _step
+    with _compiling(model) if compile else nullcontext():
+        while True:
+            logits = step(model, tokens, cache)
+            scores = logits_processor(input_ids, logits.to(torch.float32, copy=True))
+            if generation_config.do_sample:
+                tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1)
+            else:
+                tokens = scores.argmax(dim=-1, keepdim=True)
+            input_ids = torch.cat([input_ids, tokens], dim=1)
+            if put:
+                put(tokens.cpu())
+            if stopping_criteria(input_ids, None).all():
+                return input_ids
+            if compile and step is _step:  # the prompt has been read, as it is: only steps of one token are compiled
+                _unmark(cache)
+                step = _compiled_step()
 
 
 def decodes_directly(model: PreTrainedModel) -> bool:
@@ -170,7 +201,7 @@ def stream(
         top_p: draw from the most probable tokens that together hold this probability (Holtzman et al. 2020, 3.1).
         repetition_penalty: above 1 makes tokens that occurred less probable (Keskar et al. 2019, 4.1).
         seed: of the random draw.
-        compile: compile the step, which takes most of a minute on a CPU; without effect on a model that is no one
+        compile: compile the step, which takes 10 to 20 seconds on a CPU; without effect on a model that is no one
             graph. Logits differ by float rounding.
 
     Raises:
