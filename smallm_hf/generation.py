@@ -34,9 +34,8 @@ from transformers.generation.streamers import BaseStreamer
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
 
-
-# The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those that
-# Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
+# The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
+# that Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
 OWN_PRODUCTS = {
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP",
@@ -91,7 +90,7 @@ def _compiled_step() -> Callable[..., torch.Tensor]:
 def _compiling(model: PreTrainedModel) -> AbstractContextManager:
     """What holds while a compiled step is called, as its first call compiles it.
 
-    On a CPU its weights become constants of it, laid out for its products: it goes on with them when the model's change.
+    On a CPU the weights become constants of it, laid out for its products: should the model's change, it keeps these.
     """
     if model.device.type != "cpu":
         return nullcontext()
