@@ -7,11 +7,18 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import SmaLLMConfig
-from smallm_hf.benchmarks.training import compare_training, library_config, plain_factor, print_training
+from smallm_hf.benchmarks.training import (
+    compare_training,
+    library_config,
+    plain_factor,
+    print_training,
+    step_by_foreach,
+)
 from smallm_hf.config import parse_command_line
 from smallm_hf.errors import UserError
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.runs import prepare_run
+from smallm_hf.training.optimization import build_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +42,15 @@ def run(tmp_path_factory):
 
 def test_everybody_trains_in_turns_and_is_scored_on_the_same_text(run):
     results = compare_training(
-        *run, seconds=0.6, turn=0.2, against=["gpt2", "trainer"], without=["muon"], threads=1, say=lambda line: None
+        *run,
+        seconds=0.6,
+        turn=0.2,
+        against=["gpt2", "trainer"],
+        without=["muon", "fused"],
+        threads=1,
+        say=lambda line: None,
     )
-    assert list(results["contestants"]) == ["ours", "ours without muon", "gpt2", "trainer"]
+    assert list(results["contestants"]) == ["ours", "ours without muon", "ours without fused", "gpt2", "trainer"]
     for name, row in results["contestants"].items():
         assert row["rate"] > 0 and row["steps"] > 0, name
         assert 0 < row["bits_per_byte"] < 10, name
@@ -76,3 +89,22 @@ def test_the_library_models_have_our_shape():
 
 def test_the_plain_loop_warms_up_stays_and_decays():
     assert [plain_factor(share) for share in (0.0, 0.02, 0.04, 0.5, 0.75, 1.0)] == [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_without_the_fused_optimizer_the_same_updates_are_made():
+    stepped = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = fresh_model(SmaLLMConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        rates = {"learning_rate": 0.1, "muon_learning_rate": 0.1, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99}
+        optimizer = build_optimizer(model, "muon", **rates)
+        if not fused:
+            step_by_foreach(optimizer)
+        for _ in range(3):
+            model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        stepped.append(model)
+    for one, other in zip(stepped[0].parameters(), stepped[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)  # of steps of 0.1
+    assert not torch.equal(one, torch.ones_like(one))  # the last norm has moved
