@@ -101,10 +101,10 @@ def test_without_the_fused_optimizer_the_same_updates_are_made():
         if not fused:
             step_by_foreach(optimizer)
         for _ in range(3):
-            model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
             optimizer.step()
-            optimizer.zero_grad()
         stepped.append(model)
     for one, other in zip(stepped[0].parameters(), stepped[1].parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)  # of steps of 0.1
+        torch.testing.assert_close(one, other)
     assert not torch.equal(one, torch.ones_like(one))  # the last norm has moved
