@@ -7,26 +7,28 @@ from pathlib import Path
 from smallm_hf.command_line import exit_clearly
 
 DESCRIPTION = "Compares our speed with other ways to do the same: in one run, taking turns, as a ratio with its spread."
-WHAT = "train: our step against plain loops, Trainer and itself; data: prepare against datasets.map; generate: decoding"
+WHAT = "train: our step against others; data: prepare against datasets.map; size: large texts; generate: decoding"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("what", choices=["train", "data", "generate"], help=WHAT)
+    parser.add_argument("what", choices=["train", "data", "size", "generate"], help=WHAT)
     parser.add_argument("--seconds", type=float, default=60.0, help="train: of each contestant (default: 60)")
     parser.add_argument("--turn", type=float, default=5.0, help="train: seconds before the next goes on (default: 5)")
     parser.add_argument("--against", nargs="*", default=["gpt2"], help="train: of gpt2, llama, qwen3, trainer")
     parser.add_argument("--without", nargs="*", default=[], help="train: ours without bf16, compile, muon ...")
     parser.add_argument("--threads", type=int, help="train: of each process on a CPU")
-    parser.add_argument("--source", help="data: a .jsonl, .json, .parquet or .csv of texts")
-    parser.add_argument("--tokenizer", default="gpt2", help="data: gpt2, or the folder of one like it")
+    parser.add_argument("--source", help="data: a .jsonl, .json, .parquet or .csv of texts; size: any text")
+    parser.add_argument("--tokenizer", default="gpt2", help="data, size: gpt2, or the folder of one like it")
+    parser.add_argument("--megabytes", type=float, default=60.0, help="size: of the source repeated (default: 60)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="data, size: processes (default: 1 2)")
     parser.add_argument("--model", help="generate: folder or Hub id")
     parser.add_argument("--quick", action="store_true", help="data, generate: seconds, to see that it works")
     parser.add_argument("--output", type=Path, help="a JSON file for all that was measured")
     given, config_words = parser.parse_known_args()  # train: the rest is --config FILE and --section.key VALUE
     if config_words and given.what != "train":
         parser.error(f"unknown option {config_words[0]}")
-    needed = {"data": "source", "generate": "model"}.get(given.what)
+    needed = {"data": "source", "size": "source", "generate": "model"}.get(given.what)
     if needed and getattr(given, needed) is None:
         parser.error(f"{given.what} needs --{needed}")
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="folders or Hub ids")
     parser.add_argument("--config", type=Path, help="a recipe: its comparison.benchmark_model is compared too")
     parser.add_argument("--prompts", type=Path, help="a text file, one prompt per line (default: five of ours)")
-    parser.add_argument("--data", help="text to score: .txt, .jsonl, .json, .csv, .parquet, a folder, a Hub data set")
+    parser.add_argument("--data", help="text to score: a file, a folder, a Hub data set, or a run: its validation text")
     parser.add_argument("--skip_missing", action="store_true", help="leave out a model that cannot be loaded")
     parser.add_argument("--output_dir", type=Path, default=Path("comparison"), help="for .md, .json and .html")
     parser.add_class_arguments(Questions, as_group=False)

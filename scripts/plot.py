@@ -6,6 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from smallm_hf.command_line import exit_clearly
+from smallm_hf.evaluation.families import load_scorable
 from smallm_hf.pictures import attention, embeddings, tokens
 from smallm_hf.plots import draw_runs
 from smallm_hf.pretrained import load_causal_lm
@@ -33,7 +34,7 @@ def main() -> None:
     given = parser.parse_args(line if {*line[:1]} & {"-h", "--help", *DRAW} else ["runs", *line])
     draw, asked = DRAW[given.subcommand], given[given.subcommand].as_dict()
     loading = {name: asked.pop(name) for name in ("model", "dtype", "device", "trust_remote_code") if name in asked}
-    print(*draw(*(load_causal_lm(**loading) if loading else ()), **asked), sep="\n")
+    print(*draw(*(load_scorable(**loading) if loading else ()), **asked), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scores language models on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -21,7 +22,7 @@ def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", nargs="+", required=True, help="folders, 'runs/x-seed*/best' or Hub ids")
     parser.add_argument("--against", metavar="MODEL", help="tell how surely each is better than this one")
-    parser.add_argument("--data", required=True, help=".txt, .jsonl, .json, .csv or .parquet, or a folder of them")
+    parser.add_argument("--data", required=True, help="a file, a folder, a Hub data set, or a run: its validation text")
     parser.add_class_arguments(Questions, as_group=False, skip={"top_k", "speed"})
     parser.add_argument("--top_k", nargs="+", type=PositiveInt, default=[1, 3], help="k of the top-k accuracies")
     parser.add_argument("--speed", action="store_true", help="time reading and writing")
@@ -35,14 +36,14 @@ def main() -> None:
             require_writable(Path(given[option]), f"--{option}", folder=False)
     loading = {name: given[name] for name in ("dtype", "device", "trust_remote_code")}
     questions = Questions(**{field.name: given[field.name] for field in fields(Questions)})
-    results = evaluate_models(given["model"], given["data"], questions, loading, given["against"])
-    if is_main_process():
-        pictures = []
-        if given["report"]:
-            from smallm_hf.pictures.gallery import gallery  # matplotlib and scikit-learn
+    draw = None
+    if given["report"]:
+        from smallm_hf.pictures.gallery import gallery  # matplotlib and scikit-learn
 
-            pictures = gallery(results["models"][0]["model"], given["data"], loading, text_column=given["text_column"])
-        report_results(results | {"hardware": hardware()} | environment(), given["output"], given["report"], pictures)
+        draw = partial(gallery, data=given["data"], text_column=given["text_column"])
+    results = evaluate_models(given["model"], given["data"], questions, loading, given["against"], draw)
+    if is_main_process():
+        report_results(results | {"hardware": hardware()} | environment(), given["output"], given["report"])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrained
 from smallm_hf.comparison.configuration import ComparisonConfig
 from smallm_hf.data.batching import BatchingConfig
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.documents import DataConfig, Source
+from smallm_hf.data.configuration import DataConfig, Source
 from smallm_hf.data.selection import SelectionConfig
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import write_whole

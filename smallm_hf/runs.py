@@ -86,6 +86,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     Raises:
         UserError: every mistake that can be seen before training is raised before the run folder exists.
     """
+    check_launch(config.training)
     say = print if is_main_process() else _silent
     if options.dry_run:
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
@@ -97,7 +98,6 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
             training = dataclasses.replace(config.training, precision=precision, compile=plan.compiled)
             say(describe_probe(probe(architecture, training, precision), plan, training))
         return None
-    check_launch()
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say):
         return _train(config, options, say)

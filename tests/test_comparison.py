@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from rich.console import Console
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -26,8 +27,10 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 
+from smallm_hf import plots
 from smallm_hf.comparison import comparing, reporting
 from smallm_hf.comparison.comparing import compare_models
 from smallm_hf.comparison.configuration import PROMPTS, ComparisonConfig, read_benchmark, read_prompts
@@ -41,11 +44,13 @@ from smallm_hf.comparison.words import (
     predictor,
     read_vocabulary,
 )
+from smallm_hf.config import parse_command_line
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.generation import prompt_window, sample
 from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.runs import train_run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 LETTERS = ["</s>", "a", "b", " ", ".", "ab", " a", "b."]
@@ -110,6 +115,10 @@ def folders(tmp_path_factory) -> dict[str, str]:
     )
     made["bert"] = save(root / "bert", BertForMaskedLM(BertConfig(**sizes)), piece_tokenizer())
     made["encoder"] = save(root / "encoder", BertLMHeadModel(BertConfig(**sizes)), piece_tokenizer())
+    made["misfit"] = save(root / "misfit", gpt2(vocab_size=3), tokenizer)
+    made["seq2seq"] = root / "seq2seq"
+    for part in (T5Config(vocab_size=11), piece_tokenizer()):
+        part.save_pretrained(made["seq2seq"])
     made["no_mask"] = save(root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), word_tokenizer(["</s>", "<unk>"]))
     return {name: str(folder) for name, folder in made.items()}
 
@@ -444,8 +453,39 @@ def test_the_terminal_shows_figures_words_and_what_is_missing(results):
     shown = console.export_text()
     assert f"{results['models'][1]['parameters']:,}" in shown
     assert "a <script>|`b" in shown
-    assert "left out: nowhere/a/best" in shown
+    assert shown.count("nowhere/a/best") == 1
+    assert "left out: nowhere/a/best is not a folder" in shown
     assert "cannot continue" in shown
+
+
+def test_a_masked_model_is_marked_in_every_table_and_has_no_score(results):
+    assert [row["label"] for row in results["models"]] == ["a", "b", "albert (masked)"]
+    figures = reporting.figures(results["models"])
+    assert [values[2] for name, values in figures.items() if "bits per byte" in name or "accuracy" in name] == ["–"] * 3
+    (scored,) = [chart for chart in reporting.charts(results["models"]) if chart["title"].startswith("bits per byte")]
+    assert [bar["label"] for bar in scored["bars"]] == ["a", "b"]
+    for template in reporting.TEMPLATES:
+        report = reporting.render(results, template)
+        assert "albert (masked)" in report.replace("\\", "")
+        assert "is a pseudo-likelihood, which compares masked models only" in report
+        assert report.count("nowhere/a/best") == 1
+
+
+def test_masked_models_alone_are_compared_by_what_they_fill_in(folders, text, here, tmp_path):
+    results = compare_models([folders["albert"], folders["bert"]], ["the cat"], text, Questions(top_k=3), ON_CPU)
+    assert [row["scores"] for row in results["models"]] == [None, None]
+    files = reporting.write_report(results, tmp_path)
+    assert "Scored on" not in files[1].read_text(encoding="utf-8")
+    assert files[2].read_text(encoding="utf-8").count('<li class="word') == 2 * (3 + 1)
+
+
+def test_what_is_infinite_is_null_in_the_json(results, tmp_path):
+    row = results["models"][0]
+    damaged = {**results, "models": [{**row, "scores": {**row["scores"], "word_perplexity": float("inf")}}]}
+    (file, *_) = reporting.write_report(damaged, tmp_path)
+    written = json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert written["models"][0]["scores"]["word_perplexity"] is None
+    assert written["not_finite"] == {"models.0.scores.word_perplexity": "inf"}
 
 
 def test_the_files_are_written_where_they_can_be(results, tmp_path):
@@ -475,6 +515,13 @@ def test_numbers_are_written_with_their_units():
         ("a", "ab" * 20, {}, r"a: the prompt takes 41 tokens and the model's context holds 32"),
         ("a", "a", {"top_k": 9}, r"a: top_k=9 exceeds the vocabulary of 8 tokens; give 8 or less"),
         ("a", "a", {"context_length": 33}, r"context_length=33 exceeds the model's 32 positions"),
+        (
+            "misfit",
+            "ab.",
+            {"top_k": 3},
+            r"token id 4 is outside the model's vocabulary of 3; take the tokenizer of",
+        ),
+        ("seq2seq", "the", {}, r"seq2seq is seq2seq and goes on with no prompt; compare causal and masked models"),
         ("encoder", "the cat", {}, r"BertLMHeadModel is not causal: a later token changes its earlier predictions"),
         ("bert", "the cat " * 9, {}, r"the prompt takes 21 tokens with its mask and the model reads 16; shorten it"),
         ("bert", "the", {"top_k": 12}, r"top_k=12 exceeds the vocabulary of 11 tokens"),
@@ -567,7 +614,10 @@ def test_the_script_measures_each_model_alone_and_writes_three_files(folders, te
     finished = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200)
     assert finished.returncode == 0, finished.stderr
     results = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
-    assert [(row["label"], row["kind"]) for row in results["models"]] == [("a", "causal"), ("albert", "masked")]
+    assert [(row["label"], row["kind"]) for row in results["models"]] == [
+        ("a", "causal"),
+        ("albert (masked)", "masked"),
+    ]
     here = measure_model(folders["a"], ["a b"], text, Questions(top_k=3), ON_CPU)
     assert numbers(results["models"][0]) == numbers(json.loads(json.dumps(here)))
     assert all(row["peak_memory_bytes"] > 0 for row in results["models"])
@@ -611,3 +661,33 @@ def test_the_published_model_knows_how_a_story_begins(shared_data):
     assert answer["left_out"] <= 0.01
     assert "there was a little" in answer["greedy"]
     assert 0.85 < row["scores"]["bits_per_byte"] < 1
+
+
+def test_a_model_that_was_just_trained_stands_beside_the_published_one(shared_data, tmp_path, here, monkeypatch):
+    stories = shared_data / "tinystories/tinystories_valid.txt"
+    some = stories.read_text(encoding="utf-8").split("<|endoftext|>")[:80]
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(some), encoding="utf-8")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    recipe = {
+        "data": {"source": str(tmp_path / "stories.txt"), "folder": str(tmp_path / "tokens")},
+        "model": {"vocab_size": 300, **sizes},
+        "training": {"max_steps": 40, "context_length": 64, "batch_size": 8, "compile": False, "precision": "fp32"}
+        | {"sample_prompts": ["The dog"], "sample_tokens": 2, "evaluate_every": None},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setattr(plots, "draw_runs", lambda folders: [])
+    arguments = ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    train_run(*parse_command_line("test", arguments, training=True))
+    for state in (GradientState, AcceleratorState, PartialState):
+        state._reset_state()
+    published = str(shared_data / "pretrained/stories260K-hf")
+    questions = Questions(max_documents=10, repetitions=1, speed_tokens=4, max_new_tokens=10, num_samples=1)
+    results = compare_models([str(tmp_path / "run" / "best"), published], PROMPTS, str(stories), questions, ON_CPU)
+    ours, theirs = results["models"]
+    assert (ours["label"], theirs["label"]) == ("run/best", "stories260K-hf")
+    assert ours["scores"]["bytes"] == theirs["scores"]["bytes"]  # the same text, whatever the tokens
+    assert theirs["scores"]["bits_per_byte"] < 1 < ours["scores"]["bits_per_byte"] < 5
+    for row in (ours, theirs):
+        assert [answer["prompt"] for answer in row["prompts"]] == list(PROMPTS)
+    for file in reporting.write_report(results, tmp_path / "comparison"):
+        assert "stories260K-hf" in file.read_text(encoding="utf-8")

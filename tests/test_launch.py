@@ -1,12 +1,10 @@
 """The scripts as a user starts them: one process, a launcher, several processes."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import psutil
@@ -36,16 +34,6 @@ def run(*command: object, seconds: float = 120, **environment: str) -> subproces
                 f"{command} did not end within {seconds} seconds\n{out[-3000:]}\n{err[-9000:]}"
             ) from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def launch(*command: object, **environment: str) -> subprocess.CompletedProcess:
-    """Runs several processes. One start in about forty hung here: that is told, with its stacks, and tried again."""
-    try:
-        return run(*command, **environment)
-    except TimeoutError as error:
-        warnings.warn(f"tried again: {error}", stacklevel=2)
-        shutil.rmtree(command[command.index("--output_dir") + 1], ignore_errors=True)
-        return run(*command, **environment)
 
 
 @pytest.fixture
@@ -107,7 +95,7 @@ def test_two_processes_share_an_update_and_end_like_one(recipe, tmp_path):
     alone = run(BIN / "accelerate", "launch", "--quiet", TRAIN, *words, "--output_dir", tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
     launcher = [BIN / "torchrun", "--standalone", "--nproc_per_node", 2]
-    shared = launch(*launcher, TRAIN, *words, "--output_dir", tmp_path / "two")
+    shared = run(*launcher, TRAIN, *words, "--output_dir", tmp_path / "two")
     assert shared.returncode == 0, shared.stderr
     one, two = read_records(tmp_path / "one", "metrics"), read_records(tmp_path / "two", "metrics")
     assert [record["step"] for record in two] == [1, 2, 3, 4, 4]
@@ -122,7 +110,7 @@ def test_accelerate_starts_two_processes_on_a_cpu_as_the_readme_says(recipe, tmp
     launcher = [BIN / "accelerate", "launch", "--quiet", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
     timed = ["--training.max_seconds", 1, "--training.max_steps", "null"]  # both must find the end together
     words = ["--config", recipe, "--output_dir", tmp_path / "run", *timed]
-    result = launch(*launcher, TRAIN, *words, ACCELERATE_USE_CPU="true")
+    result = run(*launcher, TRAIN, *words, ACCELERATE_USE_CPU="true")
     assert result.returncode == 0, result.stderr
     text = (tmp_path / "run" / "results.json").read_text()
     assert yaml.safe_load(text)["processes"] == 2
@@ -131,7 +119,7 @@ def test_accelerate_starts_two_processes_on_a_cpu_as_the_readme_says(recipe, tmp
 def test_processes_that_do_not_divide_the_accumulation_are_refused(recipe, tmp_path):
     launcher = [BIN / "torchrun", "--standalone", "--nproc_per_node", 2]
     words = ["--config", recipe, "--training.accumulation_steps", 3, "--output_dir", tmp_path / "run"]
-    result = launch(*launcher, TRAIN, *words)
+    result = run(*launcher, TRAIN, *words)
     assert result.returncode != 0
     assert "error: training.accumulation_steps=3 is shared by 2 processes and does not divide" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -148,7 +136,7 @@ def test_a_loss_that_one_process_alone_lost_stops_all_and_is_told(recipe, tmp_pa
     )
     launcher = [BIN / "torchrun", "--standalone", "--nproc_per_node", 2]
     words = ["--config", recipe, "--output_dir", tmp_path / "run", "--training.max_skipped_steps", 2]
-    result = launch(*launcher, tmp_path / "poisoned.py", *words)
+    result = run(*launcher, tmp_path / "poisoned.py", *words)
     assert result.returncode != 0
     assert result.stderr.count("error: the last 2 updates had no usable loss or gradient (loss nan") == 1
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from smallm_hf.config import parse_command_line
-from smallm_hf.data.documents import Source
+from smallm_hf.data.configuration import Source
 from smallm_hf.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "prepare.py"

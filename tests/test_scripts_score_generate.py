@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from smallm_hf.evaluation.scoring import score_corpus, score_documents
+from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.generation import sample
 from smallm_hf.pretrained import load_causal_lm
 
@@ -49,25 +49,6 @@ def test_score_writes_what_the_function_returns_and_where_it_came_from(folder, t
         assert scores[key] == expected[key]
     assert scores["versions"]["torch"] == torch.__version__
     assert f"{expected['bits_per_byte']:.4f}" in finished.stdout
-
-
-def test_two_processes_share_the_work_and_find_the_same(folder, tmp_path):
-    stories = [f"The story number {number}: {story} That is all." for number in range(5) for story in STORIES]
-    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = ["--model", folder, "--data", str(tmp_path / "stories.jsonl"), "--device", "cpu"]
-    command = [*launcher, str(SCRIPTS / "score.py"), *arguments, "--output", str(tmp_path / "scores.json")]
-    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=240)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("bits per byte") == 1  # one of them speaks
-    two, one = json.loads((tmp_path / "scores.json").read_text()), score_corpus(*load_causal_lm(folder), stories)
-    assert (two["processes"], two["documents"]) == (2, len(stories))
-    for name in ("tokens", "bytes", "characters", "words", "top1_accuracy", "top3_accuracy"):
-        assert two[name] == one.figures[name]
-    for name in ("loss", "bits_per_byte", "mean_entropy_nats"):
-        assert two[name] == pytest.approx(one.figures[name], rel=1e-6)
-    hardest = max(range(len(stories)), key=lambda number: one.documents[number].nats / one.documents[number].bytes)
-    assert two["documents_by_difficulty"]["hardest"][0]["text"] == stories[hardest]  # the order is kept
 
 
 def test_generate_continues_the_prompt_as_sample_does(folder):

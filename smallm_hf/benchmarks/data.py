@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from smallm_hf.benchmarks.rounds import in_rounds, spread
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.documents import DataConfig
+from smallm_hf.data.configuration import DataConfig
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.data.preparing import Request, find_or_prepare
 from smallm_hf.data.selection import SelectionConfig
@@ -43,7 +44,8 @@ def compare_preparing(
 ) -> dict[str, Any]:
     """Times both from one file of documents to token files, with GPT-2's vocabulary, each time anew.
 
-    Ours neither cleans nor looks for duplicates here, so that both do the same: read, tokenise, write.
+    Ours neither cleans nor looks for duplicates here, so that both do the same: read, tokenise, write. (It cuts
+    validation off and measures leakage, too.) Each process of both has one thread.
 
     Args:
         source: a .jsonl, .json, .parquet or .csv file.
@@ -77,7 +79,8 @@ def compare_preparing(
             LOOP: functools.partial(_timed, _loop, text_bytes, source, encoding, Path(folder, "loop"), **columns),
             OURS: functools.partial(_timed, _prepare, text_bytes, source, tokenizer, Path(folder, "ours"), **columns),
         }
-        timed = in_rounds(ways, QUICK_ROUNDS if quick else ROUNDS)
+        with mock.patch.dict(os.environ, {"TOKENIZERS_PARALLELISM": "false"}):
+            timed = in_rounds(ways, QUICK_ROUNDS if quick else ROUNDS)
     return {
         **{"source": source.name, "bytes": text_bytes, "tokens": tokens, "workers": workers, "quick": quick},
         **{"ways": timed, "hardware": hardware()},

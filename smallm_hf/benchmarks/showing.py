@@ -7,6 +7,7 @@ from rich.console import Console
 
 from smallm_hf.benchmarks.data import compare_preparing, print_preparing
 from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
+from smallm_hf.benchmarks.size import measure_size, print_size
 from smallm_hf.benchmarks.training import compare_training, print_training
 from smallm_hf.config import parse_command_line
 from smallm_hf.pretrained import load_causal_lm
@@ -22,10 +23,23 @@ def show_train(config_words: Sequence[str], **given: Any) -> dict[str, Any]:
     return results
 
 
-def show_data(_: Sequence[str], *, source: str, tokenizer: str, quick: bool, **given: Any) -> dict[str, Any]:
-    """Measures and shows preparing, see `compare_preparing`."""
-    results = compare_preparing(source, tokenizer=tokenizer, quick=quick)
-    print_preparing(results, Console())
+def show_data(
+    _: Sequence[str], *, source: str, tokenizer: str, workers: list[int], quick: bool, **given: Any
+) -> dict[str, Any]:
+    """Measures and shows preparing with each number of processes, see `compare_preparing`."""
+    runs = []
+    for number in workers:
+        runs.append(compare_preparing(source, tokenizer=tokenizer, workers=number, quick=quick))
+        print_preparing(runs[-1], Console())
+    return {"runs": runs}
+
+
+def show_size(
+    _: Sequence[str], *, source: str, tokenizer: str, megabytes: float, workers: list[int], **given: Any
+) -> dict[str, Any]:
+    """Measures and shows preparing a large text, see `measure_size`."""
+    results = measure_size(source, megabytes=megabytes, workers=workers, tokenizer=tokenizer)
+    print_size(results, Console())
     return results
 
 

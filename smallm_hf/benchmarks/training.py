@@ -26,6 +26,7 @@ from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import (
     accelerator_type,
     build_accelerator,
+    check_launch,
     hardware,
     peak_memory_bytes,
     resolve_precision,
@@ -80,8 +81,9 @@ def compare_training(
         set-up, and of ours the share of a step that the optimizer takes; and where it was measured.
 
     Raises:
-        UserError: an unknown contestant, or one that failed.
+        UserError: an unknown contestant, one that failed, or a launcher's settings that would not hold.
     """
+    check_launch()
     for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:
         if name not in known:
             raise UserError(f"{name} is no contestant; choose from {', '.join(known)}")

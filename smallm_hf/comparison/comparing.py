@@ -5,11 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from smallm_hf.comparison.measuring import CannotLoad, Questions, is_masked, measure_model
-from smallm_hf.data.documents import local_files
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.reporting import labels
 from smallm_hf.evaluation.speed import in_own_process
+from smallm_hf.evaluation.texts import require_texts
 from smallm_hf.training.devices import hardware
 
 
@@ -35,8 +35,8 @@ def compare_models(
         tell: hears what is being done, in a line each.
 
     Returns:
-        `models`, one row of `measure_model` each with a short `label`; `skipped`, those left out with the `reason`;
-        what was asked; versions, commit, command and hardware.
+        `models`, one row of `measure_model` each with a short `label`; `skipped`, those left out with the `reason`,
+        which names them; what was asked; versions, commit, command and hardware.
 
     Raises:
         UserError: no model, no prompt, or what `measure_model` refuses.
@@ -48,7 +48,7 @@ def compare_models(
     if not prompts:
         raise UserError("no prompt was given; give one or more")
     if data is not None:
-        local_files(data)  # a wrong path is told before a model is loaded
+        require_texts(data)
     for model in models:
         try:
             is_masked(model)
@@ -65,7 +65,7 @@ def compare_models(
     if not rows:
         raise UserError(f"none of the models can be loaded: {'; '.join(skipped.values())}")
     for row, label in zip(rows, labels([row["model"] for row in rows]), strict=True):
-        row["label"] = label
+        row["label"] = f"{label} (masked)" if row["kind"] == "masked" else label
     return {
         "models": rows,
         "skipped": [{"model": model, "reason": reason} for model, reason in skipped.items()],
@@ -80,4 +80,4 @@ def compare_models(
 def _skip_or_raise(error: CannotLoad, model: str, skipped: dict[str, str], skip_missing: bool) -> None:
     if not skip_missing:
         raise UserError(f"{error}; or leave it out with --skip_missing") from error
-    skipped[model] = str(error)
+    skipped[model] = str(error) if model in str(error) else f"{model}: {error}"

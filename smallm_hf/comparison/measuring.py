@@ -20,7 +20,6 @@ from smallm_hf.comparison.words import (
     read_vocabulary,
     to_probabilities,
 )
-from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.families import (
     evaluation_mode,
@@ -28,14 +27,17 @@ from smallm_hf.evaluation.families import (
     load_scorable,
     position_limit,
     refuse_lookahead,
+    require_known,
     vocabulary_size,
 )
-from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.evaluation.scoring import Rules, score_documents
 from smallm_hf.evaluation.speed import peak_memory, spread
+from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.evaluation.windows import Protocol
 from smallm_hf.generation import prompt_window, sample
 from smallm_hf.pretrained import load_causal_lm
+
+Peak = Callable[[], int]  # the bytes that were taken at most so far
 
 
 class CannotLoad(UserError):
@@ -43,8 +45,8 @@ class CannotLoad(UserError):
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What is asked of every model, in the same way.
+class Questions(Rules):
+    """What is asked of every model, in the same way; how a text is scored is said by `Rules`.
 
     Args:
         top_k: next words shown for each prompt, the most probable ones.
@@ -56,9 +58,6 @@ class Questions:
         repetitions: times that it is measured, after one that does not count.
         text_column: column of the data that holds the text, in all but text files.
         max_documents: score only this many of the data, from the beginning.
-        protocol: of the scores, see scripts/score.py.
-        context_length: tokens per scored window; by default each model's own, 2,048 at most.
-        batch_size: windows scored at a time; changes speed and memory, not the result.
     """
 
     top_k: int = 8
@@ -70,21 +69,10 @@ class Questions:
     repetitions: int = 5
     text_column: str = "text"
     max_documents: int | None = None
-    protocol: Protocol = "documents"
-    context_length: int | None = None
-    batch_size: int = 16
 
     def __post_init__(self) -> None:
-        counts = (
-            "top_k",
-            "max_new_tokens",
-            "num_samples",
-            "speed_tokens",
-            "repetitions",
-            "max_documents",
-            "batch_size",
-        )
-        for name in counts:
+        super().__post_init__()
+        for name in ("top_k", "max_new_tokens", "num_samples", "speed_tokens", "repetitions", "max_documents"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise UserError(f"{name}={count} is out of range; give 1 or more")
         if self.temperature <= 0:
@@ -97,12 +85,15 @@ def is_masked(model: str) -> bool:
     """Whether a model fills in masks, as ALBERT and BERT do, and so cannot go on with a text from left to right.
 
     Raises:
-        CannotLoad: it cannot be found.
+        CannotLoad: it cannot be found, or is of another family.
     """
     try:
-        return find_kind(model) == "masked"
+        kind = find_kind(model)
     except UserError as error:
         raise CannotLoad(str(error)) from error
+    if kind == "seq2seq":
+        raise CannotLoad(f"{model} is seq2seq and goes on with no prompt; compare causal and masked models")
+    return kind == "masked"
 
 
 def measure_model(
@@ -132,7 +123,9 @@ def measure_model(
         load_seconds = time.perf_counter() - began
         try:
             with evaluation_mode(loaded[0]):
-                measured = measure(*loaded, prompts, data, questions, peak_memory_bytes)
+                measured = measure(*loaded, prompts, questions, peak_memory_bytes)
+                # A pseudo-likelihood is no probability of the text and would stand beside those of the others.
+                scores = None if data is None or masked else _score(*loaded, data, questions)
         except UserError as error:
             raise UserError(f"{model}: {error}") from error
     return {
@@ -140,6 +133,7 @@ def measure_model(
         "kind": "masked" if masked else "causal",
         **_sizes(*loaded),
         "load_seconds": load_seconds,
+        "scores": scores,
         **measured,
     }
 
@@ -158,16 +152,13 @@ def _sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[s
 
 
 def _measure_causal(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    data: str | None,
-    questions: Questions,
-    peak_memory_bytes: Callable[[], int],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], questions: Questions, peak: Peak
 ) -> dict[str, Any]:
+    """What comes next, what it writes, and how fast."""
     vocab_size = _require_vocabulary(model, questions.top_k)
     refuse_lookahead(model)
     windows = [prompt_window(model, tokenizer, prompt) for prompt in prompts]
+    require_known(max(window.max().item() for window in windows), vocab_size)
     predictors = [predictor(model, window) for window in windows]
     answers = [{"prompt": prompt} for prompt in prompts]
     for answer, (predict, _) in zip(answers, predictors, strict=True):
@@ -178,7 +169,7 @@ def _measure_causal(
         answer["greedy"] = sample(model, tokenizer, [answer["prompt"]], temperature=0, **length)[0]
         answer["samples"] = sample(model, tokenizer, [answer["prompt"]], **drawn, **length)
     speed = measure_speed(model, tokenizer, prompts[0], questions)
-    memory = peak_memory_bytes()  # of loading and writing; what follows is our way of looking, not its need
+    memory = peak()  # of loading and writing; what follows is our way of looking, not its need
     vocabulary = read_vocabulary(tokenizer, vocab_size)
     for answer, (predict, longest) in zip(answers, predictors, strict=True):
         inside = ends_in_a_word(answer["prompt"])
@@ -188,25 +179,19 @@ def _measure_causal(
         "peak_memory_bytes": memory,
         "variety": variety([text for answer in answers for text in answer["samples"]]),
         "greedy_variety": variety([answer["greedy"] for answer in answers]),
-        "scores": None if data is None else _score(model, tokenizer, data, questions),
         "prompts": answers,
     }
 
 
 def _measure_masked(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    data: str | None,
-    questions: Questions,
-    peak_memory_bytes: Callable[[], int],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], questions: Questions, peak: Peak
 ) -> dict[str, Any]:
     """What stands in a mask at the end of each prompt; it is one token, and nothing else can be asked."""
     vocab_size = _require_vocabulary(model, questions.top_k)
     if tokenizer.mask_token is None:
         raise UserError("a masked language model whose tokenizer has no mask token; set tokenizer.mask_token")
     probabilities = [_fill_in(model, tokenizer, prompt) for prompt in prompts]
-    memory = peak_memory_bytes()
+    memory = peak()
     vocabulary = read_vocabulary(tokenizer, vocab_size)
     whole_tokens = dataclasses.replace(vocabulary, closes=np.ones(vocab_size, dtype=bool))
     answers = []
@@ -214,7 +199,7 @@ def _measure_masked(
         one_token = {"longest": 0, "enough": 1.0, "negligible": 0.0}
         words = next_words(lambda _, p=filled: p[None], whole_tokens, inside=ends_in_a_word(prompt), **one_token)
         answers.append({"prompt": prompt} | _certainty(filled) | _top(words, questions.top_k))
-    return {"peak_memory_bytes": memory, "scores": None, "prompts": answers}
+    return {"peak_memory_bytes": memory, "prompts": answers}
 
 
 @torch.inference_mode()
@@ -224,6 +209,7 @@ def _fill_in(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
     tokens, limit = inputs["input_ids"].shape[1], position_limit(model)
     if limit is not None and tokens > limit:
         raise UserError(f"the prompt takes {tokens} tokens with its mask and the model reads {limit}; shorten it")
+    require_known(inputs["input_ids"].max().item(), vocabulary_size(model))
     masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten()
     return to_probabilities(model(**inputs.to(model.device)).logits[0, masks[-1]])
 
@@ -273,6 +259,5 @@ def measure_speed(
 def _score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, questions: Questions
 ) -> dict[str, Any]:
-    texts = itertools.islice(read_texts(data, text_column=questions.text_column), questions.max_documents)
-    options = {name: getattr(questions, name) for name in ("protocol", "context_length", "batch_size")}
-    return score_documents(model, tokenizer, texts, **options, show_progress=True)
+    texts = itertools.islice(read_scored_texts(data, text_column=questions.text_column), questions.max_documents)
+    return score_documents(model, tokenizer, texts, show_progress=True, **questions.rules)

@@ -1,26 +1,27 @@
 """Shows a comparison: on the terminal, as Markdown, as JSON and as one HTML page that needs nothing else."""
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size
+from smallm_hf.evaluation.page import fill_template
+from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size, to_json
+from smallm_hf.evaluation.texts import source_name
 
 TEMPLATES = ("comparison.md", "comparison.html")
 JSON_FILE = "comparison.json"
 
 MASKED = (
     "a masked language model. It cannot continue a text from left to right; its words are the tokens it puts into one "
-    "mask at the end of the prompt, knowing that the text ends there"
+    "mask at the end of the prompt, knowing that the text ends there. No text is scored by it here: what "
+    "scripts/score.py finds of it is a pseudo-likelihood, which compares masked models only"
 )
 
 Row = dict[str, Any]
@@ -55,7 +56,11 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "top-1 accuracy (tokens)": _score("top1_accuracy", ".1%"),
     "top-3 accuracy (tokens)": _score("top3_accuracy", ".1%"),
     "bytes per token": lambda row: f"{row['scores']['bytes'] / row['scores']['tokens']:.2f}" if row["scores"] else NONE,
+    "protocol": _score("protocol", ""),
+    "attention": lambda row: "within documents" if row["scores"] and row["scores"]["within_documents"] else NONE,
     "scored window (tokens)": _score("context_length", ","),
+    "scored documents": _score("documents", ","),
+    "scored bytes": _score("bytes", ","),
     "tokens/s": lambda row: rate(row.get("tokens_per_second")),
     "text bytes/s ↑": lambda row: rate(row.get("bytes_per_second")),
     "peak memory ↓": lambda row: size(row["peak_memory_bytes"]),
@@ -135,7 +140,7 @@ def print_report(results: dict[str, Any], console: Console | None = None) -> Non
         if row["kind"] == "masked":
             console.print(f"{row['label']}: {MASKED}", markup=False)
     for left_out in results["skipped"]:
-        console.print(f"left out: {left_out['model']}: {left_out['reason']}", markup=False)
+        console.print(f"left out: {left_out['reason']}", markup=False)
 
 
 def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -146,7 +151,7 @@ def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / JSON_FILE).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / JSON_FILE).write_text(to_json(results), encoding="utf-8")
         for name in TEMPLATES:
             (folder / name).write_text(render(results, name), encoding="utf-8")
     except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -156,18 +161,12 @@ def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
 
 def render(results: dict[str, Any], template: str) -> str:
     """One of the `TEMPLATES`, filled."""
-    environment = Environment(
-        loader=PackageLoader("smallm_hf.comparison", "."),
-        autoescape=template.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"percent": percent, "shown": shown, "on_one_line": on_one_line, "cell": _cell}
     rows = results["models"]
-    return environment.get_template(template).render(
-        **results,
+    return fill_template(
+        template,
+        __package__,
+        {"percent": percent, "shown": shown, "on_one_line": on_one_line, "cell": _cell},
+        **results | {"data": results["data"] and source_name(results["data"])},
         figures=figures(rows),
         charts=charts(rows),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],

@@ -13,6 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 from smallm_hf.data.preparing import Preparation, find_or_prepare, join_preparation
 from smallm_hf.data.request import Request
 from smallm_hf.data.stages import Workers
+from smallm_hf.tokenization import tokenizer_fingerprint
 
 Executor = Callable[[str, list[PipelineStep], int, PipelineExecutor | None], PipelineExecutor]
 
@@ -68,7 +69,8 @@ class EncodeParts(_Step):
         preparation = self._preparation()
         cleaned = preparation.cleaned()
         selection = preparation.choose(cleaned)
-        preparation.encode(cleaned, selection, preparation.tokenizer(cleaned, selection), rank, world_size)
+        sha256 = tokenizer_fingerprint(preparation.tokenizer(cleaned, selection))
+        preparation.encode(cleaned, selection, sha256, rank, world_size)
 
 
 class JoinParts(_Step):

@@ -28,7 +28,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.data.cleaning import find_repeated_lines
-from smallm_hf.data.documents import Document, ReadingReport
+from smallm_hf.data.documents import Document
+from smallm_hf.data.files import ReadingReport
 from smallm_hf.data.packing import FORMAT, Meta, Side, SourceShare, TokenFiles, id_type, open_token_files
 from smallm_hf.data.report import make_report, merged, readable
 from smallm_hf.data.request import BPE, Input, Request, default_folder
@@ -39,7 +40,6 @@ from smallm_hf.data.stages import (
     FEATURES,
     REPORT,
     TEXT,
-    WORDS,
     WorkerKilled,
     Workers,
     clean_part,
@@ -257,9 +257,15 @@ class Cleaned:
         """What each part reports."""
         return [json.loads((part / REPORT).read_text(encoding="utf-8")) for part in self.parts]
 
-    def read(self) -> Iterator[Document]:
-        """Yields the cleaned documents of all parts."""
-        return itertools.chain.from_iterable(read_part(part / TEXT) for part in self.parts)
+    def read(self, is_wanted: np.ndarray | None = None) -> Iterator[Document]:
+        """Yields the cleaned documents of all parts, or those of the N that are wanted, (N,) bool."""
+        if is_wanted is None:
+            yield from itertools.chain.from_iterable(read_part(part / TEXT) for part in self.parts)
+            return
+        edges = np.cumsum([report["documents"] for report in self.reports])[:-1]
+        for part, wanted_here in zip(self.parts, np.split(is_wanted, edges), strict=True):
+            if wanted_here.any():
+                yield from read_part(part / TEXT, wanted_here)
 
 
 @dataclass
@@ -307,11 +313,12 @@ class Preparation:
         folder = self.parts / "selection"
         if not folder.exists():
             selection = select(
-                lambda number: cleaned[number].read(),
-                [Features.joined([Features.load(part / FEATURES) for part in one.parts]) for one in cleaned],
+                lambda number, is_wanted: cleaned[number].read(is_wanted),
+                [[Features.load(part / FEATURES) for part in one.parts] for one in cleaned],
                 [one.side for one in self.request.inputs],
                 self.request.selection,
                 self.request.data.validation_ratio,
+                self.parts,
             )
             plans = {
                 source: {"kind": plan.kind, "blocks": [(block.start, block.stop) for block in plan.blocks]}
@@ -349,12 +356,12 @@ class Preparation:
         self,
         cleaned: list[Cleaned],
         selection: Selection,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer_sha256: str,
         rank: int = 0,
         world_size: int = 1,
     ) -> list[list[Path]]:
         """Tokenises every part; returns the folders of each source in their order."""
-        encoded, sha256, numbers = [[] for _ in cleaned], tokenizer_fingerprint(tokenizer), itertools.count()
+        encoded, numbers = [[] for _ in cleaned], itertools.count()
 
         def tasks() -> Iterator[tuple]:
             for number, one in enumerate(cleaned):
@@ -370,7 +377,7 @@ class Preparation:
                             for other, one in enumerate(selection.sides)
                         ]
                         mine = replace(selection, sides=sides, report={})
-                        yield part, texts, mine, number, self.parts / "tokenizer", sha256
+                        yield part, texts, mine, number, self.parts / "tokenizer", tokenizer_sha256
                     first += documents
 
         progress = _Progress("tokenised", self.report)
@@ -408,9 +415,13 @@ class Preparation:
         if any(part["bytes"] for part in one.reports):
             return
         name = one.input.source.source
-        if dropped := (merged(one.reports).get("cleaning") or {}).get("dropped"):
+        cleaning = merged(one.reports).get("cleaning") or {}
+        if dropped := cleaning.get("dropped"):
             reasons = ", ".join(f"{reason}: {drop['documents']}" for reason, drop in dropped.items())
-            raise UserError(f"data source {name}: cleaning left no document ({reasons}); change these cleaning limits")
+            fix = "change these cleaning limits"
+            if set(dropped) == {"nothing left"} and cleaning["repeated_lines"]:
+                fix = "they are made of the same lines; give others, or set cleaning.repeated_lines to 0 to keep these"
+            raise UserError(f"data source {name}: cleaning left no document ({reasons}); {fix}")
         raise UserError(f"data source {name} is empty: there is no text in it; give one that has some")
 
 
@@ -430,8 +441,9 @@ def _write(preparation: Preparation, state: str, folder: Path) -> None:
         selection = preparation.choose(cleaned)
     with timed("tokenizer"):
         tokenizer = preparation.tokenizer(cleaned, selection)
+        tokenizer_sha256 = request.given_tokenizer_sha256 or tokenizer_fingerprint(tokenizer)
     with timed("tokens"):
-        encoded = preparation.encode(cleaned, selection, tokenizer)
+        encoded = preparation.encode(cleaned, selection, tokenizer_sha256)
     with timed("joining"):
         shutil.copytree(preparation.parts / "tokenizer", folder / "tokenizer")
         counts, sides, shares = _join(request, encoded, folder)
@@ -441,7 +453,7 @@ def _write(preparation: Preparation, state: str, folder: Path) -> None:
         vocab_size=len(tokenizer),
         dtype=id_type(len(tokenizer)).name,
         eos_token_id=tokenizer.eos_token_id,
-        tokenizer_sha256=tokenizer_fingerprint(tokenizer),
+        tokenizer_sha256=tokenizer_sha256,
         source_state=state,
         content_sha256=request.source_state(contents=True),
         **sides,
@@ -451,7 +463,7 @@ def _write(preparation: Preparation, state: str, folder: Path) -> None:
     content = make_report(
         meta,
         sources=[(asdict(one.input.source), asdict(one.reading), merged(one.reports)) for one in cleaned],
-        words=[np.concatenate([np.load(part / WORDS) for part in one.parts]) for one in cleaned],
+        words=[np.concatenate([Features.load(part / FEATURES).words for part in one.parts]) for one in cleaned],
         selection=selection,
         encoded=counts,
         tokenizer=tokenizer,

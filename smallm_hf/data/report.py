@@ -150,7 +150,7 @@ def _tokenizer(total: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dic
     train = total[TRAIN]
     special = [id for id in tokenizer.all_special_ids if id is not None]
     unused = np.setdiff1d(np.flatnonzero(train["entries"][TRAIN] == 0), special)
-    shown = sorted((tokenizer.convert_ids_to_tokens(int(id)) for id in unused), key=lambda token: (-len(token), token))
+    shown = sorted(tokenizer.convert_ids_to_tokens(unused.tolist()), key=lambda token: (-len(token), token))
     return {
         "entries": len(tokenizer),
         "unused_entries": len(unused),
@@ -195,7 +195,12 @@ def readable(report: dict[str, Any]) -> str:
     ]
     if len(report["sources"]) > 1:
         lines += ["## Sources", "", *_sources(report)]
-    lines += _selection(report["selection"])
+    found = report["selection"]
+    lines += [
+        *_duplicates(found["duplicates"]),
+        *_split(found["split"], report["sources"]),
+        *_leakage(found["leakage"]),
+    ]
     lines += _tokenizer_lines(report["tokenizer"])
     for source in report["sources"]:
         lines += _source(source, alone=len(report["sources"]) == 1)
@@ -236,39 +241,77 @@ def _sources(report: dict[str, Any]) -> list[str]:
     return _table(header, rows)
 
 
-def _selection(selection: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, found in selection.items():
-        lines += [f"## {name.capitalize()}", "", *_nested(found), ""]
-    return lines
-
-
-def _nested(content: dict[str, Any], depth: int = 0) -> list[str]:
-    """Any record as a list: numbers beside one another in a line, records in lists of their own."""
-    lines, indent = [], "  " * depth
-    for name, value in content.items():
-        begin = f"{indent}- {name.replace('_', ' ')}:"
-        records = value if isinstance(value, dict) else dict(enumerate(value, 1)) if isinstance(value, list) else {}
-        if isinstance(value, dict | list) and not value:
-            lines.append(f"{begin} none")
-        elif not records:
-            lines.append(f"{begin} {_number(value)}")
-        elif any(isinstance(one, dict | list) for one in records.values()):
-            plain = {key: one for key, one in records.items() if not isinstance(one, dict | list)}
-            inner = {str(key): one for key, one in records.items() if key not in plain}
-            lines += [f"{begin} {_beside(plain)}".rstrip(), *_nested(inner, depth + 1)]
-        elif isinstance(value, list) and any(isinstance(one, str) for one in value):
-            lines += [begin, *(f"{indent}  - {_code(str(one))}" for one in value)]
-        else:
-            lines.append(f"{begin} {_beside(records)}")
-    return lines
-
-
-def _beside(record: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{str(key).replace('_', ' ')} {_code(one) if isinstance(one, str) else _number(one)}"
-        for key, one in record.items()
+def _duplicates(found: dict[str, Any]) -> list[str]:
+    lines = ["## Duplicates", ""]
+    if found["duplicates"] == "keep":
+        return [*lines, "Duplicates were kept.", ""]
+    lines.append(
+        f"Of {found['documents']:,} documents {found['dropped']:,} were dropped ({found['dropped_words']:,} words): "
+        f"{found['exact']:,} are equal to one before and {found['near']:,} nearly equal"
+        + (f" (similarity {found['similarity']} or more)" if found["duplicates"] == "near" else " (not looked for)")
+        + f". {found['across_sources']:,} of the originals stand in another source."
     )
+    if found["clusters"]:
+        lines.append(
+            f"Documents of a similarity above {found['related_above']} are kept on one side: {found['clusters']:,} "
+            f"groups, the largest of {found['largest_cluster']:,}."
+        )
+    lines += ["", *_list(_pair(example) for example in found["examples"])]
+    return [*lines, f"Memory to find them: {found['index_bytes_per_document']} bytes for each document.", ""]
+
+
+def _pair(example: dict[str, Any]) -> str:
+    first, other = example["first"], example["other"]
+    how = f"{example['kind']}, similarity {example['similarity']}"
+    return f"{how}: {other['id']} and, before it, {first['id']}: {_code(first['begins'])}"
+
+
+def _split(found: dict[str, Any], sources: list[dict[str, Any]]) -> list[str]:
+    inside = {int(number): cut for number, cut in found["sources_cut_inside"].items()}
+    cut = [
+        f"{_code(sources[number]['source'])} has few documents and is cut inside them: {plan['runs']} runs of "
+        f"{plan['unit']} validate."
+        for number, plan in inside.items()
+    ]
+    rows = [(code, _number(number), _number(found["words"][code])) for code, number in found["documents"].items()]
+    note = ["Of the documents, before any is cut inside (those count as train):", ""] if cut else []
+    asked = f"Asked for: {found['ratio']:.2%} of what has no given side, {found['split']}."
+    return ["## Split", "", asked, "", *_list(cut), *note, *_table(["", "documents", "words"], rows)]
+
+
+def _leakage(found: dict[str, Any]) -> list[str]:
+    n, most = found["ngram_words"], found["formula_documents"]
+    lines = [
+        "## Leakage",
+        "",
+        f"{found['share_of_ngrams_leaked']:.2%} of the runs of {n} words of validation stand in training too. "
+        f"{found['documents_left_validation']:,} documents with more than {found['max_leakage']:.0%} left validation.",
+        "",
+    ]
+    if not found["looked_at"].startswith("1 of 1 "):
+        lines += [f"There are so many that {found['looked_at']} was looked at.", ""]
+    rows = [(_edges(name), _number(number)) for name, number in found["distribution"].items() if number]
+    lines += _table(["of its runs in training", "validation documents"], rows)
+    lines += _list(f"{e['share']:.2%}: {e['id']}: {_code(e['begins'])}" for e in found["examples"])
+    if found["formula_ngrams"]:
+        lines += [
+            f"{found['formula_ngrams']:,} runs stand in more than {most} training documents; they count as formulas, "
+            f"which give nothing away ({found['share_of_ngrams_formula']:.2%} of validation; "
+            f"{found['documents_mostly_formula']:,} of its documents are mostly made of them). The commonest:",
+            "",
+            *_list(f"{e['training_documents']:,} documents: {_code(e['text'])}" for e in found["formulas"]),
+        ]
+    return lines
+
+
+def _edges(name: str) -> str:
+    """`0.01-0.05`, a key of the distribution, for people."""
+    return " to ".join(f"{float(edge):.0%}" for edge in name.split("-")) if "-" in name else "none"
+
+
+def _list(items: Iterable[str]) -> list[str]:
+    lines = [f"- {item}" for item in items]
+    return [*lines, ""] if lines else []
 
 
 def _tokenizer_lines(tokenizer: dict[str, Any]) -> list[str]:
@@ -310,14 +353,14 @@ def _cleaning(cleaning: dict[str, Any]) -> list[str]:
     lines = []
     if cleaning["gutenberg_books"]:
         lines += [f"Books of Project Gutenberg: {cleaning['gutenberg_books']}", ""]
-    rules = cleaning["rules"].items()
+    rules = [(name.replace("_", " "), rule) for name, rule in cleaning["rules"].items()]
     changes = [
         (name, *(_number(rule[count]) for count in ("edits", "characters", "documents"))) for name, rule in rules
     ]
     lines += _table(["rule", "changes", "characters fewer", "documents"], changes)
     lines += _table(["dropped for", "documents"], [(why, d["documents"]) for why, d in cleaning["dropped"].items()])
-    if cleaning["repeated_lines"]:
-        lines += ["Lines removed as they stand in many documents:", ""]
+    if "repeated_lines" in cleaning["rules"]:
+        lines += ["Lines that stand in many documents, some of which were still there to remove:", ""]
         lines += [*(f"- {_code(line)}" for line in cleaning["repeated_lines"][:10]), ""]
     if rules:
         lines += ["Examples; what a rule removed is struck out, and what it put there follows.", ""]

@@ -13,15 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.documents import (
-    DataConfig,
-    Document,
-    ReadingReport,
-    Source,
-    fingerprint_source,
-    has_splits,
-    read_documents,
-)
+from smallm_hf.data.configuration import DataConfig, Source
+from smallm_hf.data.documents import Document, fingerprint_source, has_splits, read_documents
+from smallm_hf.data.files import ReadingReport
 from smallm_hf.data.packing import Meta, TokenFiles
 from smallm_hf.data.selection import SelectionConfig
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION
@@ -121,13 +115,17 @@ class Request:
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
     @cached_property
+    def _loaded_tokenizer(self) -> PreTrainedTokenizerFast:
+        return load_tokenizer(self.tokenizer.source)
+
+    @property
     def given_tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that is not trained.
 
         Raises:
             UserError: it cannot be loaded, or is of another size than the model.
         """
-        tokenizer = load_tokenizer(self.tokenizer.source)
+        tokenizer = self._loaded_tokenizer
         if len(tokenizer) != self.vocab_size:
             raise UserError(
                 f"model.vocab_size={self.vocab_size}, but tokenizer.source={self.tokenizer.source} has "
@@ -142,7 +140,7 @@ class Request:
             return None
         if self.tokenizer.source == GPT2:  # token files made from it need no vocabulary at hand
             return GPT2_FINGERPRINT
-        return tokenizer_fingerprint(load_tokenizer(self.tokenizer.source))
+        return tokenizer_fingerprint(self._loaded_tokenizer)
 
     def difference(self, meta: Meta) -> str | None:
         """Names the first thing in which token files are not what is asked for, with both values; None if none is."""

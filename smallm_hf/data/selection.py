@@ -6,6 +6,7 @@ text again only for leakage, for the stratified split and for examples.
 
 import functools
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +33,13 @@ CODES = (*SIDES, "duplicate", "leaked")
 EMPTY = int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "little")  # hash of a document without text
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
+NO_SHINGLE = np.iinfo(np.uint16).max  # in all of a signature: a document of fewer words
 NOT_GIVEN = -1  # the side of a source that is to be split
 RELATED = 0.4  # similarity above which documents, such as two editions of a book, go to the same side
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 160
 
-Read = Callable[[int], Iterable[Document]]
+Read = Callable[[int, np.ndarray | None], Iterable[Document]]  # of a source the documents wanted, (N,) bool, or all
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Features:
         hashes: (N,) uint64, of the words of the text as they are written, whatever blanks stand between them.
         signatures: (N, 128) uint16 MinHash of its 5-grams (Broder 1997), the low bits only (Li & König 2010); (N, 0)
             where near duplicates are not looked for.
-        words: (N,) int64.
+        words: (N,) int64, with blanks between them.
     """
 
     hashes: np.ndarray
@@ -97,9 +99,7 @@ class Features:
 
     @classmethod
     def joined(cls, parts: Sequence["Features"]) -> "Features":
-        """Returns those of consecutive parts of a source as one, in memory; a single part stays where it is."""
-        if len(parts) == 1:
-            return parts[0]
+        """Returns those of consecutive parts as one, in memory."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
     @property
@@ -117,32 +117,34 @@ class FeatureBuilder:
 
     def __init__(self, config: SelectionConfig):
         self._permutations = PERMUTATIONS if config.duplicates == "near" else 0
+        self._hashes, self._words = array("Q"), array("q")
         self._reader, self._shingles = WordReader(), NgramJoiner(SHINGLE_WORDS)
-        self._hashes: list[int] = []
-        self._words: list[np.ndarray] = []
         self._signatures: list[np.ndarray] = []
-        # Of the last document, which may go on: none or one row of words and of the signature as far as they go.
-        self._last = np.zeros(0, np.int64), np.zeros((0, self._permutations), np.uint32)
+        self._last = np.zeros((0, self._permutations), np.uint32)  # of the last document, which may go on; or of none
         self._rows = 0
 
     def add(self, piece: Document) -> None:
         """Takes the next piece of a document, or the first of the next one."""
+        words = piece.text.split()
         if piece.piece == 0:
             self._hash = hashlib.blake2b(digest_size=8)
+            self._words.append(0)
+        self._words[-1] += len(words)
         if piece.text:
-            self._hash.update(" ".join(piece.text.split()).encode() + b" ")
+            self._hash.update(" ".join(words).encode() + b" ")
         if piece.is_last:
             self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
-        if self._reader.add(piece):
+        if self._permutations and self._reader.add(piece):
             self._take()
 
     def features(self) -> Features:
         """Returns those of all documents; nothing may be added after that."""
+        hashes, words = np.array(self._hashes, np.uint64), np.array(self._words, np.int64)
+        if not self._permutations:
+            return Features(hashes, np.zeros((len(hashes), 0), np.uint16), words)
         self._take()
-        hashes = np.array(self._hashes, np.uint64)
-        words = np.concatenate([*self._words, self._last[0]])
-        signatures = np.concatenate([*self._signatures, self._last[1].astype(np.uint16)])
-        short = np.flatnonzero(words < SHINGLE_WORDS)  # no shingle: the text as a whole is the only one
+        signatures = np.concatenate([*self._signatures, self._last.astype(np.uint16)])
+        short = np.flatnonzero((signatures == NO_SHINGLE).all(axis=1))  # the text as a whole is the only shingle
         signatures[short] = minhash(hashes[short], np.arange(len(short)), len(short), self._permutations)
         return Features(hashes, signatures, words)
 
@@ -151,19 +153,14 @@ class FeatureBuilder:
         words, documents = self._reader.take()
         if first == stop:
             return
-        counts = np.bincount(documents - first, minlength=stop - first)
         shingles, documents = self._shingles(words, documents)
         signatures = minhash(shingles, documents - first, stop - first, self._permutations)
-        last_counts, last_signature = self._last
         if first < self._rows:  # the last document has gone on
-            counts[0] += last_counts[0]
-            signatures[0] = np.minimum(signatures[0], last_signature[0])
+            signatures[0] = np.minimum(signatures[0], self._last[0])
         else:
-            counts = np.concatenate([last_counts, counts])
-            signatures = np.concatenate([last_signature, signatures])
-        self._words.append(counts[:-1])
+            signatures = np.concatenate([self._last, signatures])
         self._signatures.append(signatures[:-1].astype(np.uint16))
-        self._last, self._rows = (counts[-1:], signatures[-1:]), stop
+        self._last, self._rows = signatures[-1:], stop
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -188,33 +185,33 @@ class Selection:
         """Whether a source is cut inside its documents, and so has to be read from its beginning to its end."""
         return source in self.plans
 
-    def sided(self, source: int, documents: Iterable[Document], first: int = 0) -> Iterator[tuple[str, Document]]:
+    def sided(self, source: int, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         """Yields the pieces of the documents that are kept, each with its side.
 
         Args:
             source: its number.
-            documents: of the source, as they were looked at, from any on.
-            first: ordinal of the first of them; 0 for a source that is cut inside.
+            documents: of the source, all of them, as they were looked at.
         """
         codes = self.sides[source]
-        kept = (
-            (SIDES[codes[ordinal]], piece)
-            for ordinal, piece in _numbered(documents, first)
-            if codes[ordinal] in (TRAIN, VALIDATION)
-        )
+        kept = ((SIDES[codes[place]], piece) for place, piece in _numbered(documents) if codes[place] <= VALIDATION)
         plan = self.plans.get(source)
         return plan(piece for _, piece in kept) if plan else kept
 
 
-def _numbered(documents: Iterable[Document], first: int = 0) -> Iterator[tuple[int, Document]]:
-    ordinal = first - 1
+def _numbered(documents: Iterable[Document]) -> Iterator[tuple[int, Document]]:
+    ordinal = -1
     for piece in documents:
         ordinal += piece.piece == 0
         yield ordinal, piece
 
 
 def select(
-    read: Read, features: Sequence[Features], sides: Sequence[int | None], config: SelectionConfig, ratio: float
+    read: Read,
+    features: Sequence[Sequence[Features]],
+    sides: Sequence[int | None],
+    config: SelectionConfig,
+    ratio: float,
+    folder: Path | None = None,
 ) -> Selection:
     """Decides for all documents of all sources.
 
@@ -228,19 +225,20 @@ def select(
     nothing leaves.
 
     Args:
-        read: starts reading a source, by its number, from the beginning.
-        features: of each source.
+        read: starts reading a source, by its number, from the beginning: the documents that are wanted, or all.
+        features: of each source those of its parts.
         sides: TRAIN or VALIDATION for each source, or None if it is to be split.
         config: how.
         ratio: share of the documents of a source to be split that validates.
+        folder: for what is kept on disk meanwhile, see `measure_leakage`.
 
     Raises:
         UserError: a setting out of range, or one side that has no document left.
     """
     check_split(config, ratio if None in sides else None)
     order = sorted(range(len(sides)), key=lambda source: sides[source] == VALIDATION)
-    counts = [len(features[source].hashes) for source in order]
-    corpus = Features.joined([features[source] for source in order])
+    counts = [sum(len(part.hashes) for part in features[source]) for source in order]
+    corpus = Features.joined([part for source in order for part in features[source]])  # the only copy in memory
     sources = np.repeat(np.array(order, np.int32), counts)
     given = np.array([NOT_GIVEN if side is None else side for side in sides], np.int8)[sources]
     has_text = corpus.hashes != EMPTY
@@ -289,10 +287,12 @@ def select(
 
     def texts(side: int) -> Iterator[Document]:
         for source in streamed:
-            if source in selection.plans or (views[source] == side).any():
-                yield from (piece for name, piece in selection.sided(source, read(source)) if name == SIDES[side])
+            if source in selection.plans:
+                yield from (piece for name, piece in selection.sided(source, read(source, None)) if name == SIDES[side])
+            else:
+                yield from read(source, views[source] == side)
 
-    leakage = measure_leakage(lambda: texts(VALIDATION), lambda: texts(TRAIN), config.formula_documents)
+    leakage = measure_leakage(lambda: texts(VALIDATION), lambda: texts(TRAIN), config.formula_documents, folder)
     validating = np.flatnonzero(codes == VALIDATION)  # the first of those streamed; behind them come parts of documents
     shares = leakage.shares[: len(validating)]
     codes[validating[shares > config.max_leakage]] = LEAKED
@@ -367,14 +367,13 @@ def _require_both_sides(codes: np.ndarray, plans: dict[int, InsidePlan], config:
 
 
 def _read_kept(read: Read, selection: Selection, source: int) -> Iterator[Document]:
-    return (piece for _, piece in selection.sided(source, read(source)))
+    return read(source, selection.sides[source] <= VALIDATION)
 
 
 def _read_some(read: Read, wanted: dict[int, np.ndarray]) -> Iterator[Document]:
-    """Reads the documents that are wanted of each source, (N,) bool, and leaves out sources of which none is."""
+    """Reads the documents that are wanted of each source, (N,) bool."""
     for source, is_wanted in wanted.items():
-        if is_wanted.any():
-            yield from (piece for ordinal, piece in _numbered(read(source)) if is_wanted[ordinal])
+        yield from read(source, is_wanted)
 
 
 def _clusters(
@@ -397,13 +396,13 @@ def _show(read: Read, sources: np.ndarray, firsts: np.ndarray, groups: Sequence[
     found = {}
     places = np.unique(np.array([place for group in groups for place in group], np.int64))
     for source in np.unique(sources[places]):
-        wanted = set((places[sources[places] == source] - firsts[source]).tolist())
-        for ordinal, piece in _numbered(read(source)):
-            if ordinal > max(wanted):
-                break
-            if ordinal in wanted and piece.piece == 0:
-                begins = piece.text[:EXAMPLE_CHARACTERS]
-                found[firsts[source] + ordinal] = {"source": int(source), "id": piece.id, "begins": begins}
+        here = places[sources[places] == source]
+        is_wanted = np.zeros(int((sources == source).sum()), bool)
+        is_wanted[here - firsts[source]] = True
+        firsts_of = (piece for piece in read(source, is_wanted) if piece.piece == 0)
+        for place, piece in zip(here.tolist(), firsts_of, strict=True):
+            begins = piece.text[:EXAMPLE_CHARACTERS]
+            found[place] = {"source": int(source), "id": piece.id, "begins": begins}
     return [[found[place] for place in group] for group in groups]
 
 

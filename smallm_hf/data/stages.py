@@ -3,7 +3,7 @@
 A part is a run of consecutive documents of one source. Where parts are cut depends on the text alone, so that any
 number of processes leaves the same files, and a run after a kill goes on from the parts that were finished.
 
-    00-00003/          a cleaned part: text.jsonl, words and features of its documents, report.json
+    00-00003/          a cleaned part: text.arrow, features of its documents, report.json
     00-00003.tokens/   the same tokenised: train.bin, validation.bin, entries.npy, report.json
 """
 
@@ -15,17 +15,18 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow
 
 from smallm_hf.data.cleaning import Cleaner, CleaningConfig
 from smallm_hf.data.documents import Document
@@ -38,9 +39,13 @@ from smallm_hf.tokenization import Encoder, load_tokenizer, make_encoder
 
 PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
 BATCH_CHARACTERS = 1 << 21
+ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
 WORKER_BYTES = 1 << 30  # of memory, of which a process takes most only for books of many megabytes
 EXAMPLES = 3  # documents of each side and part that are kept for the report
-TEXT, WORDS, FEATURES, REPORT, ENTRIES = "text.jsonl", "words.npy", "features.npy", "report.json", "entries.npy"
+TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
+KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
+    {"text": pyarrow.large_string(), "id": pyarrow.string(), "piece": pyarrow.int64(), "is_last": pyarrow.bool_()}
+)
 
 
 class WorkerKilled(UserError):
@@ -78,8 +83,10 @@ class Workers:
             yield from itertools.starmap(function, tasks)
             return
         if self.pool is None:
-            # Not forked: the libraries' threads and locks would be copied in whatever state they are.
-            context = multiprocessing.get_context("spawn")
+            # Not forked from here: the libraries' threads and locks would be copied in whatever state they are.
+            has_server = "forkserver" in multiprocessing.get_all_start_methods()
+            context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+            context.set_forkserver_preload([__name__])  # imported once, and shared
             self.pool = ProcessPoolExecutor(self.number, context, initializer=_begin)
         waiting = deque()
         try:
@@ -115,6 +122,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _batches(things: Iterable, characters: int, text: Callable = attrgetter("text")) -> Iterator[list]:
+    """Cuts a stream behind the thing with which its texts have so many characters."""
+    batch, held = [], 0
+    for thing in things:
+        batch.append(thing)
+        held += len(text(thing))
+        if held >= characters:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
 # --- documents on disk -----------------------------------------------------------------------------------------------
 
 
@@ -135,17 +155,24 @@ def cut_parts(documents: Iterable[Document]) -> Iterator[Iterator[Document]]:
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
-    """Keeps documents as lines of JSON."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for document in documents:
-            file.write(json.dumps(vars(document), ensure_ascii=False) + "\n")
+    """Keeps documents, but for their metadata, as an Arrow stream."""
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, KEPT) as rows:
+        for batch in _batches(documents, ROWS_CHARACTERS):
+            columns = {name: [getattr(document, name) for document in batch] for name in KEPT.names}
+            rows.write_batch(pyarrow.RecordBatch.from_pydict(columns, KEPT))
 
 
-def read_part(path: Path) -> Iterator[Document]:
-    """Yields what `write_documents` kept."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield Document(**json.loads(line))
+def read_part(path: Path, is_wanted: np.ndarray | None = None) -> Iterator[Document]:
+    """Yields what `write_documents` kept, or those of the N documents that are wanted, (N,) bool."""
+    before = 0
+    with pyarrow.memory_map(str(path)) as file:
+        for batch in pyarrow.ipc.open_stream(file):
+            if is_wanted is not None:
+                ordinals = before - 1 + np.cumsum(batch["piece"].to_numpy() == 0)
+                before = ordinals[-1] + 1
+                batch = batch.filter(pyarrow.array(is_wanted[ordinals]))
+            for text, id, piece, is_last in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield Document(text, id, piece=piece, is_last=is_last)
 
 
 # --- the stages, each of one part ------------------------------------------------------------------------------------
@@ -163,22 +190,19 @@ def clean_part(
         cleaner = Cleaner(cleaning, repeated) if cleaning.enabled else None
         documents = read_part(raw)
         builder = FeatureBuilder(selection)
-        size, words = 0, array("q")
+        size = 0
 
         def counted(documents: Iterable[Document]) -> Iterator[Document]:
             nonlocal size
             for document in documents:
                 builder.add(document)
                 size += len(document.text.encode())
-                if document.piece == 0:
-                    words.append(0)
-                words[-1] += len(document.text.split())
                 yield document
 
         write_documents(folder / TEXT, counted(cleaner(documents) if cleaner else documents))
-        builder.features().save(folder / FEATURES)
-        np.save(folder / WORDS, words)
-        report = {"documents": len(words), "bytes": size, "cleaning": cleaner and asdict(cleaner.report)}
+        features = builder.features()
+        features.save(folder / FEATURES)
+        report = {"documents": len(features.words), "bytes": size, "cleaning": cleaner and asdict(cleaner.report)}
         _write_json(folder / REPORT, report)
     raw.unlink()
     return size
@@ -202,7 +226,7 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
     documents = itertools.chain.from_iterable(read_part(text / TEXT) for text in texts)
     with replacing(part) as folder:
         writers = {side: SideWriter(folder / f"{side}.bin", entries, eos_token_id) for side in SIDES}
-        for batch in _batches(selection.sided(source, documents)):
+        for batch in _batches(selection.sided(source, documents), BATCH_CHARACTERS, lambda sided: sided[1].text):
             ids = encode([document.text for _, document in batch])
             for side, writer in writers.items():
                 writer.add([(d, found) for (on, d), found in zip(batch, ids, strict=True) if on == side])
@@ -215,18 +239,6 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
 def _encoder(tokenizer: Path, sha256: str) -> tuple[Encoder, int, int]:
     loaded = load_tokenizer(str(tokenizer))
     return make_encoder(loaded), loaded.eos_token_id, len(loaded)
-
-
-def _batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    batch, characters = [], 0
-    for side, document in documents:
-        batch.append((side, document))
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 class SideWriter:

@@ -1,9 +1,10 @@
 """Asks models all that score.py can say of them: the score of a text, how sure it is, what they write, their speed."""
 
+import functools
 import glob
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.data.documents import local_files, read_documents, read_texts
+from smallm_hf.data.documents import read_documents
 from smallm_hf.data.packing import TokenFiles, open_token_files
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.families import find_kind, load_scorable, require_writer
 from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
-from smallm_hf.evaluation.scoring import Scored, score_corpus
+from smallm_hf.evaluation.reporting import Picture
+from smallm_hf.evaluation.scoring import Rules, Scored, score_corpus
 from smallm_hf.evaluation.sharing import join_launch, own_device
 from smallm_hf.evaluation.speed import in_own_process, load_and_measure
 from smallm_hf.evaluation.sums import Sums
-from smallm_hf.evaluation.windows import Protocol
+from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts
+from smallm_hf.evaluation.word_loss import count_words
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little of a model.
 SHOWN, SHOWN_CHARACTERS, SHORTEST_SHOWN_BYTES = 5, 240, 40
@@ -29,21 +32,16 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What is asked of every model, in the same way.
+class Questions(Rules):
+    """What is asked of every model, in the same way; how it is scored is said by `Rules`.
 
     Args:
         text_column: column of the data that holds the text, in all but text files.
         source_column: column that the encoder of a seq2seq model reads; by default it reads nothing.
         max_documents: score only this many, from the beginning.
-        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
-            one stream with eos between, as trained.
-        stride: tokens from one window to the next under `sliding`; by default half a window.
-        context_length: tokens per window; by default each model's own, 2,048 at most. Longer texts go on in the next.
-        batch_size: windows per forward pass at most; changes speed and memory, not the result.
         top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
         training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
-            binned by how frequent a token is there instead of in the scored text.
+            binned by how frequent a token or a word is there instead of in the scored text.
         generate: documents whose second half is written from the first, or the text from the source, and compared.
         max_new_tokens: tokens of each of these texts at most.
         temperature: of these texts; 0 takes the most probable token always.
@@ -58,10 +56,6 @@ class Questions:
     text_column: str = "text"
     source_column: str | None = None
     max_documents: int | None = None
-    protocol: Protocol = "documents"
-    stride: int | None = None
-    context_length: int | None = None
-    batch_size: int = 16
     top_k: Sequence[int] = (1, 3)
     training_tokens: Path | None = None
     generate: int = 0
@@ -75,7 +69,8 @@ class Questions:
     speed_repetitions: int = 5
 
     def __post_init__(self) -> None:
-        for name, least in {"max_documents": 1, "batch_size": 1, "generate": 0, "max_new_tokens": 1}.items():
+        super().__post_init__()
+        for name, least in {"max_documents": 1, "generate": 0, "max_new_tokens": 1, "temperature": 0}.items():
             if (number := getattr(self, name)) is not None and number < least:
                 raise UserError(f"{name}={number} is out of range; give {least} or more")
 
@@ -86,6 +81,7 @@ def evaluate_models(
     questions: Questions | None = None,
     loading: Mapping[str, Any] | None = None,
     against: str | None = None,
+    draw: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[Picture]] | None = None,
 ) -> dict[str, Any]:
     """Asks every model the same; all processes of a launch share the scoring.
 
@@ -95,17 +91,18 @@ def evaluate_models(
         questions: what is asked.
         loading: arguments of `load_causal_lm` beside the model, such as `device`.
         against: a model that each of the others is compared with, on the same documents.
+        draw: makes pictures of the first model.
 
     Returns:
         `models`, a row for each: the figures of `score_corpus`, tables, documents, and what else was asked for;
-        `over_seeds`, for each figure what several models of one size have together, else None; `against`; and what was
-        asked.
+        `over_seeds`, for each figure what several models of one size have together, else None; `against`;
+        `frequencies_of`, the text whose tokens and words were counted; `pictures`; and what was asked.
 
     Raises:
         UserError: no model of such a name, a question that a model cannot answer, or what loading and scoring refuse.
     """
     questions, loading = questions or Questions(), dict(loading or {})
-    local_files(data)  # a wrong path is told before a model is loaded
+    require_texts(data)
     models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed does not know; take documents or sliding")
@@ -113,13 +110,19 @@ def evaluate_models(
     shard = join_launch()
     loading["device"] = loading.get("device") or own_device()
     other = _score(*load_scorable(against, **loading), data, questions, shard).documents if against else None
-    rows = [_evaluate(model, data, questions, loading, shard, other) for model in models]
-    shared = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
+    rows, pictures = [], []
+    for model in models:
+        rows.append(_evaluate(model, data, questions, loading, shard, other, draw if not rows else None))
+        pictures += rows[-1].pop("pictures", [])
+    numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
+    shared = [name for name in numbers if all(math.isfinite(row[name]) for row in rows)]
     alike = len(rows) > 1 and len({row["parameters"] for row in rows}) == 1
     return {
         "models": rows,
         "over_seeds": {name: over_seeds([row[name] for row in rows]) for name in shared} if alike else None,
         "against": against,
+        "frequencies_of": "the training text" if questions.training_tokens else "the scored text",
+        "pictures": pictures,
         "data": data,
         "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
     }
@@ -153,6 +156,7 @@ def _evaluate(
     loading: Mapping[str, Any],
     shard: tuple[int, int],
     other: Sequence[Sums] | None,
+    draw: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[Picture]] | None,
 ) -> Row:
     """All that is said of one model; what is not scoring is done by the first process alone."""
     first = shard[0] == 0
@@ -172,9 +176,13 @@ def _evaluate(
         settings = {name: getattr(questions, name) for name in ("max_new_tokens", "temperature", "seed")}
         continued = continue_documents(loaded, tokenizer, documents, **settings)
         row["generated"] = judge(continued, tokenizer, training.train if training else None)
-    frequencies = None if training is None else _count_tokens(training.train, len(scored.profile.by_token[0]))
-    row["tables"] = scored.profile.tables(frequencies)
+    counts = ()
+    if training is not None and first:
+        counts = _count_tokens(training.train, len(scored.profile.by_token[0])), _count_words(questions.training_tokens)
+    row["tables"] = scored.profile.tables(*counts)
     row["documents_by_difficulty"] = _extremes(scored.documents, _read_pairs(data, questions))
+    if draw and first:
+        row["pictures"] = draw(loaded, tokenizer)
     if other is not None:
         row["against"] = paired_bootstrap(scored.documents, other, questions.seed)
     return scored.figures | row
@@ -187,22 +195,22 @@ def _score(
     questions: Questions,
     shard: tuple[int, int],
 ) -> Scored:
-    names = ("protocol", "stride", "context_length", "batch_size", "top_k")
     return score_corpus(
         model,
         tokenizer,
         (text for text, _ in _read_pairs(data, questions)),
         sources=(source for _, source in _read_pairs(data, questions)) if questions.source_column else None,
-        **{name: getattr(questions, name) for name in names},
+        top_k=questions.top_k,
         shard=shard,
         show_progress=shard[0] == 0,
+        **questions.rules,
     )
 
 
 def _read_pairs(data: str, questions: Questions) -> Iterator[tuple[str, str]]:
     """The texts with their sources, which are empty where none were asked for."""
     if questions.source_column is None:
-        pairs = ((text, "") for text in read_texts(data, text_column=questions.text_column))
+        pairs = ((text, "") for text in read_scored_texts(data, text_column=questions.text_column))
     else:
         columns = (_read_column(data, column) for column in (questions.text_column, questions.source_column))
         pairs = (pair for pair in zip(*columns, strict=True) if pair[0])
@@ -210,7 +218,7 @@ def _read_pairs(data: str, questions: Questions) -> Iterator[tuple[str, str]]:
 
 
 def _read_column(data: str, column: str) -> Iterator[str]:
-    """As `read_texts`, but with the empty ones, so that the rows of two columns stay together."""
+    """As `read_scored_texts`, but with the empty ones, so that the rows of two columns stay together."""
     for _, pieces in itertools.groupby(read_documents(data, text_column=column), key=lambda piece: piece.id):
         yield "".join(piece.text for piece in pieces)
 
@@ -229,6 +237,12 @@ def _count_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
     for begin in range(0, len(token_ids), TOKENS_AT_A_TIME):
         counts += np.bincount(token_ids[begin : begin + TOKENS_AT_A_TIME], minlength=vocab_size)
     return counts
+
+
+@functools.lru_cache(maxsize=1)  # the runs of several seeds have one
+def _count_words(training_tokens: Path) -> Mapping[str, int]:
+    files = open_token_files(training_tokens)
+    return count_words(decode_documents(files.train, files.tokenizer))
 
 
 def _extremes(documents: Sequence[Sums], pairs: Iterable[tuple[str, str]]) -> dict[str, list[Row]]:

@@ -117,12 +117,32 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
+def require_known(largest_id: int, vocab_size: int) -> None:
+    """Makes sure that a model has an embedding for what a tokenizer gives.
+
+    Raises:
+        UserError: it has not.
+    """
+    if largest_id >= vocab_size:
+        raise UserError(
+            f"token id {largest_id} is outside the model's vocabulary of {vocab_size}; take the tokenizer of this model"
+        )
+
+
 def encode_ordinary(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of the texts alone: nothing is added, and `<|endoftext|>` inside a text is text."""
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
-def _added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def encode_placed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """`encode_ordinary` of each text, and where each token begins in it, in characters; for fast tokenizers."""
+    options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
+    encoded = tokenizer(list(texts), verbose=False, **options)
+    for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield ids, [start for start, _ in offsets]
+
+
+def added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and behind a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
@@ -182,7 +202,7 @@ class Seq2SeqReader:
         start = self.model.config.decoder_start_token_id
         if start is None:
             raise UserError("the model's config names no decoder_start_token_id, which its decoder begins with; set it")
-        return [start, *_added_around(self.tokenizer)[0]]
+        return [start, *added_around(self.tokenizer)[0]]
 
     def source_ids(self, source: str) -> list[int]:
         """The source as the encoder was trained to read it.
@@ -190,7 +210,7 @@ class Seq2SeqReader:
         Raises:
             UserError: it has more tokens than the encoder has positions.
         """
-        first, last = _added_around(self.tokenizer)
+        first, last = added_around(self.tokenizer)
         ids = [*first, *encode_ordinary(self.tokenizer, [source])[0], *last] or [self.tokenizer.eos_token_id]
         if self.limit is not None and len(ids) > self.limit:
             raise UserError(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
@@ -216,7 +236,7 @@ class MaskedReader:
         self.model, self.tokenizer = model, tokenizer
         if tokenizer.mask_token_id is None:
             raise UserError("a masked language model whose tokenizer has no mask token; set tokenizer.mask_token")
-        self.around = _added_around(tokenizer)
+        self.around = added_around(tokenizer)
         # A RoBERTa counts its positions from 2, so the tokenizer knows better how many there are.
         self.limit = min(position_limit(model) or tokenizer.model_max_length, tokenizer.model_max_length)
         self.limit -= sum(map(len, self.around))

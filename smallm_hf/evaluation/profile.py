@@ -1,15 +1,17 @@
-"""Where the loss lies: by certainty, by position in the context, by how frequent a token is."""
+"""Where the loss lies: by certainty, by position in the context, by how frequent a token or a word is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from smallm_hf.evaluation.word_loss import WordLoss, by_decade
+
 # Of the confidence, each as wide (Guo et al. 2017).
 CALIBRATION_BINS = 15
-# Positions are binned by powers of two, frequencies by powers of ten; more there are not.
-POSITION_BINS, FREQUENCY_BINS = 32, 16
+# Positions are binned by powers of two; more there are not.
+POSITION_BINS = 32
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class TokenScores:
         ranks: tokens that come before it, 0 for the first choice; of equal logits the lower id comes first.
         entropies: of the distribution it was drawn from, in nats; None where nobody asked.
         confidences: the probability of the first choice; None where nobody asked.
+        words: number of the word of each, by the `WordLoss` that has read the text; None where nobody asked.
     """
 
     token_ids: np.ndarray
@@ -31,6 +34,7 @@ class TokenScores:
     ranks: np.ndarray
     entropies: np.ndarray | None = None
     confidences: np.ndarray | None = None
+    words: np.ndarray | None = None
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Profile:
         by_confidence: tokens, summed confidence and tokens that were the first choice, for each bin.
         by_position: tokens and nats, for each bin.
         by_token: tokens and nats, for each entry of the vocabulary.
+        by_word: occurrences and nats, for each word of the text; empty where the tokenizer does not tell where its
+            tokens lie, as the slow ones of transformers.
     """
 
     top_k: tuple[int, ...]
@@ -52,12 +58,13 @@ class Profile:
     by_confidence: np.ndarray
     by_position: np.ndarray
     by_token: np.ndarray
+    by_word: WordLoss
 
     @classmethod
     def empty(cls, top_k: Sequence[int], vocab_size: int) -> "Profile":
         """Nothing counted yet."""
         shapes = (len(top_k), 1, (3, CALIBRATION_BINS), (2, POSITION_BINS), (2, vocab_size))
-        return cls(tuple(top_k), *map(np.zeros, shapes))
+        return cls(tuple(top_k), *map(np.zeros, shapes), WordLoss())
 
     def add(self, scores: TokenScores) -> None:
         """Counts tokens that were scored with entropies and confidences."""
@@ -68,6 +75,8 @@ class Profile:
         _count(self.by_confidence, bins, confidences, scores.ranks == 0)
         _count(self.by_position, np.ceil(np.log2(scores.positions)).astype(int), scores.nats)
         _count(self.by_token, scores.token_ids, scores.nats)
+        if scores.words is not None:
+            self.by_word.add(scores.words, scores.nats)
 
     def __iadd__(self, other: "Profile") -> "Profile":
         """Takes in what another has counted."""
@@ -87,12 +96,15 @@ class Profile:
             "calibration_error": float(np.abs(confidence - correct).sum() / tokens),
         }
 
-    def tables(self, frequencies: np.ndarray | None = None) -> dict[str, list[dict[str, Any]]]:
-        """The bins that hold tokens: `by_confidence` (reliability), `by_position` and `by_frequency`.
+    def tables(
+        self, frequencies: np.ndarray | None = None, word_counts: Mapping[str, int] | None = None
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The bins that hold tokens: `by_confidence` (reliability), `by_position`, `by_frequency`, `by_word_frequency`.
 
         Args:
             frequencies: how often each entry of the vocabulary stands in some other text, that of the training for
                 example, int of shape (V,); by default in the scored one.
+            word_counts: the same of its words, of `count_words`.
         """
         tokens, confidence, correct = self.by_confidence
         reliability = [
@@ -106,13 +118,6 @@ class Profile:
             for bin in np.flatnonzero(tokens).tolist()
         ]
         counts = self.by_token[0] if frequencies is None else frequencies
-        decade = np.where(counts > 0, np.floor(np.log10(np.maximum(counts, 1))).astype(int) + 1, 0)
-        by_decade = np.stack(
-            [
-                np.bincount(decade, weights=weights, minlength=FREQUENCY_BINS)
-                for weights in (*self.by_token, self.by_token[0] > 0)
-            ]
-        )
         return {
             "by_confidence": reliability,
             "by_position": [
@@ -121,16 +126,11 @@ class Profile:
                 if tokens
             ],
             "by_frequency": [
-                {
-                    "from": 10 ** (bin - 1) if bin else 0,
-                    "to": 10**bin - 1,
-                    "tokens": int(tokens),
-                    "loss": nats / tokens,
-                    "entries": int(entries),
-                }
-                for bin, (tokens, nats, entries) in enumerate(by_decade.T.tolist())
+                {"from": low, "to": high, "tokens": int(tokens), "loss": nats / tokens, "entries": int(entries)}
+                for low, high, (tokens, nats, entries) in by_decade(counts, *self.by_token, self.by_token[0] > 0)
                 if tokens
             ],
+            "by_word_frequency": self.by_word.table(word_counts),
         }
 
 

@@ -3,18 +3,23 @@
 import base64
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from smallm_hf.errors import UserError
+from smallm_hf.evaluation.page import fill_template
+from smallm_hf.evaluation.texts import source_name
+
 NONE = "–"
+LONGEST = 1e9  # larger numbers are written by their power of ten
 # The first of Petroff's ten (2021), which the colour-blind tell apart; with more models they begin again.
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 # Folders of a run that do not tell which run it was.
@@ -23,8 +28,8 @@ WEIGHTS_OF_A_RUN = ("best", "final")
 PLOT = (40, 324, 12, 184)
 
 Row = dict[str, Any]
-# Title, caption, and the picture: a fragment of HTML, a whole page of HTML, or the bytes of a PNG.
-Picture = tuple[str, str, str | bytes]
+# Title, and the picture: a fragment of HTML, or the bytes of a PNG that holds its title. Either holds its caption.
+Picture = tuple[str, str | bytes]
 
 
 # --- words for numbers -----------------------------------------------------------------------------------------------
@@ -66,8 +71,17 @@ def labels(models: Sequence[str]) -> list[str]:
             return shortened
 
 
+def figure(number: float, style: str) -> str:
+    """A number in a style; one too long to read by its power of ten."""
+    return format(number, style if abs(number) < LONGEST else ".3g")
+
+
 def _number(name: str, style: str) -> Callable[[Row], str]:
-    return lambda row: NONE if row.get(name) is None else format(row[name], style)
+    return lambda row: NONE if row.get(name) is None else figure(row[name], style)
+
+
+def _name(name: str) -> Callable[[Row], str]:
+    return lambda row: row.get(name, NONE)
 
 
 def _spread(name: str, style: str, scale: float = 1) -> Callable[[Row], str]:
@@ -109,12 +123,13 @@ SCORES: dict[str, Callable[[Row], str]] = {
     "mean entropy (nats per token)": _number("mean_entropy_nats", ".4f"),
     "calibration error ↓": _number("calibration_error", ".4f"),
     "parameters": _number("parameters", ","),
-    "family": _number("kind", ""),
-    "protocol": _number("protocol", ""),
+    "family": _name("kind"),
+    "protocol": _name("protocol"),
+    "attention": lambda row: "within documents" if row["within_documents"] else NONE,
     "stride (tokens)": _number("stride", ","),
     "window (tokens)": _number("context_length", ","),
-    "dtype": _number("dtype", ""),
-    "device": _number("device", ""),
+    "dtype": _name("dtype"),
+    "device": _name("device"),
     "processes": _number("processes", ""),
     "documents": _number("documents", ","),
     "tokens": _number("tokens", ","),
@@ -170,40 +185,71 @@ def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
     }
 
 
+def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """How often words occur, to the nats per word of such words and their number, for each model."""
+    bins = [{(bin["from"], bin["to"]): bin for bin in row["tables"]["by_word_frequency"]} for row in rows]
+    return {
+        f"{low:,} to {high:,} times" if high else "never": [
+            "{loss:,.2f} ({words:,})".format(**of_model[low, high]) if (low, high) in of_model else NONE
+            for of_model in bins
+        ]
+        for low, high in sorted(set().union(*bins))
+    }
+
+
 # --- terminal and JSON -----------------------------------------------------------------------------------------------
 
 
-def report_results(
-    results: dict[str, Any], output: str | None = None, page: str | None = None, pictures: Sequence[Picture] = ()
-) -> None:
+def report_results(results: dict[str, Any], output: str | None = None, page: str | None = None) -> None:
     """Prints the tables; writes all as JSON and as a page where a file is named for it.
 
     Args:
         results: of `evaluate_models`, with versions and what else is known of their origin.
-        output: a JSON file; of a single model it holds its row at the top.
+        output: a JSON file, without pictures; of a single model it holds its row at the top.
         page: an HTML file.
-        pictures: shown on the page.
     """
     print_results(results)
     if output:
-        rows = results["models"]
-        whole = rows[0] | {name: value for name, value in results.items() if name != "models" and value is not None}
-        text = json.dumps(whole if len(rows) == 1 else results, indent=2, ensure_ascii=False, default=str)
-        _write(output, text + "\n")
+        whole = {name: value for name, value in results.items() if name != "pictures" and value is not None}
+        if len(results["models"]) == 1:
+            whole = whole.pop("models")[0] | whole
+        _write(output, to_json(whole))
     if page:
-        _write(page, render(results, pictures))
+        _write(page, render(results))
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """JSON that every program reads: a number that is infinite or none becomes null, and `not_finite` says where."""
+    not_finite = {}
+
+    def finite(value: Any, place: str) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(part, f"{place}.{name}" if place else str(name)) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(part, f"{place}.{number}") for number, part in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            not_finite[place] = str(value)
+            return None
+        return value
+
+    content = finite(content, "")
+    content |= {"not_finite": not_finite} if not_finite else {}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def _write(path: str, text: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; give another file") from error
 
 
 def print_results(results: dict[str, Any], console: Console | None = None) -> None:
     """Prints the figures of each model, and of all together where they differ in their seed."""
     console, rows = console or Console(), results["models"]
     columns = [Column(Text(label), overflow="fold") for label in labels([row["model"] for row in rows])]
-    table = Table("", *columns)
+    table = Table("", *map(Column.copy, columns))
     for part in tables(rows).values():
         for name, values in part.items():
             table.add_row(name, *map(Text, values))
@@ -211,32 +257,32 @@ def print_results(results: dict[str, Any], console: Console | None = None) -> No
     for name, values in tabulate(rows, AGAINST).items():
         table.add_row(name, *map(Text, values))
     console.print(table)
+    if words := by_word(rows):
+        title = f"words by how often they occur in {results['frequencies_of']}"
+        table = Table("nats per word (words)", *map(Column.copy, columns), title=title)
+        for name, values in words.items():
+            table.add_row(name, *values)
+        console.print(table)
     if results["over_seeds"]:
         table = Table(f"over {len(rows)} runs", "mean", "std", "95 % interval")
         for name, found in results["over_seeds"].items():
-            table.add_row(
-                name, *(f"{found[key]:.4f}" for key in ("mean", "std")), "{low:.4f} to {high:.4f}".format(**found)
-            )
+            mean, std, low, high = (figure(found[key], ".4f") for key in ("mean", "std", "low", "high"))
+            table.add_row(name, mean, std, f"{low} to {high}")
         console.print(table)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def render(results: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
+def render(results: dict[str, Any]) -> str:
     """One page with everything; what comes from models and texts is escaped, pictures are taken as they are."""
-    environment = Environment(
-        loader=PackageLoader("smallm_hf.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"on_one_line": on_one_line}
     rows = results["models"]
-    return environment.get_template("report.html").render(
-        **{name: value for name, value in results.items() if name != "models"},
+    return fill_template(
+        "report.html",
+        __package__,
+        {"on_one_line": on_one_line, "figure": figure},
+        **{name: value for name, value in results.items() if name not in ("models", "pictures", "data")},
+        data=source_name(results["data"]),
         rows=rows,
         other=labels([results["against"]])[0] if results["against"] else None,
         labels=labels([row["model"] for row in rows]),
@@ -244,22 +290,21 @@ def render(results: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
         tables=tables(rows),
         charts=charts(rows),
         pictures=[
-            {"title": title, "caption": caption, "shown": _shown(title, shown)} for title, caption, shown in pictures
+            {"title": title if isinstance(shown, str) else "", "shown": _shown(title, shown)}
+            for title, shown in results["pictures"]
         ],
     )
 
 
 def _shown(title: str, picture: str | bytes) -> Markup:
-    """A picture as HTML: a PNG as an image, a whole page in a frame of its own."""
-    if isinstance(picture, bytes):
-        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(title, base64.b64encode(picture).decode())
-    if re.match(r"\s*<(!doctype|html)", picture, re.IGNORECASE):
-        return Markup('<iframe title="{}" sandbox="allow-scripts" srcdoc="{}"></iframe>').format(title, picture)
-    return Markup(picture)
+    """A picture as HTML; a PNG as an image."""
+    if isinstance(picture, str):
+        return Markup(picture)
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(title, base64.b64encode(picture).decode())
 
 
 def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The reliability diagram and the two of the loss: titles, ticks, and for each model the points of its line."""
+    """The reliability diagram and those of the loss: titles, ticks, and for each model the points of its line."""
     reliability = [[(bin["confidence"], bin["accuracy"]) for bin in row["tables"]["by_confidence"]] for row in rows]
     tenths = [(tick / 4, f"{tick / 4:.0%}") for tick in range(5)]
     drawn = [
@@ -274,18 +319,27 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "lines": reliability,
         }
     ]
+    occurrences = ("occurrences, at least", 0)
     for name, title, note, across, edge in (
         ("by_position", "Loss by position", "nats per token, by its place in the window", "tokens before it, up to", 1),
-        ("by_frequency", "Loss by frequency", "nats per token, by how often it occurs", "occurrences, at least", 0),
+        ("by_frequency", "Loss by token frequency", "nats per token, by how often it occurs", *occurrences),
+        (
+            "by_word_frequency",
+            "Loss by word frequency",
+            "nats of its tokens together, by how often it occurs",
+            *occurrences,
+        ),
     ):
         bins = sorted({(bin["from"], bin["to"]) for row in rows for bin in row["tables"][name]})
         if not bins:
             continue
         places = {bin: (number + 0.5) / len(bins) for number, bin in enumerate(bins)}
-        highest = max(bin["loss"] for row in rows for bin in row["tables"][name])
-        step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, float("inf")) if highest / step <= 5 or step > 50)
-        ticks = [step * tick for tick in range(int(highest / step) + 2)] if step < float("inf") else [0]
-        top = ticks[-1] or 1
+        losses = [bin["loss"] for row in rows for bin in row["tables"][name] if math.isfinite(bin["loss"])]
+        highest = max(losses, default=0)
+        steps = (first * 10**power for power in itertools.count() for first in (0.5, 1, 2))
+        step = next(step for step in steps if highest / step <= 5)
+        ticks = [step * tick for tick in range(int(highest / step) + 2)]
+        top = ticks[-1]
         drawn.append(
             {
                 "title": title,
@@ -295,7 +349,12 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "x_ticks": [(place, _short(bin[edge])) for bin, place in places.items()],
                 "y_ticks": [(tick / top, f"{tick:g}") for tick in ticks],
                 "lines": [
-                    [(places[bin["from"], bin["to"]], bin["loss"] / top) for bin in row["tables"][name]] for row in rows
+                    [
+                        (places[bin["from"], bin["to"]], bin["loss"] / top)
+                        for bin in row["tables"][name]
+                        if math.isfinite(bin["loss"])
+                    ]
+                    for row in rows
                 ],
             }
         )

@@ -10,7 +10,8 @@ too and a causal model sees `context_length` positions.
   `context_length - stride` tokens before it where the text has them; the last window ends with the text. With a stride
   of `context_length` these are the windows of lm_eval's rolling log-likelihood.
 - `packed`: the texts as they are, each closed by eos, form one stream, as in training; an eos stands before it. Each
-  eos is scored and counts as one byte and one character, and as no word. Windows are disjoint.
+  eos is scored and counts as one byte and one character, and as no word. Windows are disjoint. With `within_documents`
+  attention does not reach across the eos, for a model that was trained so.
 
 Families that are not causal are read as `families.py` says. Sums are kept in float64 and divided once, at the end
 (`Sums`, `summarize`), so the numbers depend neither on the batch size nor on how many processes share the work.
@@ -23,7 +24,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -33,6 +34,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.data.batching import refuse_mixing
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.families import (
     LOGITS_BYTES,
@@ -40,10 +42,12 @@ from smallm_hf.evaluation.families import (
     CausalReader,
     Reader,
     encode_ordinary,
+    encode_placed,
     evaluation_mode,
     kind_of,
     position_limit,
     refuse_lookahead,
+    require_known,
     start_token_id,
     vocabulary_size,
 )
@@ -51,6 +55,7 @@ from smallm_hf.evaluation.profile import Profile, TokenScores
 from smallm_hf.evaluation.sharing import gather
 from smallm_hf.evaluation.sums import Sums, summarize
 from smallm_hf.evaluation.windows import Protocol, Window, cut_stream, cut_text, resolve_context_length, resolve_stride
+from smallm_hf.evaluation.word_loss import NO_WORD
 from smallm_hf.tokenization import valid_unicode
 
 # Texts tokenised and sorted by length at a time, so that memory does not grow with the corpus.
@@ -66,11 +71,7 @@ ALONE = (0, 1)
 def _score_batch(
     reader: Reader, windows: Sequence[Window], shape: tuple[int, int], detailed: bool
 ) -> list[TokenScores]:
-    vocab_size = vocabulary_size(reader.model)
-    if (largest := max(window.token_ids.max() for window in windows)) >= vocab_size:
-        raise UserError(
-            f"token id {largest} is outside the model's vocabulary of {vocab_size}; take the tokenizer of this model"
-        )
+    require_known(max(window.token_ids.max() for window in windows), vocabulary_size(reader.model))
     parts = []
     for window, logits in zip(windows, reader.logits(windows, shape), strict=True):
         labels = torch.from_numpy(window.labels).to(logits.device)
@@ -84,6 +85,7 @@ def _score_batch(
             nats.astype(np.float64),
             ranks,
             *(fact.astype(np.float64) for fact in details),
+            words=window.words,
         )
         for window, nats, ranks, *details in zip(windows, *facts, strict=True)
     ]
@@ -141,6 +143,7 @@ def score_token_stream(
     separator: int | None = None,
     advance: Callable[[int], None] | None = None,
     profile: Profile | None = None,
+    words: np.ndarray | None = None,
 ) -> Sums:
     """Scores a stream of documents, each closed by eos, by the `packed` protocol.
 
@@ -154,6 +157,7 @@ def score_token_stream(
         separator: the eos, for a model that was trained to attend within documents; None lets it reach across them.
         advance: called with the number of tokens that were just scored.
         profile: takes in every token.
+        words: number of the word of each token, for the profile.
 
     Raises:
         UserError: a context longer than the model's, or token ids outside its vocabulary.
@@ -161,7 +165,7 @@ def score_token_stream(
     context_length = resolve_context_length(position_limit(model), context_length)
     rank, processes = shard
     mine = range(rank, math.ceil(len(token_ids) / context_length), processes)
-    windows = (cut_stream(token_ids, index, context_length) for index in mine)
+    windows = (cut_stream(token_ids, index, context_length, words) for index in mine)
     options = {"batch_size": min(batch_size, len(mine)), "width": context_length, "detailed": profile is not None}
     total = Sums()
     with evaluation_mode(model):
@@ -175,29 +179,55 @@ def score_token_stream(
 
 
 @dataclass(frozen=True)
+class Rules:
+    """How texts are scored. Numbers are only compared where all but the batch size are the same.
+
+    Args:
+        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
+            one stream with eos between, as trained.
+        stride: tokens from one window to the next under `sliding`; by default half a window.
+        within_documents: under `packed` attention does not reach across the eos between documents, as in a model that
+            was trained with batching.within_documents.
+        context_length: tokens per window; by default each model's own, 2,048 at most. Longer texts go on in the next.
+        batch_size: windows per forward pass at most; changes speed and memory, not the result.
+    """
+
+    protocol: Protocol = "documents"
+    stride: int | None = None
+    within_documents: bool = False
+    context_length: int | None = None
+    batch_size: int = 16
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """These fields, without those that a kind of `Questions` adds."""
+        return {rule.name: getattr(self, rule.name) for rule in fields(Rules)}
+
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise UserError(f"protocol {self.protocol!r} is unknown; choose from {', '.join(get_args(Protocol))}")
+        if self.within_documents and self.protocol != "packed":
+            raise UserError(
+                f"within_documents=true belongs to protocol packed and not to {self.protocol}, whose windows hold one "
+                "document; leave out one"
+            )
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size} is out of range; give 1 or more")
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How texts are scored, once it is known to fit the model: its reader, and the resolved protocol."""
+    """Rules that are known to fit a model: its reader, and what they leave open decided."""
 
     reader: Reader
-    protocol: Protocol
-    context_length: int
-    stride: int | None
+    rules: Rules
 
     @classmethod
     def make(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        protocol: Protocol,
-        context_length: int | None,
-        stride: int | None,
-        with_sources: bool = False,
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rules: Rules, with_sources: bool = False
     ) -> "Plan":
-        """Resolves what was left open; the errors are those of `score_corpus`."""
-        if protocol not in get_args(Protocol):
-            raise UserError(f"protocol {protocol!r} is unknown; choose from {', '.join(get_args(Protocol))}")
-        kind = kind_of(model)
+        """Decides what the rules leave open; the errors are those of `score_corpus`."""
+        protocol, kind = rules.protocol, kind_of(model)
         if protocol == "packed" and kind != "causal":
             raise UserError(f"protocol packed is for causal models, {type(model).__name__} is {kind}; take documents")
         if with_sources and kind != "seq2seq":
@@ -206,30 +236,28 @@ class Plan:
         if no_start or (protocol == "packed" and tokenizer.eos_token_id is None):
             raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")
         reader = READERS[kind](model, tokenizer)
-        context_length = resolve_context_length(reader.limit, context_length)
-        stride = resolve_stride(protocol, stride, context_length)
-        if kind == "causal":
-            with evaluation_mode(model):
+        context_length = resolve_context_length(reader.limit, rules.context_length)
+        stride = resolve_stride(protocol, rules.stride, context_length)
+        with evaluation_mode(model):
+            if kind == "causal":
                 refuse_lookahead(model)
-        return cls(reader, protocol, context_length, stride)
+            if rules.within_documents:
+                refuse_mixing(model, tokenizer.eos_token_id)
+                reader.separator = tokenizer.eos_token_id
+        return cls(reader, replace(rules, context_length=context_length, stride=stride))
 
 
 def score_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
-    *,
-    protocol: Protocol,
-    context_length: int | None,
-    batch_size: int,
-    stride: int | None = None,
+    **rules: Any,
 ) -> Iterator[Sums]:
     """Yields one `Sums` per text, a single one for the whole stream under `packed`.
 
     Arguments and errors are those of `score_corpus`.
     """
-    asked = {"protocol": protocol, "context_length": context_length, "stride": stride}
-    yield from _score(Plan.make(model, tokenizer, **asked), texts, batch_size=batch_size)
+    yield from _score(Plan.make(model, tokenizer, Rules(**rules)), texts)
 
 
 def _score(
@@ -237,32 +265,32 @@ def _score(
     texts: Iterable[str],
     sources: Iterable[str] | None = None,
     *,
-    batch_size: int,
     shard: tuple[int, int] = ALONE,
     advance: Callable[[int], None] | None = None,
     profile: Profile | None = None,
 ) -> Iterator[Sums]:
     """`score_texts` of every `processes`-th text or window from this process's rank on; `profile` takes all in."""
-    reader, (rank, processes) = plan.reader, shard
-    if plan.protocol == "packed":
-        stream, size = _pack(reader.tokenizer, texts)
-        options = {"context_length": plan.context_length, "batch_size": batch_size}
-        sums = score_token_stream(reader.model, stream, **options, shard=shard, advance=advance, profile=profile)
+    reader, rules, (rank, processes) = plan.reader, plan.rules, shard
+    if rules.protocol == "packed":
+        # Every process packs the whole; the first one alone counts it.
+        stream, words, size = _pack(reader.tokenizer, texts, profile, counted=rank == 0)
+        options = {"context_length": rules.context_length, "batch_size": rules.batch_size, "shard": shard}
+        options |= {"separator": reader.separator, "advance": advance, "profile": profile, "words": words}
+        sums = score_token_stream(reader.model, stream, **options)
         yield sums if rank else sums + size
         return
     for block in _blocks(itertools.islice(_pair(texts, sources), rank, None, processes)):
         block = [(text.strip(), source) for text, source in block]
         sums = [Sums.of_text(text) for text, _ in block]
-        encoded = encode_ordinary(reader.tokenizer, [text for text, _ in block])
-        windows = [
-            (number, window)
-            for number, (ids, (_, source)) in enumerate(zip(encoded, block, strict=True))
-            for window in cut_text(reader.before(), ids, plan.context_length, plan.stride, reader.source_ids(source))
-        ]
+        windows = []
+        for number, (ids, words) in enumerate(_encode(reader.tokenizer, [text for text, _ in block], profile)):
+            beside = {"source_ids": reader.source_ids(block[number][1]), "words": words}
+            cut = cut_text(reader.before(), ids, rules.context_length, rules.stride, **beside)
+            windows += [(number, window) for window in cut]
         windows.sort(key=lambda window: -len(window[1].token_ids))  # neighbours of one length waste the least padding
         with evaluation_mode(reader.model):
             cut = (window for _, window in windows)
-            scored = score_windows(reader, cut, batch_size=batch_size, detailed=profile is not None)
+            scored = score_windows(reader, cut, batch_size=rules.batch_size, detailed=profile is not None)
             for (number, _), scores in zip(windows, scored, strict=True):
                 sums[number] += Sums.of_tokens(scores)
                 if profile:
@@ -288,14 +316,30 @@ def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
         yield block
 
 
-def _pack(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[np.ndarray, Sums]:
-    """The texts as one stream, each closed by eos, and its size: an eos is one byte and one character."""
-    pieces, size = [np.empty(0, dtype=np.int32)], Sums()
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], profile: Profile | None, counted: bool = True
+) -> Iterator[tuple[list[int], np.ndarray | None]]:
+    """Token ids of each text, and the number of the word of each token, where a profile wants it and it is known."""
+    if profile is None or not tokenizer.is_fast:
+        yield from ((ids, None) for ids in encode_ordinary(tokenizer, texts))
+        return
+    for text, (ids, starts) in zip(texts, encode_placed(tokenizer, texts), strict=True):
+        yield ids, profile.by_word.number(text, starts, counted)
+
+
+def _pack(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], profile: Profile | None, counted: bool
+) -> tuple[np.ndarray, np.ndarray | None, Sums]:
+    """The texts as one stream, each closed by eos, its words, and its size: an eos is one byte and one character."""
+    pieces, words, size = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int32)], Sums()
     for block in _blocks((text, "") for text in texts):
         block = [text for text, _ in block]
-        pieces += [np.array([*ids, tokenizer.eos_token_id], np.int32) for ids in encode_ordinary(tokenizer, block)]
+        for ids, numbers in _encode(tokenizer, block, profile, counted):
+            pieces.append(np.array([*ids, tokenizer.eos_token_id], np.int32))
+            if numbers is not None:
+                words.append(np.array([*numbers, NO_WORD], np.int32))
         size = sum((Sums.of_text(text) for text in block), size + Sums(bytes=len(block), characters=len(block)))
-    return np.concatenate(pieces), size
+    return np.concatenate(pieces), np.concatenate(words) if words[1:] else None, size
 
 
 @contextmanager
@@ -339,14 +383,11 @@ def score_corpus(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
-    protocol: Protocol = "documents",
-    stride: int | None = None,
-    context_length: int | None = None,
-    batch_size: int = 16,
     top_k: Sequence[int] = (1, 3),
     sources: Iterable[str] | None = None,
     shard: tuple[int, int] = ALONE,
     show_progress: bool = False,
+    **rules: Any,
 ) -> Scored:
     """Scores a corpus and states how.
 
@@ -354,20 +395,16 @@ def score_corpus(
         model: any causal, seq2seq or masked model, as it stands: device, dtype, the caller's autocast if there is one.
         tokenizer: the model's own.
         texts: read a block at a time; under `packed` their token ids are held in memory.
-        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
-            one stream with eos between, as trained.
-        stride: tokens from one window to the next under `sliding`; by default half a window.
-        context_length: tokens per window; by default the model's own, 2,048 at most. Longer texts go on in the next.
-        batch_size: windows per forward pass at most; changes speed and memory, not the result.
         top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
         sources: what the encoder of a seq2seq model reads, for each text; by default nothing.
         shard: (rank, processes): all processes of a launch call this with the same texts, and get the same result.
         show_progress: whether a line on stderr counts tokens and tokens/s, where that is a terminal.
+        rules: protocol, context and what else `Rules` holds.
 
     Raises:
         UserError: an unknown protocol, a stride or a context that does not fit, a tokenizer of another model or without
-            eos, a k beyond the vocabulary, a causal model that sees what follows, logits that are not numbers, or texts
-            without a single token.
+            eos, a k beyond the vocabulary, a causal model that sees what follows, one whose documents cannot be kept
+            apart where they should be, logits that are not numbers, or texts without a single token.
     """
     began = time.perf_counter()
     vocab_size, documents = vocabulary_size(model), 0
@@ -384,31 +421,26 @@ def score_corpus(
             documents += 1
             yield text
 
-    asked = {"protocol": protocol, "context_length": context_length, "stride": stride}
-    plan = Plan.make(model, tokenizer, **asked, with_sources=sources is not None)
+    plan = Plan.make(model, tokenizer, Rules(**rules), with_sources=sources is not None)
     with _progress(show_progress) as advance:
-        options = {"batch_size": batch_size, "shard": shard, "advance": advance, "profile": profile}
-        own = list(_score(plan, counted(), sources, **options))
+        own = list(_score(plan, counted(), sources, shard=shard, advance=advance, profile=profile))
     processes = shard[1]
     profiles, parts = zip(*gather((profile, own), processes), strict=True)
     profile = functools.reduce(operator.iadd, profiles, Profile.empty(top_k, vocab_size))
     figures = {
         "model": model.config.name_or_path or type(model).__name__,
         "kind": kind_of(model),
-        "protocol": protocol,
-        "context_length": plan.context_length,
-        "stride": plan.stride,
+        **asdict(plan.rules),
         **summarize(sum(itertools.chain(*parts), Sums())),
         **profile.figures(),
         "documents": documents,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "batch_size": batch_size,
         "processes": processes,
         "seconds": round(time.perf_counter() - began, 2),
     }
     in_order = [sums for turn in itertools.zip_longest(*parts) for sums in turn if sums is not None]
-    return Scored(figures, [] if protocol == "packed" else in_order, profile)
+    return Scored(figures, [] if plan.rules.protocol == "packed" else in_order, profile)
 
 
 def score_documents(

@@ -22,11 +22,14 @@ class Window:
         token_ids: int64 of shape (tokens,); what stands before the scored ones is context.
         scored: how many of them, from the end, are scored.
         source_ids: what the encoder of a seq2seq model reads beside it.
+        words: number of the word that each scored token belongs to, as `word_loss.py` gives them; None where nobody
+            asked.
     """
 
     token_ids: np.ndarray
     scored: int
     source_ids: Sequence[int] | None = None
+    words: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -72,6 +75,7 @@ def cut_text(
     context_length: int,
     stride: int | None = None,
     source_ids: Sequence[int] | None = None,
+    words: np.ndarray | None = None,
 ) -> Iterator[Window]:
     """Cuts a text behind the tokens that stand before it; every token of the text is scored in one window.
 
@@ -81,6 +85,7 @@ def cut_text(
         context_length: tokens of a window beyond the first, which is only read.
         stride: scored tokens of every window but the first and the last; None cuts disjoint windows.
         source_ids: what an encoder reads with each of them.
+        words: number of the word of each token of the text.
     """
     sequence = np.array([*before, *token_ids], dtype=np.int64)
     done, planned_end = len(before), context_length + 1
@@ -88,13 +93,15 @@ def cut_text(
         end = min(planned_end, len(sequence))
         begin = (end if stride else planned_end) - context_length - 1
         if end > done:
-            yield Window(sequence[max(0, begin) : end], end - done, source_ids)
+            of_scored = None if words is None else words[done - len(before) : end - len(before)]
+            yield Window(sequence[max(0, begin) : end], end - done, source_ids, of_scored)
             done = end
         planned_end += stride or context_length
 
 
-def cut_stream(token_ids: np.ndarray, index: int, context_length: int) -> Window:
+def cut_stream(token_ids: np.ndarray, index: int, context_length: int, words: np.ndarray | None = None) -> Window:
     """Window `index` of a stream: up to `context_length` tokens and the one before; the last one before the first."""
     begin = index * context_length
-    ids = np.concatenate(([token_ids[begin - 1]], token_ids[begin : begin + context_length])).astype(np.int64)
-    return Window(ids, len(ids) - 1)
+    end = begin + context_length
+    ids = np.concatenate(([token_ids[begin - 1]], token_ids[begin:end])).astype(np.int64)
+    return Window(ids, len(ids) - 1, words=None if words is None else words[begin:end])

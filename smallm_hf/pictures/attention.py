@@ -1,7 +1,8 @@
 """What each head of a model looks at while it reads a text: one map per layer and head.
 
-A row of a map is a token that looks, a column one that is looked at; a row adds up to 1. The start token stands before
-the text, as in training. Layers and heads are counted from 0, as in the names of the weights.
+A row of a map is a token that looks, a column one that is looked at; a row adds up to 1. The start token of a causal
+model stands before the text, as in training, and what a masked model was trained with around it. Layers and heads are
+counted from 0, as in the names of the weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.families import evaluation_mode, position_limit, start_token_id
+from smallm_hf.evaluation.families import added_around, evaluation_mode, kind_of, position_limit, start_token_id
+from smallm_hf.evaluation.page import fill_template
 from smallm_hf.pictures.picture import STYLE, Picture, legible, shorten, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name, read_tokens, token_labels
 
@@ -27,6 +29,12 @@ HABIT = 0.5  # a head that gives one place more than this, on average, is named 
 LETTERS = 14  # of a token on an axis
 GRID_POINTS, LONE_POINTS = 7, 10  # size of the letters on the axes
 LEAST_INCHES, AROUND_INCHES = 1.3, 1.6
+PAGE_CAPTION = (
+    "Each card is a head, named layer·head from 0, and shows where it looks from the framed token: the bluer a token, "
+    "the larger its share of the attention, on the scale of a square root; a card adds up to 100 %. → is the place it "
+    "looks at most. A head that gives more than half to one place bears its name: the first, the previous or its own "
+    "token, on average from the third token on."
+)
 SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # on the scale of colours
 
 
@@ -61,18 +69,20 @@ def read_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     """The attention of all heads over a text.
 
     Args:
-        model: any with attention.
+        model: causal or masked.
         tokenizer: the model's own.
         text: the model reads its first `SHOWN_TOKENS` tokens, fewer if its context is shorter; that changes nothing in
             the maps of a causal model.
 
     Raises:
-        UserError: an empty text, a tokenizer of another model, a model that gives no attention maps, or maps that are
-            not numbers.
+        UserError: an empty text, a tokenizer of another model, a seq2seq model, one that gives no attention maps, or
+            maps that are not numbers.
     """
-    tokens, start = read_tokens(model, tokenizer, text), start_token_id(tokenizer)
-    ids = [*([] if start is None else [start]), *tokens.ids]
-    read = ids[: min(SHOWN_TOKENS, position_limit(model) or SHOWN_TOKENS)]
+    if kind_of(model) == "seq2seq":
+        raise UserError(f"{type(model).__name__} is seq2seq; attention is drawn of causal and masked models")
+    tokens, (before, behind) = read_tokens(model, tokenizer, text).ids, _around(model, tokenizer)
+    room = min(SHOWN_TOKENS, position_limit(model) or SHOWN_TOKENS) - len(before) - len(behind)
+    read = [*before, *tokens[:room], *behind]
     labels = token_labels(model, tokenizer)
     name, maps = type(model).__name__, None
     try:
@@ -86,7 +96,15 @@ def read_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     stacked = torch.cat(maps).double().cpu().numpy()
     if not np.isfinite(stacked).all():
         raise UserError("the model's attention is not numbers (NaN); its weights are damaged, or its dtype overflows")
-    return Attention([labels[id] for id in read], stacked, len(ids) - len(read))
+    return Attention([labels[id] for id in read], stacked, max(0, len(tokens) - room))
+
+
+def _around(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What stands before and behind a text: the start token of a causal model, what a masked one was trained with."""
+    if kind_of(model) == "masked":
+        return added_around(tokenizer)
+    start = start_token_id(tokenizer)
+    return [] if start is None else [start], []
 
 
 def habit(attention: np.ndarray) -> str:
@@ -168,6 +186,9 @@ def attention_pictures(
 ) -> list[Picture]:
     """The maps of all layers and heads, or of one layer, one head of all layers, or one map alone and larger.
 
+    Returns:
+        The drawing, and a page to point at.
+
     Raises:
         UserError: no such layer or head, or what `read_attention` refuses.
     """
@@ -176,17 +197,48 @@ def attention_pictures(
         _chosen(wanted, number, name)
         for wanted, number, name in zip((layer, head), attention.maps.shape, ("layer", "head"), strict=False)
     )
-    name = "attention" + (f"_layer{layer}" if layer is not None else "") + (f"_head{head}" if head is not None else "")
+    name = _file_name(layer, head)
     title = f"Attention of {model_name(model)}"
-    first = " The first token stands before the text." if start_token_id(tokenizer) is not None else ""
+    before, behind = _around(model, tokenizer)
+    around = (" The first token stands before the text." if before else "") + (
+        " The last one stands behind it." if behind else ""
+    )
     cut = f" {attention.left_out:,} more tokens of the text are not shown." if attention.left_out else ""
     caption = (
         "Each map is a head, named layer·head from 0. A row is a token that looks, a column one that is looked at: the "
-        f"darker, the larger the share of its attention; each row adds up to 100 %, the scale is a square root.{first} "
-        "A head that gives more than half to one place bears its name: the first, the previous or its own token, on "
-        f"average from the third row on.{cut}"
+        "darker, the larger the share of its attention, on the scale of a square root; each row adds up to 100 %."
+        f"{around} A head that gives more than half to one place bears its name: the first, the previous or its own "
+        f"token, on average from the third row on.{cut}"
     )
-    return [Picture(name, title, caption, figure=attention_figure(attention, title, caption, layers, heads))]
+    drawn = attention_figure(attention, title, caption, layers, heads)
+    page = attention_html(attention, f"{PAGE_CAPTION}{around}{cut}", layers, heads)
+    return [Picture(name, title, caption, figure=drawn), Picture(name, title, caption, html=page)]
+
+
+def attention_html(attention: Attention, caption: str, layers: Sequence[int], heads: Sequence[int]) -> str:
+    """The maps as a fragment of a page: the token under the pointer or finger shows where each head looks from it."""
+    chosen = attention.maps[np.ix_(layers, heads)]
+    cards = [("mean of all" if len(layers) * len(heads) > 1 else "", chosen.mean(axis=(0, 1)))]
+    cards += [(f"{layer}·{head}", attention.maps[layer, head]) for layer in layers for head in heads]
+    return fill_template(
+        "attention.html",
+        __package__,
+        caption=caption,
+        data={
+            "tokens": [token.replace("␣", " ") for token in attention.tokens],
+            "heads": [
+                {"name": name, "does": habit(shares), "shares": (1000 * shares).round().astype(int).tolist()}
+                for name, shares in cards
+                if name
+            ],
+        },
+    )
+
+
+def _file_name(layer: int | None, head: int | None) -> str:
+    """Of the pictures, and of their page."""
+    parts = {"layer": layer, "head": head}
+    return "attention" + "".join(f"_{name}{number}" for name, number in parts.items() if number is not None)
 
 
 def _chosen(wanted: int | None, number: int, name: str) -> Sequence[int]:
@@ -209,12 +261,13 @@ def draw_attention(
     """Draws what each head of a model looks at while it reads a text.
 
     Args:
-        model: any with attention.
+        model: causal or masked.
         tokenizer: the model's own.
         text: the text; its first 24 tokens are read and drawn.
         layer: only this one, from 0.
         head: only this one, from 0; with a layer it is drawn alone, larger and with numbers.
-        output_dir: for attention.png and attention.svg, with layer and head in the name where they are chosen.
+        output_dir: for attention.png and attention.svg, and the page attention.html, on which a token shows where each
+            head looks from it; with layer and head in the name where they are chosen.
 
     Returns:
         The files written.
@@ -223,4 +276,4 @@ def draw_attention(
         UserError: no such layer or head, what `read_attention` refuses, or files that cannot be written.
     """
     pictures = attention_pictures(model, tokenizer, text, layer=layer, head=head)
-    return write_pictures(pictures, output_dir, "attention")
+    return write_pictures(pictures, output_dir, _file_name(layer, head))

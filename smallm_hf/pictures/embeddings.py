@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.families import encode_ordinary, vocabulary_size
-from smallm_hf.pictures.picture import COLOURS, STYLE, Picture, legible, render, shorten, write_around, write_pictures
+from smallm_hf.evaluation.families import encode_ordinary, require_known, vocabulary_size
+from smallm_hf.evaluation.page import fill_template
+from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.pictures.picture import COLOURS, STYLE, Picture, legible, shorten, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name
 
 LEAST_WORDS, MOST_WORDS = 5, 500
@@ -166,10 +167,7 @@ def _vectors(
     table = _table(model)
     before, *encoded = encode_ordinary(tokenizer, ["a", *(f"a {text}" for text in texts)])
     encoded = [ids[len(before) :] for ids in encoded]
-    if encoded and max(map(max, filter(None, encoded)), default=0) >= len(table):
-        raise UserError(
-            f"the tokenizer's ids go beyond the model's vocabulary of {len(table)}; take the tokenizer of this model"
-        )
+    require_known(max(map(max, filter(None, encoded)), default=0), len(table))
     unknown = [text for text, ids in zip(texts, encoded, strict=True) if not ids or tokenizer.unk_token_id in ids]
     vectors = [table[ids].mean(axis=0) if ids else np.zeros(table.shape[1]) for ids in encoded]
     several = sum(len(ids) > 1 for ids in encoded)
@@ -332,8 +330,9 @@ def word_pictures(word_map: WordMap, name: str) -> list[Picture]:
 def word_html(word_map: WordMap, caption: str, views: dict[str, str]) -> str:
     """The map as a fragment of a page: zoom, search, and the neighbours of the word under the pointer or finger."""
     places = [_to_square(word_map.tsne), _to_square(word_map.pca)]
-    return render(
+    return fill_template(
         "word_map.html",
+        __package__,
         caption=caption,
         views=views,
         data={
@@ -397,7 +396,7 @@ def draw_embeddings(
     if words is not None:
         found = given_words(model, tokenizer, read_words(words))
     elif data is not None:
-        texts = itertools.islice(read_texts(data, text_column=text_column), max_documents)
+        texts = itertools.islice(read_scored_texts(data, text_column=text_column), max_documents)
         found = frequent_words(model, tokenizer, texts, top)
     else:
         found = vocabulary_words(model, tokenizer, top)

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.page import fill_template
 from smallm_hf.plots import DOTS_PER_INCH
 from smallm_hf.plots import STYLE as PLOT_STYLE
 
@@ -80,7 +78,7 @@ def write_pictures(pictures: Sequence[Picture], folder: Path, page: str) -> list
                     _save(picture.figure, files[-1], suffix)
         if shown := [picture for picture in pictures if picture.html is not None]:
             files.append(folder / f"{page}.html")
-            files[-1].write_text(render("page.html", pictures=shown), encoding="utf-8")
+            files[-1].write_text(fill_template("pictures.html", __package__, pictures=shown), encoding="utf-8")
     except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}; give another --output_dir") from error
     return files
@@ -90,20 +88,6 @@ def _save(figure: Figure, file: Path | io.BytesIO, suffix: str) -> None:
     dots = min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches()))
     with matplotlib.rc_context(STYLE):
         figure.savefig(file, format=suffix, dpi=dots, metadata={"Date": None} if suffix == "svg" else None)
-
-
-def render(template: str, **values: Any) -> str:
-    """One of our templates, filled; what is put in is escaped, but for the HTML of pictures."""
-    environment = Environment(
-        loader=PackageLoader("smallm_hf.pictures", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["html"] = Markup
-    return environment.get_template(template).render(**values)
 
 
 def write_around(figure: Figure, title: str, caption: str) -> None:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.comparison.words import read_vocabulary
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import vocabulary_size
+from smallm_hf.evaluation.families import require_known, vocabulary_size
 from smallm_hf.evaluation.reporting import labels
 from smallm_hf.pictures.picture import signs
 from smallm_hf.tokenization import valid_unicode
@@ -36,13 +36,10 @@ def read_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     text = valid_unicode(text).strip()
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast, **options)
-    ids, vocab_size = encoded["input_ids"], vocabulary_size(model)
+    ids = encoded["input_ids"]
     if not ids:
         raise UserError("the text is empty; give a text of at least one token")
-    if max(ids) >= vocab_size:
-        raise UserError(
-            f"token id {max(ids)} is outside the model's vocabulary of {vocab_size}; take the tokenizer of this model"
-        )
+    require_known(max(ids), vocabulary_size(model))
     if not tokenizer.is_fast:  # it does not tell where its tokens lie
         return Tokens(ids, tokenizer.convert_ids_to_tokens(ids))
     pieces, done = [], 0

@@ -18,17 +18,17 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.comparison.words import entropy_bits, to_probabilities
-from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.families import evaluation_mode, kind_of, vocabulary_size
-from smallm_hf.evaluation.scoring import Plan
+from smallm_hf.evaluation.page import fill_template
+from smallm_hf.evaluation.scoring import Plan, Rules
+from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.windows import cut_text
 from smallm_hf.pictures.picture import (
     COLOURS,
     STYLE,
     Picture,
     legible,
-    render,
     shorten,
     signs,
     write_around,
@@ -108,16 +108,16 @@ def read_along(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
         raise UserError(f"top_k={top_k} does not fit the vocabulary of {vocab_size} tokens; give 1 to {vocab_size}")
     if kind_of(model) != "causal":
         raise UserError(f"{type(model).__name__} is {kind_of(model)} and does not go along a text; give a causal model")
-    plan = Plan.make(model, tokenizer, protocol="documents", context_length=None, stride=None)
+    plan = Plan.make(model, tokenizer, Rules())
     tokens, labels = read_tokens(model, tokenizer, text), token_labels(model, tokenizer)
     expected = []
     with evaluation_mode(model):
-        for window in cut_text(plan.reader.before(), tokens.ids[:MOST_TOKENS], plan.context_length):
+        for window in cut_text(plan.reader.before(), tokens.ids[:MOST_TOKENS], plan.rules.context_length):
             (logits,) = plan.reader.logits([window], (1, len(window.token_ids) - 1))
             rows = (row for some in logits.split(POSITIONS_AT_A_TIME) for row in to_probabilities(some))
             for row, token in zip(rows, window.labels.tolist(), strict=True):
                 expected.append(_expected(tokens.pieces[len(expected)], row, token, labels, top_k))
-    return Reading(expected, len(tokens.ids) - len(expected), plan.context_length, model_name(model))
+    return Reading(expected, len(tokens.ids) - len(expected), plan.rules.context_length, model_name(model))
 
 
 def _expected(piece: str, row: np.ndarray, token: int, labels: Sequence[str], top_k: int) -> Expected:
@@ -146,8 +146,9 @@ def heat_map(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: s
 def heat_map_of(reading: Reading) -> str:
     """`heat_map` of what has been read already."""
     heats = [round(min(token.bits / HOTTEST_BITS, 1), 3) for token in reading.tokens]
-    return render(
+    return fill_template(
         "heat_map.html",
+        __package__,
         caption=caption_of(reading),
         tokens=list(zip(reading.tokens, heats, strict=True)),
         rows=[
@@ -291,7 +292,9 @@ def given_texts(text: str | None, data: str | None, *, text_column: str, max_doc
         raise UserError(f"{found} given; give one of them")
     if max_documents < 1:
         raise UserError(f"max_documents={max_documents} reads nothing; give 1 or more")
-    texts = [text] if data is None else list(itertools.islice(read_texts(data, text_column=text_column), max_documents))
+    if text is not None:
+        return [text]
+    texts = list(itertools.islice(read_scored_texts(data, text_column=text_column), max_documents))
     if not texts:
         raise UserError(f"--data {data}: holds no text; give one that does")
     return texts

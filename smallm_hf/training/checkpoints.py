@@ -2,7 +2,8 @@
 
 `checkpoints/step-N/` holds the model as `save_pretrained` writes it, `optimizer.pt`, one `random-RANK.pt` per process,
 `state.json`, the counters, and, written last, `manifest.json`: what the run was, and the sha256 of every other file.
-A checkpoint is used only where all of these agree.
+A checkpoint is used only where all of these agree. Where training is split, the optimizer's state is so too, in the
+folder `optimizer/`; either kind can be resumed either way. DeepSpeed writes its own into `deepspeed/`.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from transformers import PreTrainedModel
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import remove, replacing, restore_all
+from smallm_hf.training.sharding import SHARDS, is_sharded, load_shards, save_shards, share_out_states, whole
+from smallm_hf.training.zero import load_zero, save_zero, zero_engine
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 FORMAT = 1
@@ -191,12 +194,18 @@ def save_checkpoint(
     random_states = [random_state(accelerator.device)]
     if accelerator.num_processes > 1:
         random_states = gather_object(random_states)
-    if accelerator.is_main_process:
-        checkpoint = run / "checkpoints" / f"step-{state.step}"
-        with replacing(checkpoint) as folder:
-            model.save_pretrained(folder)
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-            torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / "optimizer.pt")
+    checkpoint, writes = run / "checkpoints" / f"step-{state.step}", accelerator.is_main_process
+    with whole(model) as weights, replacing(checkpoint) if writes else nullcontext() as folder:
+        sharded, engine = is_sharded(model), zero_engine(accelerator)
+        if sharded:
+            save_shards(folder, model, optimizer)
+        elif engine:
+            save_zero(folder, engine)
+        if writes:
+            weights.save_pretrained(folder)
+            saved = {} if sharded or engine else {"optimizer": optimizer.state_dict()}
+            saved["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else {}
+            torch.save(saved, folder / "optimizer.pt")
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
             (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
@@ -211,6 +220,7 @@ def save_checkpoint(
                 files=_describe_files(folder),
             )
             (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    if writes:
         if reason := damage(checkpoint):
             raise UserError(f"{checkpoint} was just written and is damaged ({reason}); check the disk, then --resume")
         for old in list_checkpoints(run)[:-newest]:
@@ -229,7 +239,9 @@ def load_state(checkpoint: Path) -> LoopState:
         return LoopState(**json.loads((checkpoint / STATE_FILE).read_text()))
 
 
-def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
+def load_training_state(
+    checkpoint: Path, accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> None:
     """Restores optimizer, gradient scaler and this process's random state, after model and optimizer are prepared.
 
     Raises:
@@ -237,7 +249,15 @@ def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: t
     """
     with readable(checkpoint):
         saved = torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device.type, weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
+        if zero_engine(accelerator):
+            load_zero(checkpoint, accelerator)
+        elif "optimizer" in saved:
+            optimizer.load_state_dict(saved["optimizer"])
+            share_out_states(optimizer)
+        elif (checkpoint / SHARDS).is_dir():
+            load_shards(checkpoint, model, optimizer)
+        else:
+            raise UserError(f"{checkpoint} is of DeepSpeed; resume with configs/accelerate/deepspeed_zero2.yaml")
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
         random_file = checkpoint / f"random-{accelerator.process_index}.pt"

@@ -12,11 +12,13 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 from torch.utils._triton import has_triton
 
 from smallm_hf.errors import UserError
 from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.sharding import sharding_plugin
+from smallm_hf.training.zero import check_zero, zero_plugin
 
 # The work after which compiling has paid for itself, in floating-point operations of the whole plan. On a CPU it costs
 # 30 to 60 seconds and about doubles 5e10 operations per second and core; on a GPU it costs as long at about 1e14.
@@ -36,12 +38,23 @@ USABLE_MEMORY = 0.8
 CPU_TOKENS_PER_MICRO_STEP = 4096
 # On a GPU the loss is computed in parts where float32 logits and their gradient would fill this share of its memory.
 LOGITS_SHARE_OF_MEMORY = 0.25
-# Engines that `accelerate launch` can be told to use, and that split a model which our loop reads and saves whole.
+# Engines that `accelerate launch` can be told to use, and that split a model in ways which our loop knows nothing of.
 ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+# Engines that may split it; what they can be told, what they may be told, and otherwise the reason and what to do.
+SPLITTING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+}
+SETTINGS = {
+    "FSDP_VERSION": ("2", "the loop knows version 2 alone; set fsdp_version: 2"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "updates are judged on the device; leave it out"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "the recipe says so; set training.activation_checkpointing"),
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("2", "the loop knows stage 2 alone; set zero_stage: 2, or take fsdp2.yaml"),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("none", "updates are made on the device; leave it out"),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("none", "the recipe says what would be in there; leave it out"),
 }
 # Where MPI says how many processes it has started.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -185,6 +198,11 @@ def _free_memory_bytes() -> int:
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def model_shares() -> int:
+    """How many processes share one model: weights, gradients, optimizer state. Readable before they find each other."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if parse_flag_from_env("ACCELERATE_USE_FSDP") else 1
+
+
 def peak_flops(stated_tflops: float | None, precision: str) -> float | None:
     """Operations per second that one device can do at best in this precision; None where nobody has said."""
     if stated_tflops is not None:
@@ -220,19 +238,35 @@ def set_determinism() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def check_launch() -> None:
+def check_launch(training: TrainingConfig) -> None:
     """Refuses what a launcher was told and would silently not do, or do beside what the config says.
 
+    What a script calls does so first, before any data is prepared.
+
     Raises:
-        UserError: another engine, a second compiler or accumulation, processes that do not know of each other, or more
-            of them than GPUs.
+        UserError: another engine, one that does not go together with the loop as it was told, a second compiler or
+            accumulation, processes that do not know of each other, or more of them than GPUs.
     """
     for variable, engine in ENGINES.items():
         if parse_flag_from_env(variable):
             raise UserError(
-                f"accelerate was told to use {engine}, which splits the model, and this training reads, scores and "
-                "saves it whole; launch with --config_file configs/accelerate/ddp.yaml, which splits the batch"
+                f"accelerate was told to use {engine}, which this training was not written for; launch with "
+                "--config_file configs/accelerate/fsdp2.yaml to split the model, or ddp.yaml to split the batch alone"
             )
+    for variable, engine in SPLITTING.items():
+        if parse_flag_from_env(variable) and accelerator_type() == "cpu":
+            raise UserError(
+                f"accelerate was told to use {engine}, which it does not on a CPU and says nothing; launch with "
+                "--config_file configs/accelerate/cpu_2_processes.yaml"
+            )
+    for variable, (wanted, reason) in SETTINGS.items():
+        told = os.environ.get(variable, wanted).lower()
+        if told != wanted:
+            raise UserError(f"accelerate was told {variable.lower()}={told}, and {reason}")
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        check_zero(training)
+        if not is_deepspeed_available():
+            raise UserError("accelerate was told to use DeepSpeed, which is not here; pip install smallm_hf[deepspeed]")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise UserError(
@@ -274,19 +308,26 @@ def build_accelerator(precision: str) -> Accelerator:
     `cpu=True` is what makes several processes find each other.
 
     Raises:
-        UserError: a launcher that was told what `check_launch` refuses, or processes that have not found each other.
+        UserError: processes that have not found each other, or nothing to split a model among.
     """
-    check_launch()
+    fsdp, zero = map(parse_flag_from_env, SPLITTING)
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision="no" if precision == "fp32" or zero else precision,
         gradient_accumulation_steps=1,
         cpu=accelerator_type() == "cpu",
+        fsdp_plugin=sharding_plugin() if fsdp else None,
+        deepspeed_plugin=zero_plugin() if zero else None,
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise UserError(
             f"the launcher has started {expected} processes (WORLD_SIZE) and Accelerate finds "
             f"{accelerator.num_processes}: each would train alone; launch one, or set ACCELERATE_USE_CPU=true"
+        )
+    if fsdp and not accelerator.is_fsdp2:
+        raise UserError(
+            f"accelerate was told to use FSDP and does not (processes: {expected}); raise --num_processes, or launch "
+            "with --config_file configs/accelerate/one_gpu.yaml"
         )
     return accelerator
 

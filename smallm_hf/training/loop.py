@@ -38,8 +38,9 @@ from smallm_hf.training.configuration import (
 )
 from smallm_hf.training.devices import peak_flops, peak_memory_bytes
 from smallm_hf.training.loss import TrainingLoss
-from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
+from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate, whole_tensor
 from smallm_hf.training.progress import Reporter, RunLog, duration
+from smallm_hf.training.sharding import prepare, whole
 from smallm_hf.training.stopping import StopRequest
 from smallm_hf.training.validation import ValidationSet, write_validation
 from smallm_hf.training.watch import UpdateWatch
@@ -148,9 +149,9 @@ class TrainingLoop:
             beta1=training.beta1,
             beta2=training.beta2,
         )
-        self.step_loss, self.optimizer = accelerator.prepare(
-            TrainingLoss(model, compile=training.compile, chunked=training.loss == "chunked"), optimizer
-        )
+        at_once = training.compile and not accelerator.is_fsdp2  # a model that is split is compiled in its blocks
+        step_loss = TrainingLoss(model, compile=at_once, chunked=training.loss == "chunked")
+        self.step_loss, self.optimizer = prepare(accelerator, step_loss, optimizer, training)
         self.reporter = Reporter(accelerator.is_main_process)
         retakes = not self.state.closed or self.finished()  # validation and samples of the step to start from
         self.log = RunLog(run, accelerator.is_main_process, self.state.step, retakes, mirror)
@@ -164,7 +165,7 @@ class TrainingLoop:
         if training.compile:
             self.warm_up()
         if checkpoint is not None:  # last, so that nothing above disturbs the random state
-            load_training_state(checkpoint, accelerator, self.optimizer)
+            load_training_state(checkpoint, accelerator, model, self.optimizer)
         self.clock = Clock(self.state.seconds)
 
     def run(self) -> dict[str, Any]:
@@ -267,7 +268,7 @@ class TrainingLoop:
         if self.asked_to_stop:
             self.state = before
             return last
-        if self.pushes and self.due(self.push_every):
+        if self.due(self.push_every):
             self.push()
         saves = last or self.due(training.checkpoint_every)
         state.closed = True  # behind all records of this step, which a resumed run does not take again
@@ -335,7 +336,7 @@ class TrainingLoop:
                 set_random_state(before, self.accelerator.device)
                 return
         norm = self.accelerator.clip_grad_norm_(self.step_loss.parameters(), training.max_gradient_norm or math.inf)
-        usable = self.watch.judge(loss, norm)
+        usable = self.watch.judge(loss, whole_tensor(norm))
         if not self.accelerator.scaler:  # which leaves an infinite gradient out by itself, and scales it down
             self.optimizer.optimizer.found_inf = (~usable).float()
         self.optimizer.step()
@@ -418,7 +419,7 @@ class TrainingLoop:
         """
         self.reporter.say("compiling the training step (once; its time does not count)")
         began = time.perf_counter()
-        with forked_random(self.accelerator.device), self.accelerator.no_sync(self.step_loss):
+        with forked_random(self.accelerator.device):
             fits = False
             while not fits:
                 try:
@@ -490,13 +491,9 @@ class TrainingLoop:
         """Scores the fixed set, and keeps the weights where it is the best so far."""
         training, state = self.training, self.state
         with self.clock.stopped():
-            figures = self.validation.score(
-                self.model,
-                training.context_length,
-                state.batch_size,
-                self.accelerator,
-                lambda: bool(self.stop_request),
-            )
+            with whole(self.model) as model:
+                shape = (training.context_length, state.batch_size)
+                figures = self.validation.score(model, *shape, self.accelerator, lambda: bool(self.stop_request))
             if figures is None:
                 self.asked_to_stop = True
                 return
@@ -522,10 +519,10 @@ class TrainingLoop:
                 raise Interrupted
 
         with self.clock.stopped():
-            with suppress(Interrupted):
+            with suppress(Interrupted), whole(self.model) as model:
                 for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
                     settings = {"max_new_tokens": training.sample_tokens, "seed": training.seed, **SAMPLING}
-                    text = sample(self.model, self.tokenizer, [prompt], heard=look_up, **settings)[0]
+                    text = sample(model, self.tokenizer, [prompt], heard=look_up, **settings)[0]
                     self.write("samples", {"step": self.state.step, "prompt": prompt, "text": text})
                     self.reporter.say(f"\nsample | {prompt}{text}")
             self.agree()  # the others have waited for the one that wrote
@@ -565,28 +562,32 @@ class TrainingLoop:
     def save_model(self, name: str) -> None:
         """Writes a plain `save_pretrained` folder with its tokenizer and the last validation, replaced whole."""
         with self.spared_by_full_disk():
-            if self.accelerator.is_main_process:
-                with replacing(self.run_folder / name) as folder:
-                    self.write_model(folder)
-                    write_validation(folder, self.validated)
+            with whole(self.model) as model:
+                if self.accelerator.is_main_process:
+                    with replacing(self.run_folder / name) as folder:
+                        self.write_model(model, folder)
+                        write_validation(folder, self.validated)
             self.accelerator.wait_for_everyone()
 
     def push(self) -> None:
         """Hands the weights to what pushes them while training goes on; only the main process has it."""
-        with self.clock.stopped(), TemporaryDirectory(dir=self.run_folder, prefix=".push-") as folder:
-            try:
-                self.write_model(Path(folder))
-            except (OSError, RuntimeError, SafetensorError) as error:
-                if not is_disk_full(error):
-                    raise
-                self.reporter.say(f"no space left to push step {self.state.step}; going on without it")
+        with self.clock.stopped(), whole(self.model) as model:
+            if not self.pushes:
                 return
-            self.pushes.push(Path(folder), self.state.step)
+            with TemporaryDirectory(dir=self.run_folder, prefix=".push-") as folder:
+                try:
+                    self.write_model(model, Path(folder))
+                except (OSError, RuntimeError, SafetensorError) as error:
+                    if not is_disk_full(error):
+                        raise
+                    self.reporter.say(f"no space left to push step {self.state.step}; going on without it")
+                    return
+                self.pushes.push(Path(folder), self.state.step)
 
-    def write_model(self, folder: Path) -> None:
+    def write_model(self, model: PreTrainedModel, folder: Path) -> None:
         """Writes model and tokenizer as `save_pretrained` does."""
-        self.model.save_pretrained(folder)
-        limit = position_limit(self.model) or self.training.context_length
+        model.save_pretrained(folder)
+        limit = position_limit(model) or self.training.context_length
         save_tokenizer(self.tokenizer, folder, model_max_length=limit)
 
     @contextmanager

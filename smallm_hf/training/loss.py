@@ -1,5 +1,7 @@
 """The training loss of a causal language model, from its logits or, for large vocabularies, from its hidden states."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,12 +24,12 @@ class TrainingLoss(nn.Module):
     def __init__(self, model: PreTrainedModel, *, compile: bool, chunked: bool):
         super().__init__()
         self.model = model
+        self._no_split_modules = model._no_split_modules  # the blocks by which Accelerate splits a model
         # A compiled loss cannot see that its gradients are asked for once only.
         self.chunks = nn.LinearCrossEntropyOptions(allow_retain_graph=compile)
         self.compute = self._nats_in_chunks if chunked else self._nats_of_logits
         if compile:
-            fullgraph = getattr(model, "_can_compile_fullgraph", False)
-            self.compute = torch.compile(self.compute, fullgraph=fullgraph, dynamic=False)
+            self.compute = compiled(self.compute, model)
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Summed nats of the targets (B, T); `inputs` are handed to the model beside `input_ids` (B, T)."""
@@ -53,6 +55,11 @@ class TrainingLoss(nn.Module):
                 reduction="sum",
                 options=self.chunks,
             )
+
+
+def compiled(function: Callable, model: PreTrainedModel) -> Callable:
+    """A part of the step of a model, compiled once for each shape of batch."""
+    return torch.compile(function, fullgraph=getattr(model, "_can_compile_fullgraph", False), dynamic=False)
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # A timed run does not know the length of its first updates: they warm up from this share of the run on, not from zero.
 FIRST_PROGRESS = 1e-3
@@ -35,7 +36,9 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 class Muon(torch.optim.Muon):
     """torch's Muon with matrices of one shape orthogonalised together: fewer and larger multiplications.
 
-    As fused AdamW does, a step leaves out its update where the tensor `found_inf` is not zero.
+    As fused AdamW does, a step leaves out its update where the tensor `found_inf` is not zero. Where matrices are split
+    among processes, each holds its share of the momentum, gathers all of an update to orthogonalise it, and keeps its
+    share of that.
     """
 
     @torch.no_grad()
@@ -60,13 +63,26 @@ class Muon(torch.optim.Muon):
             gradients = [torch.where(kept, g, b) for g, b in zip(gradients, buffers, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         gradients = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
-        wide = torch.stack([g if g.shape[0] <= g.shape[1] else g.T for g in gradients])  # (N, rows, columns)
+        matrices = map(whole_tensor, gradients)
+        wide = torch.stack([g if g.shape[0] <= g.shape[1] else g.T for g in matrices])  # (N, rows, columns)
         wide = orthogonalize(wide, group["ns_coefficients"], group["ns_steps"], group["eps"])
         for parameter, update in zip(parameters, wide, strict=True):
             rows, columns = parameter.shape
             update = update if rows <= columns else update.T
             parameter.mul_(1 - rate * group["weight_decay"])
-            parameter.sub_(update * (rate * math.sqrt(max(1, rows / columns))))
+            parameter.sub_(shared_out(update, parameter) * (rate * math.sqrt(max(1, rows / columns))))
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that is split among processes, every one of which must ask; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor that every process has, split among them as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def orthogonalize(

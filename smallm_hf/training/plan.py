@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.devices import resolve_compile
+from smallm_hf.training.devices import model_shares, resolve_compile
 from smallm_hf.training.optimization import parameter_groups
 
 # What a step holds in 16 bits, by whether it is compiled: bytes for each token, layer and channel; for each logit; and
@@ -92,7 +92,8 @@ def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: st
     """Estimated peak of what training adds to a process: weights, gradients, optimizer state, activations, logits.
 
     Weights, gradients and moments are float32 (AdamW keeps two moments, Muon one) and counted; what activations and
-    logits take was fitted to measured peaks of resident memory on a CPU, see `MEMORY`.
+    logits take was fitted to measured peaks of resident memory on a CPU, see `MEMORY`. Processes that share a model
+    also hold it whole for a while: its gradients until an update has all of them, its weights to be scored and saved.
     """
     groups = parameter_groups(model)
     parameters = sum(p.numel() for group in groups.values() for p in group)
@@ -106,4 +107,6 @@ def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: st
         per_channel *= 2
     activations = tokens * config.num_hidden_layers * config.hidden_size * per_channel
     logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * per_logit
-    return round(4 * (2 * parameters + moments) + activations + logits + constant)
+    shares = model_shares()
+    held = 4 * (2 * parameters + moments) / shares + (4 * parameters if shares > 1 else 0)
+    return round(held + activations + logits + constant)

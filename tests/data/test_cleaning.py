@@ -1,26 +1,21 @@
 import csv
 import json
 import random
-import re
-import time
 
 import pytest
 
-from smallm_hf.data import cleaning, gutenberg
+from smallm_hf.data import cleaning
 from smallm_hf.data.cleaning import Cleaner, CleaningConfig, clean_text, find_repeated_lines, why_dropped
 from smallm_hf.data.documents import cut_pieces, read_documents
 from smallm_hf.data.edits import apply_edits
-from smallm_hf.data.gutenberg import is_gutenberg
 from smallm_hf.errors import UserError
 
 DEFAULT = CleaningConfig()
-BOOK = CleaningConfig(gutenberg="always")
-PROSE = (
-    "The old house stood upon the hill above the river, and nobody who lived in\n"
-    "the town below had ever been seen to climb the road that led up to its door;\n"
-    "but in the evening, when the wind was still, there was a light in a window."
+ENGLISH = (
+    "The old house stood upon the hill above the river, and nobody who lived in the town below had ever been seen "
+    "to climb the road that led up to its door; but in the evening, when the wind was still, there was a light in "
+    "a window."
 )
-JOINED = PROSE.replace("\n", " ")
 
 
 def run(rule, text):
@@ -28,10 +23,12 @@ def run(rule, text):
     return apply_edits(text, rule(text))
 
 
-def book(body, head="*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK ***", tail=None):
+def book(body):
     """A file as Project Gutenberg gives it out."""
-    tail = tail or "End of the Project Gutenberg EBook of A Book\n\n*** END OF THIS PROJECT GUTENBERG EBOOK A BOOK ***"
-    return f"The Project Gutenberg EBook of A Book\n\nTitle: A Book\n\n{head}\n\n\n{body}\n\n\n{tail}\n\nLicence.\n"
+    mark = "*** {} OF THIS PROJECT GUTENBERG EBOOK A BOOK ***"
+    end = "End of the Project Gutenberg EBook of A Book"
+    head, tail = (mark.format(word) for word in ("START", "END"))
+    return f"The Project Gutenberg EBook of A Book\n\n{head}\n\n\n{body}\n\n\n{end}\n\n{tail}\n\nLicence.\n"
 
 
 def cleaned(text, config=DEFAULT):
@@ -119,230 +116,6 @@ def test_cleaning_what_is_clean_changes_nothing(shared_data):
         assert cleaned(once) == once, name
 
 
-# --- header and footer -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        "*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK ***",
-        "*** START OF THE PROJECT GUTENBERG EBOOK A BOOK ***",
-        "***START OF THE PROJECT GUTENBERG EBOOK A BOOK***",
-        "*** START OF THE PROJECT GUTENBERG EBOOK, A VERY LONG BOOK\nOF TWO LINES ***",
-        "*** START OF THE PROJECT GUTENBERG EBOOK 12345 ***\n\n\nProduced by A. Person and\nhis team at pgdp.net",
-        "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*",
-        "*END THE SMALL PRINT! FOR PUBLIC DOMAIN EBOOKS*Ver.02/11/02*END*",
-        "This Etext was prepared by volunteers.\n\nWe need your donations more than ever!",
-    ],
-)
-@pytest.mark.parametrize(
-    "end",
-    [
-        "*** END OF THE PROJECT GUTENBERG EBOOK A BOOK ***",
-        "***END OF THE PROJECT GUTENBERG EBOOK A BOOK***",
-        "End of Project Gutenberg's A Book, by Somebody",
-        "End of The Project Gutenberg Etext of A Book\nby Somebody",
-        "Ende dieses Projekt Gutenberg Etextes",
-    ],
-)
-def test_headers_and_footers_of_all_times_go(start, end):
-    text = book("CHAPTER I\n\nIt was night.\n\nTHE END", start, end)
-    assert is_gutenberg(text)
-    assert cleaned(text) == "CHAPTER I\n\nIt was night.\n\nTHE END"
-
-
-def test_a_book_without_any_marker_keeps_all_of_its_text():
-    text = "A BOOK\n\nCHAPTER I\n\n" + PROSE + "\n\nTHE END"
-    assert not is_gutenberg(text)
-    assert cleaned(text, BOOK) == text.replace(PROSE, JOINED)
-
-
-def test_what_only_mentions_the_project_is_no_book_of_it():
-    text = "My notes\n\n" + "Something else.\n\n" * 300 + "I read it at Project Gutenberg.\n\n" + "More.\n\n" * 3000
-    assert not is_gutenberg(text)
-
-
-def test_the_small_print_may_stand_at_the_end():
-    tail = "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN EBOOKS**START***\n\nYou.\n\n*END THE SMALL PRINT! EBOOKS*END*"
-    assert cleaned(book("It was night.", tail=tail)) == "It was night."
-
-
-def test_several_books_in_one_file_lose_all_that_is_between():
-    assert cleaned(book("One.") + book("Two.")) == "One.\n\nTwo."
-
-
-def test_the_small_print_may_stand_behind_the_start():
-    text = book("*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*END*\n\nIt was night.")
-    assert cleaned(text) == "It was night."
-
-
-# --- inside the book -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "note",
-    [
-        "Produced by A. Person, and the Online Distributed\nProofreading Team at http://www.pgdp.net",
-        "E-text prepared by A. Person",
-        "Transcribed from the 1910 Publisher edition by A. Person, email a@b.org",
-        "[Transcriber's Note: spelling as in\nthe original [sic], see below.]",
-        "Transcriber's Notes:\n\nThe spelling was kept.",
-        "[Project Gutenberg Editor's Note: another version exists.]",
-    ],
-)
-def test_who_made_the_file_and_how_is_no_text(note):
-    assert cleaned(book(f"A BOOK\n\n{note}\n\n\n\nIt was night.")) == "A BOOK\n\nIt was night."
-
-
-def test_lists_of_errors_at_the_end_go_to_the_end():
-    back = "Typographical errors corrected by the etext transcriber:\n\nteh => the\n\nfo => of"
-    assert cleaned(book("It was night.\n\n" * 1000 + back)) == "\n\n".join(["It was night."] * 1000)
-
-
-def test_tags_go_over_lines_and_with_brackets_inside():
-    text = "One.\n\n[Illustration: A cat\n\n[_see page 3_] on a mat]\n\n[Illustration]\n\nTwo [he said] three."
-    assert run(gutenberg.bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
-
-
-CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        "CONTENTS\n\nCHAPTER I. The Cat\n\nCHAPTER II. The Mat",
-        "Contents.\n\n  CHAPTER                     PAGE\n\n  I. The Cat . . . . .   1\n II. The Mat . . . .  17",
-        "TABLE OF CONTENTS:\n\n  The Cat\n  The Mat",
-        "_Contents_\n\nI\n\nII",
-        "CONTENTS\n\nCHAPTER I  The Cat--He sits--A summary that runs\nOver lines\n\nCHAPTER II  The Mat",
-        "CONTENTS\n\nI The Cat\nII The Mat\n\n\nLIST OF ILLUSTRATIONS\n\nA cat seen from far away   3\n\nTail",
-    ],
-)
-def test_tables_of_contents_go_and_headings_stay(table):
-    text = f"A BOOK\n\nby Somebody\n\n\n{table}\n\n\n\n\n{CHAPTERS}\n"
-    assert run(gutenberg.tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
-
-
-def test_a_table_ends_where_prose_begins_and_takes_no_heading_with_it():
-    text = f"CONTENTS\n\nThe Cat\n\nThe Mat\n\n\n\nPRELUDE\n\n{PROSE}\n\nAnd so on."
-    assert run(gutenberg.tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
-
-
-def test_a_heading_named_contents_without_a_table_stays():
-    for text in (f"CONTENTS\n\n{PROSE}", "CONTENTS\n\n"):
-        assert run(gutenberg.tables_of_contents, text) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("A word[1] and [2] more.\n\n[1] Note one.\n\n[2] Note two\nof two lines.\n\nOn.", "A word and more. On."),
-        ("A star[*] here.\n\n     [*] Its note.\n\nOn.", "A star here. On."),
-        ("A brace,{1} here.\n\n{1} Its note.\n\nOn.", "A brace, here. On."),
-        ("Here [Footnote: in line, [sic]\nover lines.] on.", "Here  on."),
-        ("Here [3] on.\n\n[Footnote 3: Apart.]", "Here on."),
-        ("The end.(1)\n\n\n(1) Grimm.\n\n\nNext.", "The end. Next."),
-        ('"Bonjour," * he said.\n\n* Good day.\n\nOn.', '"Bonjour," he said. On.'),
-        (
-            "A one(1) and a two.(2)\n\nThe end.\n\n\nFOOTNOTES:\n\n 1 Of one.\n\n 2 Of two,\n   more.\n",
-            "A one and a two. The end.",
-        ),
-        ("From [1854], by [V] and (2) of it: f[x].\n\n(a) One.\n\n* A bullet", None),
-        ("1. One\n\n2. Two [A]\n\nThen (3) and (4) in a row.", None),
-    ],
-)
-def test_footnotes_go_with_their_references_and_nothing_else(text, clean):
-    assert run(gutenberg.footnotes, text).split() == (text if clean is None else clean).split()
-
-
-def test_page_numbers_in_brackets_go_and_lone_ones_if_they_count_and_interrupt():
-    assert run(gutenberg.page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]") == "one two three four [12]"
-    pages = "".join(f"words that go on and\n\n\n{page}\n\n\ninto the next. The end.\n\n" for page in range(5, 17))
-    assert run(gutenberg.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
-    poems = "\n\n".join(f"{number}\n\nA line of verse.\nAnother one." for number in range(1, 40))
-    assert run(gutenberg.page_numbers, poems) == poems
-
-
-def test_decorative_lines_go_and_words_between_stars_stay():
-    text = "One.\n\n   *       *       *\n\nTwo.\n\n-----\n\n=====\nThree *stars*\n. . . . .\n* * * four\n____"
-    assert run(gutenberg.decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
-
-
-def test_marks_of_emphasis_go_and_names_keep_their_underscores():
-    text = "_One_, sure_ly_, _two\nwords_ and =bold=; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
-    assert run(gutenberg.emphasis, text) == (
-        "One, surely, two\nwords and bold; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
-    )
-
-
-def test_divided_words_are_joined_with_a_hyphen_where_they_have_one():
-    text = "to-day, having, wolf.\nHav-\ning come to-\n  day, the she-\nwolf went on--\nand X-\nRay qqq-\nzzz"
-    assert run(gutenberg.hyphenation, text) == (
-        "to-day, having, wolf.\nHaving come to-day, the she-wolf went on--\nand X-\nRay qqqzzz"
-    )
-
-
-VERSE = "Of Man's first disobedience, and the fruit\nOf that forbidden tree whose mortal taste\nBrought death to all"
-RHYME = "  The cat sat down upon the mat\n    and sang a song of tea,\n  the dog came by\n    and barked from A to C."
-PLAY = "ALGERNON.\nDid you hear what I was playing, Lane?"
-LETTER = "Dear Sir,\n\n10 High Street,\nLondon."
-
-
-def test_prose_is_joined_into_paragraphs():
-    assert run(gutenberg.hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
-
-
-@pytest.mark.parametrize("text", [VERSE, RHYME, PLAY, LETTER])
-def test_verse_plays_and_addresses_stay_in_lines(text):
-    whole = f"{PROSE}\n\n{text}\n\n{PROSE}\n\n{PROSE}"
-    lines = [line.strip() for line in run(gutenberg.hard_wraps, whole).split("\n")]
-    assert [line.strip() for line in text.split("\n")] == lines[2:-4]
-
-
-def test_a_whole_book_of_verse_stays_in_lines_and_an_overlong_line_is_made_whole():
-    assert run(gutenberg.hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
-    long = "  Come, I will make the continent indissoluble, I will make the most\n      splendid race\n  The sun shone"
-    assert "make the most splendid race\nThe sun" in run(gutenberg.hard_wraps, f"{PROSE}\n\n{long}")
-
-
-def test_paragraphs_told_by_indentation_alone_stay_apart():
-    text = PROSE + "\n   Then came the morning, and with it a letter that had been on its way for a\n" + PROSE
-    assert run(gutenberg.hard_wraps, text).count("\n") == 1
-
-
-def test_a_text_with_a_paragraph_in_each_line_is_not_joined():
-    text = "\n".join([JOINED] * 5)
-    assert run(gutenberg.hard_wraps, text) == text
-
-
-def test_a_line_of_blanks_is_no_word():
-    assert run(gutenberg.hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
-
-
-def test_dashes_at_line_ends_are_joined_without_a_space():
-    text = PROSE.replace("lived in\nthe", "lived in--\nthe")
-    assert "lived in--the town" in run(gutenberg.hard_wraps, text)
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [
-        "\n" * 200_000,
-        " " * 200_000,
-        "* \n" * 60_000,
-        "[Illustration: " * 20_000,
-        "[1] " * 20_000,
-        "a-\n" * 60_000,
-        "_" * 200_000,
-    ],
-    ids=["blank lines", "blanks", "stars", "open brackets", "references", "hyphens", "underscores"],
-)
-def test_odd_texts_take_no_longer_than_others(odd):
-    began = time.process_time()
-    cleaned(book(f"It was night.{odd}It was day.\n\n" + "The end.\n\n" * 9000))
-    assert time.process_time() - began < 10
-
-
 # --- spans -----------------------------------------------------------------------------------------------------------
 
 
@@ -355,121 +128,6 @@ def test_spans_say_where_in_the_raw_text_each_rule_removed_what():
     assert ("hyphenation", "-\n") in found
     assert any(rule == "header_and_footer" and removed.endswith("Licence.\n") for rule, removed in found)
     assert [span for span in spans if span.rule == "footnotes"] == list(clean_text(raw, DEFAULT).spans("footnotes"))
-
-
-def missing_stretches(raw, text):
-    """Aligns the letters of a cleaned text with those of the raw one, knowing nothing of the rules.
-
-    Returns the places in `raw` of the letters in each stretch that is missing, and how many letters of `text` have no
-    place in it.
-    """
-    places = [match.start() for match in re.finditer(r"[^\W_]", raw)]
-    letters, wanted = "".join(raw[place] for place in places), "".join(re.findall(r"[^\W_]", text))
-    position = at = unknown = 0
-    stretches = []
-    while at < len(wanted):
-        step = 1 << 16
-        while step:  # as far as both are equal
-            while wanted[at : at + step] == letters[position : position + step] and at + step <= len(wanted):
-                position, at = position + step, at + step
-            step //= 2
-        if at < len(wanted):
-            probes = (letters.find(wanted[at : at + length], position) for length in (24, 12, 6, 3, 1))
-            found = next((place for place in probes if place >= 0), -1)  # short ones for what is between two gaps
-            if found < 0:
-                unknown, at = unknown + 1, at + 1
-            else:
-                stretches.append((position, found))
-                position = found
-    stretches.append((position, len(letters)))
-    return [(places, start, end) for start, end in stretches if end > start], letters, unknown
-
-
-def is_logged(stretch, letters, covered):
-    """Whether a missing stretch, or one that is equal after sliding it, is covered by what was logged."""
-    places, start, end = stretch
-    while True:
-        if all(covered[places[index]] for index in range(start, end)):
-            return True
-        if start == 0 or letters[start - 1] != letters[end - 1]:
-            return False
-        start, end = start - 1, end - 1
-
-
-def test_the_alignment_finds_what_is_missing_and_what_was_made_up():
-    raw = "A long enough beginning of the text, which stays. [This goes away.] A long enough ending of it all."
-    ((places, start, end),), letters, unknown = missing_stretches(raw, raw.replace("[This goes away.]", ""))
-    missing = slice(places[start], places[end - 1] + 1)
-    assert unknown == 0
-    assert raw[missing] == "This goes away"
-    covered = bytearray(len(raw))
-    assert not is_logged((places, start, end), letters, covered)
-    covered[missing] = b"\1" * (missing.stop - missing.start)
-    assert is_logged((places, start, end), letters, covered)
-    assert missing_stretches(raw, "zz" + raw)[2] == 2
-
-
-# Labelled by hand: where the first sentence of the body begins and the last one ends, found by reading the raw files.
-BODIES = {
-    "11-0.txt": ("Alice was beginning to get very tired", "child-life, and the happy summer days."),
-    "1342-0.txt": ("It is a truth universally acknowledged", "had been the means of uniting them."),
-    "1322.txt": ("Come, said my soul,", "Good-bye--and hail! my Fancy."),
-    "120-0.txt": ("SQUIRE TRELAWNEY, Dr. Livesey, and the rest", "“Pieces of eight! Pieces of eight!”"),
-    "1448.txt": ('"Heidi" is a delightful story for children', 'all the mercies he has shown\nus!"'),
-    "2701-0.txt": ("The pale Usher—threadbare in coat", "only found another orphan."),
-    "old-plrabn12.txt": ("Of Man's first disobedience", "Through Eden took their solitary way."),
-    "503-0.txt": ("Once upon a time in a certain country there lived", "lived happily a’ the rest o’ their\ndays."),
-    "28054-8.txt": ("Alexey Fyodorovitch Karamazov was the third son", 'exclamation: "Hurrah for Karamazov!"'),
-    "345-8.txt": ("(_Kept in shorthand._)", "they did dare much for her sake."),
-}
-BOILERPLATE_RULES = {"footnotes", "bracketed_tags", "tables_of_contents", "page_numbers", "decorative_lines"}
-LEFT_OVER = re.compile(
-    r"gutenberg|pgdp|proofreading team|\betext|\[illustration|\[footnote|transcriber's note|small print|^\W*\*\*\*",
-    re.IGNORECASE,
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BODIES)
-def test_nothing_but_boilerplate_is_removed_from_real_books(shared_data, name):
-    raw = (shared_data / "books" / name).read_bytes().decode("utf-8-sig" if "-0" in name else "cp1252")
-    raw = raw.replace("\r\n", "\n")
-    first, last = BODIES[name]
-    begin, end = raw.index(first), raw.rindex(last) + len(last)
-    result = clean_text(raw, DEFAULT)
-    stretches, letters, unknown = missing_stretches(raw, result.text)
-    assert unknown == 0
-    covered, expected = bytearray(len(raw)), bytearray(len(raw))
-    for span in result.spans():
-        length = span.end - span.start
-        covered[span.start : span.end] = b"\1" * length
-        if span.rule in BOILERPLATE_RULES:
-            expected[span.start : span.end] = b"\1" * length
-    unlogged = [raw[p[a] : p[b - 1] + 1] for p, a, b in stretches if not is_logged((p, a, b), letters, covered)]
-    assert unlogged == []
-    lost = [
-        raw[p[a] : p[b - 1] + 1] for p, a, b in stretches if begin <= p[a] and p[b - 1] < end and not expected[p[a]]
-    ]
-    lost_share = sum(len(words.split()) for words in lost) / len(raw[begin:end].split())
-    lines = result.text.split("\n")
-    left_share = sum(bool(LEFT_OVER.search(line)) for line in lines) / len(lines)
-    print(
-        f"{name}: {lost_share:.3%} of the words lost outside of boilerplate {lost[:3]}, {left_share:.3%} of lines left"
-    )
-    assert lost_share <= 0.001
-    assert left_share <= 0.001
-
-
-@pytest.mark.slow
-def test_boilerplate_is_gone_from_every_shared_book(shared_data):
-    for path in sorted((shared_data / "books").glob("*.txt")):
-        content = path.read_bytes()
-        try:
-            text = cleaned(content.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            text = cleaned(content.decode("cp1252"))
-        left = [line for line in text.split("\n") if LEFT_OVER.search(line)]
-        assert len(left) <= 0.001 * text.count("\n"), (path.name, left[:3])
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------
@@ -500,7 +158,7 @@ GERMAN = (
 
 @pytest.mark.parametrize("change", [str, str.upper])
 def test_a_document_in_another_language_is_dropped_and_one_too_short_to_tell_is_not(change):
-    english, german = change(JOINED), change(GERMAN)
+    english, german = change(ENGLISH), change(GERMAN)
     assert why_dropped(german, CleaningConfig(languages=["en"])) == ("language", "de, languages=['en']")
     assert why_dropped(english, CleaningConfig(languages=["de"])) == ("language", "en, languages=['de']")
     assert why_dropped(english, CleaningConfig(languages=["en"])) is None
@@ -511,7 +169,7 @@ def test_a_document_in_another_language_is_dropped_and_one_too_short_to_tell_is_
 
 def test_documents_of_another_language_are_counted_with_examples():
     cleaner = Cleaner(CleaningConfig(languages=["en"]))
-    assert [document.id for document in cleaner(documents([JOINED, GERMAN, JOINED]))] == ["d0", "d2"]
+    assert [document.id for document in cleaner(documents([ENGLISH, GERMAN, ENGLISH]))] == ["d0", "d2"]
     dropped = cleaner.report.dropped["language"]
     assert (dropped.documents, dropped.examples[0]["begins"]) == (1, GERMAN[:160])
 

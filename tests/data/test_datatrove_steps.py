@@ -3,7 +3,7 @@ import json
 import pytest
 
 import smallm_hf.data.stages as stages
-from smallm_hf.data.documents import DataConfig, Source
+from smallm_hf.data.configuration import DataConfig, Source
 from smallm_hf.data.preparing import find_or_prepare, join_preparation, parts_folder
 from smallm_hf.data.request import Request
 from smallm_hf.data.selection import SelectionConfig

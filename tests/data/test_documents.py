@@ -16,17 +16,10 @@ from huggingface_hub import constants
 from pyarrow import parquet
 
 import smallm_hf.data.documents as documents_module
-from smallm_hf.data.documents import (
-    Document,
-    ReadingReport,
-    cut_pieces,
-    fingerprint_source,
-    local_files,
-    python_docs,
-    read_documents,
-    read_texts,
-    split_documents,
-)
+from smallm_hf.data import formats
+from smallm_hf.data.documents import Document, cut_pieces, fingerprint_source, python_docs, read_documents, read_texts
+from smallm_hf.data.files import ReadingReport, local_files
+from smallm_hf.data.formats import split_documents
 from smallm_hf.errors import UserError
 from smallm_hf.tokenization import load_tokenizer, make_encoder
 
@@ -112,7 +105,7 @@ def test_json_rows_may_stand_in_lines_or_an_array_or_span_lines(tmp_path):
 
 
 def test_json_rows_longer_than_what_is_read_at_a_time_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 7)
+    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 7)
     write_rows(tmp_path / "a.json", TEXTS * 3)
     assert list(read_texts(str(tmp_path / "a.json"))) == TEXTS * 3
 
@@ -211,7 +204,8 @@ def test_long_blank_stretches_do_not_slow_it_down(monkeypatch):
 
 
 def test_a_large_file_is_never_held_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    for module in (documents_module, formats):
+        monkeypatch.setattr(module, "PIECE_CHARACTERS", 100)
     (tmp_path / "a.txt").write_text("x" * 5000 + "\n" + "a line\n" * 1000)
     found = list(read_documents(str(tmp_path / "a.txt")))
     assert max(len(document.text) for document in found) <= 200
@@ -255,6 +249,15 @@ def test_of_a_page_the_text_that_is_seen_is_read(tmp_path, name):
     assert texts(path) == ["Héading\n\nOne two three.\n\nFour"]
 
 
+@pytest.mark.parametrize("before", ["", "\n ", "\ufeff", '<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x">\n'])
+def test_a_page_that_is_named_a_text_is_read_as_a_page(tmp_path, before):
+    (tmp_path / "a.txt").write_text(before + PAGE)
+    (tmp_path / "b.txt").write_text("A text about <html>\n" + before + PAGE)
+    page, text = texts(tmp_path)
+    assert page == "Héading\n\nOne two three.\n\nFour"
+    assert text.startswith("A text about <html>")
+
+
 def write_epub(path, chapters, extra_items="", spine=None, encoding="utf-8"):
     """Writes an EPUB whose manifest is in another order than its spine."""
     items = "".join(
@@ -294,6 +297,25 @@ def test_an_epub_is_read_in_the_order_of_its_spine_without_navigation(tmp_path):
     assert document.id == "b.epub#1"
 
 
+def test_an_epub_may_keep_its_chapters_anywhere_and_name_no_namespace(tmp_path):
+    package = (
+        '<package><manifest><item id="a" href="../text/a.xhtml#top" media-type="application/xhtml+xml"/></manifest>'
+        '<spine><itemref idref="a"/></spine></package>'
+    )
+    with zipfile.ZipFile(tmp_path / "b.epub", "w") as archive:
+        archive.writestr(
+            "META-INF/container.xml", '<container><rootfiles><rootfile full-path="OPS/b.opf"/></rootfiles></container>'
+        )
+        archive.writestr("OPS/b.opf", package)
+        archive.writestr("text/a.xhtml", "<html><body><p>first</p></body></html>")
+    assert texts(tmp_path / "b.epub") == ["first"]
+    with zipfile.ZipFile(tmp_path / "c.epub", "w") as archive:
+        archive.writestr("META-INF/container.xml", '<container><rootfile full-path="b.opf"/></container>')
+        archive.writestr("b.opf", "<package/>")
+    with pytest.raises(UserError, match=r"c.epub is a broken EPUB \('no chapters in its spine'\)"):
+        texts(tmp_path / "c.epub")
+
+
 def test_a_broken_epub_is_named(tmp_path):
     path = write_epub(tmp_path / "b.epub", ["first"])
     whole = path.read_bytes()
@@ -321,6 +343,14 @@ def test_chats_are_read_as_conversations(tmp_path):
     assert texts(tmp_path / "b.json") == ["user: Hi\n\nassistant: Hello"]
     (tmp_path / "c.json").write_text(json.dumps([{"text": "plain", "messages": turns}]))
     assert texts(tmp_path / "c.json") == ["plain"]
+    sent = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": None}]
+    (tmp_path / "s.json").write_text(json.dumps([{"conversations": sent}]))
+    assert texts(tmp_path / "s.json") == ["human: Hi\n\ngpt:"]
+    (tmp_path / "p.json").write_text(json.dumps([{"role": "user", "content": [{"image": 1}, {"text": "See"}]}]))
+    assert texts(tmp_path / "p.json") == ["user: See"]
+    (tmp_path / "o.json").write_text(json.dumps([{"role": "user", "content": {"text": "Hi"}}]))
+    with pytest.raises(UserError, match=r"o.json row 1 has dict as the content of a message, not text"):
+        texts(tmp_path / "o.json")
     (tmp_path / "d.json").write_text(json.dumps([{"messages": [{"from": "me"}]}]))
     with pytest.raises(UserError, match=r"d.json row 1 has a message without role and content"):
         texts(tmp_path / "d.json")
@@ -489,6 +519,25 @@ def test_broken_json_is_named_by_its_row(tmp_path):
         texts(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", "])
+def test_a_csv_file_may_have_another_separator_and_blanks_in_its_header(tmp_path, separator):
+    (tmp_path / "a.csv").write_text(f"id{separator}text\n1{separator[0]}one two\n")
+    assert texts(tmp_path / "a.csv") == ["one two"]
+
+
+def test_suffixes_may_be_of_capitals(tmp_path):
+    for suffix, compress in COMPRESS.items():
+        (tmp_path / f"A.TXT{suffix.upper()}").write_bytes(compress(b"one"))
+        assert texts(tmp_path / f"A.TXT{suffix.upper()}") == ["one"]
+    assert len(local_files(str(tmp_path))) == 2
+
+
+def test_a_parquet_file_inside_of_zstd_is_told_to_be_decompressed(tmp_path):
+    write_rows(tmp_path / "a.parquet.zst", TEXTS)
+    with pytest.raises(UserError, match=r"a.parquet.zst is read here and there, which zstd does not allow; decompress"):
+        texts(tmp_path / "a.parquet.zst")
+
+
 def test_csv_rows_with_unquoted_commas_are_refused_not_cut(tmp_path):
     (tmp_path / "a.csv").write_text("id,text\n1,Hello, world\n")
     with pytest.raises(UserError, match=r"a.csv line 2 has 3 fields, the header 2; put fields that hold"):
@@ -537,8 +586,8 @@ def test_ragged_rows_are_named_by_their_line(tmp_path, rows):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.html", "a.jsonl"])
 def test_a_row_too_long_to_hold_is_named_before_it_fills_the_memory(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(documents_module, "LONGEST_ROW", 1000)
-    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(formats, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 100)
     before = '{"text": "' if name == "a.jsonl" else "text\n"
     (tmp_path / name).write_text(before + "x" * 5000)
     with pytest.raises(UserError, match=rf"{name} .*1000 characters"):

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from smallm_hf.data.documents import DataConfig
+from smallm_hf.data.configuration import DataConfig
 from smallm_hf.data.packing import open_token_files
 from smallm_hf.data.preparing import find_or_prepare
 from smallm_hf.data.request import Request

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.documents import DataConfig, Source
+from smallm_hf.data.configuration import DataConfig, Source
 from smallm_hf.data.preview import show_preview
 from smallm_hf.data.request import Request
 from smallm_hf.errors import UserError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.documents import DataConfig, Source
+from smallm_hf.data.configuration import DataConfig, Source
 from smallm_hf.data.preparing import find_or_prepare
 from smallm_hf.data.report import merged, readable
 from smallm_hf.data.request import Request
@@ -88,7 +88,13 @@ def test_the_page_to_read_has_what_matters(prepared):
         "| 75.00% |",
         "dropped for | documents",
         "too short | 1",
+        "Of 82 documents 2 were dropped (12 words): 2 are equal to one before",
+        "1 of the originals stand in another source",
+        "exact, similarity 1.0: dogs.jsonl#41 and, before it, dogs.jsonl#1: `A dog barked`",
+        "Asked for: 20.00% of what has no given side, random.",
+        "duplicate | 2 | 12",
         "## Leakage",
+        "of its runs in training | validation documents",
         "- never used in training:",
     ):
         assert line in page, line

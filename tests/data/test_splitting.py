@@ -25,7 +25,13 @@ def split(texts, ratio, mode="random"):
     builder = FeatureBuilder(config)
     for document in documents:
         builder.add(document)
-    selection = select(lambda source: documents, [builder.features()], [None], config, ratio)
+
+    def read(source, is_wanted):
+        starts = itertools.accumulate(piece.piece == 0 for piece in documents)
+        pairs = zip(starts, documents, strict=True)
+        return (piece for number, piece in pairs if is_wanted is None or is_wanted[number - 1])
+
+    selection = select(read, [[builder.features()]], [None], config, ratio)
     sides = {TRAIN: [], VALIDATION: []}
     for (side, _), pieces in itertools.groupby(selection.sided(0, documents), lambda p: (p[0], p[1].id)):
         sides[side].append("".join(document.text for _, document in pieces))

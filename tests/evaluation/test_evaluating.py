@@ -18,7 +18,7 @@ from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.evaluating import Questions, evaluate_models
 from smallm_hf.evaluation.families import encode_ordinary
 from smallm_hf.evaluation.generated import continue_documents, judge
-from smallm_hf.evaluation.reporting import charts, labels, print_results, render, report_results, tables
+from smallm_hf.evaluation.reporting import charts, labels, print_results, render, report_results, tables, to_json
 from smallm_hf.evaluation.scoring import score_corpus, score_documents
 from smallm_hf.pretrained import load_causal_lm
 
@@ -131,9 +131,10 @@ def test_seq2seq_and_masked_models_come_through_the_same_door(folders, data):
 
 
 def test_with_the_training_text_copies_are_counted_and_frequencies_are_its_own(folders, data, monkeypatch):
-    training = np.array(encode_ordinary(letter_tokenizer(), ["bad bed bad bed bad bed abc"])[0] * 20, dtype="<u2")
+    ids = encode_ordinary(letter_tokenizer(), ["bad bed bad bed bad bed abc"])[0]
+    training = np.array([*ids, letter_tokenizer().eos_token_id] * 20, dtype="<u2")
     checked = []
-    files = SimpleNamespace(train=training, check_tokenizer=checked.append)
+    files = SimpleNamespace(train=training, check_tokenizer=checked.append, tokenizer=letter_tokenizer())
     monkeypatch.setattr(evaluating, "open_token_files", lambda folder: files)
     options = {"generate": 4, "max_new_tokens": 12, "training_tokens": Path("tokens")}
     (row,) = ask([folders["seed0"]], data, **options)["models"]
@@ -141,8 +142,8 @@ def test_with_the_training_text_copies_are_counted_and_frequencies_are_its_own(f
     assert row["generated"]["reference_copy_rate"] > 0.3  # the last story is of the training text
     assert 0 <= row["generated"]["copy_rate"] <= 1
     scored = score_corpus(*load_causal_lm(folders["seed0"], device="cpu"), STORIES)
-    expected = scored.profile.tables(np.bincount(training, minlength=16))
-    assert row["tables"]["by_frequency"] == expected["by_frequency"]
+    expected = scored.profile.tables(np.bincount(training, minlength=16), {"bad": 60, "bed": 60, "abc": 20})
+    assert row["tables"] == expected
     assert row["tables"]["by_frequency"][0]["from"] == 0  # f is not in it
 
 
@@ -181,8 +182,8 @@ def results(folders, here, tmp_path_factory):
 
 
 def test_the_page_needs_nothing_else_and_shows_all_of_it(results):
-    picture = ("Attention", "who looks at whom", "<p class='own'>drawn</p>")
-    page = Page(render(results, [picture, ("Words", "in the plane", b"PNG")]))
+    pictures = [("Attention", "<p class='own'>drawn</p>"), ("Words", b"PNG")]
+    page = Page(render({**results, "pictures": pictures}))
     assert (page.open, page.fetched) == ([], [])
     for row in results["models"]:
         assert f"{row['bits_per_byte']:.4f}" in page.text
@@ -199,7 +200,8 @@ def test_the_page_needs_nothing_else_and_shows_all_of_it(results):
 
 def test_every_point_of_the_charts_is_inside_them(results):
     drawn = charts(results["models"])
-    assert [chart["title"] for chart in drawn] == ["Reliability", "Loss by position", "Loss by frequency"]
+    titles = ["Reliability", "Loss by position", "Loss by token frequency", "Loss by word frequency"]
+    assert [chart["title"] for chart in drawn] == titles
     for chart in drawn:
         assert len(chart["lines"]) == 3
         for x, y in (point for line in chart["lines"] for point in line):
@@ -207,10 +209,33 @@ def test_every_point_of_the_charts_is_inside_them(results):
             assert chart["plot"]["top"] <= y <= chart["plot"]["bottom"]
 
 
-def test_a_whole_page_as_a_picture_has_a_frame_of_its_own(results):
-    page = render(results, [("Words", "to be turned", "<!DOCTYPE html><html><script>alert('x')</script></html>")])
-    assert 'srcdoc="&lt;!DOCTYPE html&gt;' in page
-    assert "<script>" not in page
+def test_the_loss_of_words_is_stated_on_the_page_on_the_terminal_and_in_the_json(results, tmp_path):
+    bins = results["models"][0]["tables"]["by_word_frequency"]
+    assert sum(bin["words"] for bin in bins) == results["models"][0]["words"]
+    console = Console(record=True, width=200)
+    print_results(results, console)
+    shown = console.export_text()
+    for bin in bins:
+        assert f"{bin['loss']:.2f} ({bin['words']})" in shown
+    assert "words by how often they occur in the scored text" in shown
+    report_results(results, str(tmp_path / "all.json"))
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert written["frequencies_of"] == "the scored text"
+    assert written["models"][0]["tables"]["by_word_frequency"] == bins
+    assert "Loss by word frequency" in render(results)
+
+
+def test_the_first_model_is_drawn_while_it_is_loaded(folders, data):
+    drawn = []
+
+    def draw(model, tokenizer):
+        drawn.append(model.config.name_or_path)
+        return [("A picture", "<p>drawn</p>")]
+
+    results = evaluate_models([folders["seed0"], folders["seed1"]], data, loading=ON_CPU, draw=draw)
+    assert drawn == [folders["seed0"]]
+    assert results["pictures"] == [("A picture", "<p>drawn</p>")]
+    assert "pictures" not in results["models"][0]
 
 
 def test_a_page_of_few_answers_shows_only_those(folders, data):
@@ -237,6 +262,32 @@ def test_the_json_of_one_model_has_its_figures_at_the_top_and_that_of_several_al
     assert written["questions"]["context_length"] == 16
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
     assert re.search(r"over 3 runs", capsys.readouterr().out)
+
+
+def test_what_is_infinite_is_null_in_the_json_and_said_where_it_was(results, tmp_path):
+    row = {**results["models"][0], "word_perplexity": math.inf, "calibration_error": math.nan}
+    report_results({**results, "models": [row, row]}, str(tmp_path / "all.json"), str(tmp_path / "page.html"))
+    written = json.loads((tmp_path / "all.json").read_text(), parse_constant=pytest.fail)
+    assert written["models"][0]["word_perplexity"] is None
+    assert written["not_finite"]["models.1.word_perplexity"] == "inf"
+    assert written["not_finite"]["models.0.calibration_error"] == "nan"
+    assert "not_finite" not in json.loads(to_json(results))
+
+
+def test_charts_leave_out_a_loss_that_is_infinite(results):
+    (row, *_) = results["models"]
+    bins = [{"from": 1, "to": 1, "tokens": 1, "loss": math.inf}, {"from": 2, "to": 2, "tokens": 1, "loss": 3.0}]
+    _, by_position, *_ = charts([{**row, "tables": {**row["tables"], "by_position": bins}}])
+    assert len(by_position["lines"][0]) == 1
+    assert len(by_position["x_ticks"]) == 2
+
+
+def test_seeds_of_a_text_without_spaces_leave_out_the_infinite_word_perplexity(folders, tmp_path):
+    (tmp_path / "one_word.txt").write_text("bad" * 400)
+    results = ask([folders["all"]], str(tmp_path / "one_word.txt"))
+    assert results["models"][0]["word_perplexity"] == math.inf
+    assert "word_perplexity" not in results["over_seeds"]
+    assert "bits_per_byte" in results["over_seeds"]
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -298,12 +349,21 @@ def test_documents_of_a_stream_cannot_be_compared(folders, data):
         ask([folders["seed0"]], data, against=folders["seed1"], protocol="packed")
 
 
+def test_a_file_that_cannot_be_written_is_told(results, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/page.html cannot be written: .*; give another file"):
+        report_results(results, page=str(tmp_path / "file" / "page.html"))
+
+
 @pytest.mark.parametrize(
     ("questions", "message"),
     [
         ({"max_documents": 0}, "max_documents=0 is out of range; give 1 or more"),
         ({"batch_size": 0}, "batch_size=0 is out of range"),
         ({"generate": -1}, "generate=-1 is out of range; give 0 or more"),
+        ({"temperature": -1}, "temperature=-1 is out of range; give 0 or more"),
+        ({"protocol": "paged"}, "protocol 'paged' is unknown"),
+        ({"within_documents": True}, "within_documents=true belongs to protocol packed"),
     ],
 )
 def test_questions_out_of_range_are_told(questions, message):

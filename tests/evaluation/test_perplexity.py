@@ -65,6 +65,26 @@ def test_it_is_called_as_the_stock_metric_is(folder):
     assert result["mean_perplexity"] == pytest.approx(sum(result["perplexities"]) / len(TEXTS))
 
 
+def test_each_perplexity_is_what_the_stock_metric_states_where_that_is_right(model, tokenizer):
+    """Texts that fit, a pad token, padding on the right; its file is on the Hub alone, so its arithmetic is done here.
+
+    It pads a batch, puts bos before, and takes exp of each text's mean cross entropy over what the mask holds.
+    """
+    texts = ["One fish, two fish.", "Ü", "Once upon a time there was"]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    width = max(map(len, ids))
+    padded = torch.tensor([[*row, *[tokenizer.eos_token_id] * (width - len(row))] for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+    batch = torch.cat([torch.full((len(ids), 1), tokenizer.bos_token_id), padded], dim=1)
+    attended = torch.cat([torch.ones(len(ids), 1, dtype=torch.long), mask], dim=1)
+    logits = model.eval()(batch, attention_mask=attended).logits[:, :-1]
+    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+    stock = ((nats * mask).sum(1) / mask.sum(1)).exp().tolist()
+    ours = load().compute(predictions=texts, model=model, tokenizer=tokenizer)
+    assert ours["perplexities"] == pytest.approx(stock, rel=1e-5)
+    assert ours["mean_perplexity"] == pytest.approx(sum(stock) / len(stock), rel=1e-5)
+
+
 def test_a_loaded_model_needs_no_folder(model, tokenizer, folder):
     of_pair = load().compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
     assert of_pair["perplexity"] == pytest.approx(load().compute(predictions=TEXTS, model_id=folder)["perplexity"])

@@ -84,6 +84,8 @@ def test_every_scored_token_is_in_one_bin_of_each_table():
         scored = score_corpus(gpt2(), letter_tokenizer(), TEXTS, protocol=protocol, context_length=8)
         nats = scored.figures["loss"] * scored.figures["tokens"]
         for name, table in scored.profile.tables().items():
+            if name == "by_word_frequency":  # of words, see test_word_loss.py
+                continue
             assert sum(bin["tokens"] for bin in table) == scored.figures["tokens"]
             if name != "by_confidence":
                 assert sum(bin["tokens"] * bin["loss"] for bin in table) == pytest.approx(nats)

@@ -172,6 +172,18 @@ def test_each_text_gets_its_own_sums_in_order():
         assert part.nats / part.tokens == pytest.approx(alone["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("model", [gpt2(), llama()], ids=["gpt2", "llama"])
+def test_within_documents_a_packed_text_is_scored_as_if_its_eos_began_a_text_of_its_own(model):
+    tokenizer, texts = letter_tokenizer(eos_token="</s>"), ["abc cab", "b", "fed"]
+    options = {"protocol": "packed", "context_length": 32}
+    apart = score_documents(model, tokenizer, texts, **options, within_documents=True)
+    assert (apart["protocol"], apart["within_documents"]) == ("packed", True)
+    eos = tokenizer.eos_token_id
+    nats = sum(nats_by_hand(model, [eos, *encode_ordinary(tokenizer, [text])[0], eos], 32) for text in texts)
+    assert apart["loss"] * apart["tokens"] == pytest.approx(nats, rel=1e-5)
+    assert apart["loss"] != pytest.approx(score_documents(model, tokenizer, texts, **options)["loss"], rel=1e-3)
+
+
 def test_a_token_file_and_its_texts_get_the_same_packed_score(tmp_path):
     tokenizer, model = letter_tokenizer(), gpt2()
     ids = [id for text in TEXTS for id in [*encode_ordinary(tokenizer, [text])[0], tokenizer.eos_token_id]]
@@ -183,10 +195,9 @@ def test_a_token_file_and_its_texts_get_the_same_packed_score(tmp_path):
 
 
 def test_a_process_scores_every_other_text_and_all_of_them_score_each_once():
-    plan = {"protocol": "documents", "context_length": 8, "stride": None}
-    plan = scoring.Plan.make(gpt2(), letter_tokenizer(), **plan)
-    whole = list(scoring._score(plan, TEXTS, batch_size=4))
-    halves = [list(scoring._score(plan, TEXTS, batch_size=4, shard=(rank, 2))) for rank in range(2)]
+    plan = scoring.Plan.make(gpt2(), letter_tokenizer(), scoring.Rules(context_length=8, batch_size=4))
+    whole = list(scoring._score(plan, TEXTS))
+    halves = [list(scoring._score(plan, TEXTS, shard=(rank, 2))) for rank in range(2)]
     assert [part.tokens for part in halves[0]] == [part.tokens for part in whole[::2]]
     assert sum(map(sum_of, halves)) == pytest.approx(sum_of(whole), rel=1e-6)
 
@@ -309,6 +320,9 @@ def test_the_default_context_is_the_models_own_and_is_stated():
         ({"protocol": "paged"}, "protocol 'paged' is unknown; choose from documents, packed, sliding"),
         ({"context_length": 33}, "context_length=33 exceeds the model's 32 positions"),
         ({"context_length": 0}, "context_length=0 is not a number of tokens"),
+        ({"within_documents": True}, "within_documents=true belongs to protocol packed and not to documents"),
+        ({"protocol": "packed", "within_documents": True, "model": Table([[0.0] * 16] * 16)}, "keep documents apart"),
+        ({"batch_size": 0}, "batch_size=0 is out of range; give 1 or more"),
         ({"stride": 4}, "stride=4 belongs to protocol sliding and not to documents"),
         ({"protocol": "sliding", "stride": 9, "context_length": 8}, "stride=9 must be from 1 to context_length=8"),
         ({"protocol": "sliding", "stride": 0}, "stride=0 must be from 1"),

@@ -1,10 +1,25 @@
 """Attention maps: laws of attention on every kind of model, what a head is named after, clear refusals."""
 
+import html
+import json
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
 from picture_models import STORY, gpt2
-from transformers import MambaConfig, MambaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from smallm_hf.errors import UserError
 from smallm_hf.pictures import attention
@@ -42,10 +57,11 @@ def test_a_longer_text_is_cut_which_changes_no_map_and_is_said(bpe, positions, t
     assert long.left_out == 1 + len(bpe(STORY, add_special_tokens=False)["input_ids"]) - shown
     length = len(short.tokens)
     np.testing.assert_allclose(long.maps[:, :, :length, :length], short.maps, atol=1e-6)
-    (picture,) = attention.attention_pictures(model, bpe, STORY)
+    picture, page = attention.attention_pictures(model, bpe, STORY)
     assert f"{long.left_out} more tokens of the text are not shown." in picture.caption
-    (picture,) = attention.attention_pictures(model, bpe, "The cat")
-    assert "not shown" not in picture.caption
+    assert f"{long.left_out} more tokens of the text are not shown." in page.html
+    picture, page = attention.attention_pictures(model, bpe, "The cat")
+    assert "not shown" not in picture.caption + page.html
 
 
 def test_a_head_is_named_after_the_place_it_mostly_looks_at():
@@ -67,7 +83,7 @@ def test_the_grid_has_a_row_for_each_layer_and_a_column_for_each_head_and_can_be
         ({"head": 1}, (2, 1)),
         ({"layer": 1, "head": 0}, (1, 1)),
     ):
-        (picture,) = attention.attention_pictures(model, bpe, "The cat sat", **asked)
+        picture, _ = attention.attention_pictures(model, bpe, "The cat sat", **asked)
         *grid, _ = picture.figure.axes  # the last is the scale
         layers = [asked["layer"]] if "layer" in asked else [0, 1]
         heads = [asked["head"]] if "head" in asked else [0, 1]
@@ -83,9 +99,53 @@ def test_the_grid_has_a_row_for_each_layer_and_a_column_for_each_head_and_can_be
 def test_files_are_named_after_what_was_asked_and_the_same_each_time(model, bpe, tmp_path):
     first = draw_attention(model, bpe, text="The $cat$ 🐱", layer=1, head=0, output_dir=tmp_path / "first")
     second = draw_attention(model, bpe, text="The $cat$ 🐱", layer=1, head=0, output_dir=tmp_path / "second")
-    assert [file.name for file in first] == ["attention_layer1_head0.png", "attention_layer1_head0.svg"]
+    assert [file.name for file in first] == [f"attention_layer1_head0.{suffix}" for suffix in ("png", "svg", "html")]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
     assert draw_attention(model, bpe, text="The", output_dir=tmp_path)[0].name == "attention.png"
+
+
+def content(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_the_page_holds_the_maps_and_needs_nothing_else(model, bpe):
+    text = "</script><b>The cat"
+    read = read_attention(model, bpe, text)
+    _, page = attention.attention_pictures(model, bpe, text)
+    assert page.html.count("<script") == 2
+    assert not re.search(r"src=|href=|@import|url\(|https?:", page.html)
+    held = content(page.html)
+    assert "".join(held["tokens"][1:]) == text
+    mean, *heads = held["heads"]
+    assert (mean["name"], [head["name"] for head in heads]) == ("mean of all", ["0·0", "0·1", "1·0", "1·1"])
+    np.testing.assert_allclose(np.array(mean["shares"]) / 1000, read.maps.mean((0, 1)), atol=5e-4)
+    for head, shares in zip(heads, read.maps.reshape(4, *read.maps.shape[2:]), strict=True):
+        np.testing.assert_allclose(np.array(head["shares"]) / 1000, shares, atol=5e-4)
+        assert head["does"] == habit(shares)
+
+
+def test_the_page_of_one_head_has_one_card(model, bpe):
+    _, page = attention.attention_pictures(model, bpe, "The cat", layer=1, head=0)
+    assert [head["name"] for head in content(page.html)["heads"]] == ["1·0"]
+    _, page = attention.attention_pictures(model, bpe, "The cat", layer=1)
+    assert [head["name"] for head in content(page.html)["heads"]] == ["mean of all", "1·0", "1·1"]
+
+
+def test_a_token_that_is_touched_shows_where_each_head_looks_from_it(model, bpe, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium here to run the script of the page")
+    *_, page = draw_attention(model, bpe, text="The cat sat", output_dir=tmp_path)
+    touch = "<script>document.querySelectorAll('.attention .heads p')[1].children[2].click()</script>"
+    page.write_text(page.read_text() + touch)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    finished = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    read = read_attention(model, bpe, "The cat sat")
+    shown = re.findall(r"<span>→ (\S+) (\d+)%</span>", finished.stdout)
+    assert finished.stdout.count("aria-current") - finished.stdout.count("[aria-current]") >= 1 + len(shown) == 6
+    for (token, share), row in zip(shown[1:], read.maps[:, :, 2].reshape(4, -1), strict=True):
+        assert html.unescape(token) == read.tokens[row.argmax()].strip("␣")
+        assert int(share) == pytest.approx(100 * row.max(), abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +161,26 @@ def test_what_is_not_there_is_told_in_one_line(model, bpe, asked, message, tmp_p
         draw_attention(model, bpe, **asked, output_dir=tmp_path)
 
 
+def test_a_masked_model_reads_the_text_between_the_tokens_it_was_trained_with():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
+    tokenizer = Tokenizer(models.WordPiece({word: id for id, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {f"{name.strip('[]').lower()}_token": name for name in words[:5]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    sizes = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForMaskedLM(BertConfig(intermediate_size=16, max_position_embeddings=32, **sizes)).eval()
+    read = read_attention(model, tokenizer, "the cat " * 20)
+    assert len(read.tokens) == attention.SHOWN_TOKENS
+    assert (read.tokens[0], read.tokens[-1], read.left_out) == ("[CLS]", "[SEP]", 40 - attention.SHOWN_TOKENS + 2)
+    assert np.triu(read.maps, k=1).any()  # it looks ahead too
+    picture, _ = attention.attention_pictures(model, tokenizer, "the cat")
+    assert "The first token stands before the text. The last one stands behind it." in picture.caption
+
+
 def test_models_without_maps_are_refused(bpe):
+    with pytest.raises(UserError, match="is seq2seq; attention is drawn of causal and masked"):
+        read_attention(T5ForConditionalGeneration(T5Config(vocab_size=300, d_model=8, num_layers=1)), bpe, "The cat")
     config = MambaConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, state_size=4)
     with pytest.raises(UserError, match="MambaForCausalLM gives no attention maps"):
         read_attention(MambaForCausalLM(config).eval(), bpe, "The cat")

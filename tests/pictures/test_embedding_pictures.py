@@ -209,7 +209,7 @@ def test_words_models_and_files_that_do_not_fit_are_refused(model, bpe, words, t
         frequent_words(model, bpe, ["1 2 3", ""], top=5)
     with pytest.raises(UserError, match=r"--words .*nowhere.txt: cannot be read \(.*\); give a text file of words"):
         draw_embeddings(model, bpe, words=tmp_path / "nowhere.txt")
-    with pytest.raises(UserError, match="the tokenizer's ids go beyond the model's vocabulary of 9"):
+    with pytest.raises(UserError, match="is outside the model's vocabulary of 9"):
         given_words(gpt2(9), bpe, STORY.split())
     with pytest.raises(UserError, match="the 6 words have one and the same vector"):
         map_words(Words(list("abcdef"), np.ones((6, 4)) / 2, 0, ""), clusters=1)

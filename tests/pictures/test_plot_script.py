@@ -36,7 +36,10 @@ def folder(tmp_path_factory, model, bpe) -> Path:
 
 
 COMMANDS = {
-    "attention": (["--text", TEXT, "--layer", "1"], ["attention_layer1.png", "attention_layer1.svg"]),
+    "attention": (
+        ["--text", TEXT, "--layer", "1"],
+        [f"attention_layer1.{kind}" for kind in ("png", "svg", "html")],
+    ),
     "tokens": (["--text", TEXT, "--top_k", "3"], ["tokens.png", "tokens.svg", "tokens.html"]),
     "embeddings": (
         ["--top", "12", "--clusters", "3"],

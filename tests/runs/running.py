@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from smallm_hf.config import parse_command_line
 from smallm_hf.runs import train_run
@@ -30,10 +31,11 @@ def outcome(run: Path) -> dict:
     weights = {
         name: hashlib.sha256((run / name / "model.safetensors").read_bytes()).hexdigest() for name in ("best", "final")
     }
-    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    shards = [load_file(path) for path in sorted(checkpoint.glob("optimizer/*"))]  # where training was split
     return {
         "weights": weights,
-        "optimizer": [tensor.tolist() for tensor in tensors(saved)],
+        "optimizer": [tensor.tolist() for tensor in tensors([saved, shards])],
         "state": {name: value for name, value in state.items() if "seconds" not in name},
         "metrics": without_time(read_records(run, "metrics")),
         "samples": read_records(run, "samples"),

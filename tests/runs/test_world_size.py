@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,10 @@ HELD_TOO_LONG = 9
 DROPOUT = ["--model.preset", "classic", "--model.dropout", 0.2]
 
 
-def run_rank(rank: int, size: int, port: int, folder: Path, slow_step: int | None, words: list[str]) -> None:
-    """What one process of several does: `scripts/train.py`, with a note of the windows it reads."""
+def run_rank(
+    rank: int, size: int, port: int, folder: Path, slow_step: int | None, changed: Callable[..., None], words: list[str]
+) -> None:
+    """What one process of several does: `scripts/train.py`, `changed` maybe, with a note of the windows it reads."""
     for descriptor in (1, 2):
         os.dup2(os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
@@ -65,18 +68,26 @@ def run_rank(rank: int, size: int, port: int, folder: Path, slow_step: int | Non
 
     torch.distributed.destroy_process_group = destroy_last
     TrainingLoop.batch, TrainingLoop.update = noted, slow
+    changed(rank, folder)
     sys.argv = [TRAIN, *words]
     runpy.run_path(TRAIN, run_name="__main__")
 
 
-def start(folder: Path, size: int, *words: object, slow_step: int | None = None) -> list[multiprocessing.Process]:
+def unchanged(rank: int, folder: Path) -> None:
+    """Trains as the scripts do."""
+
+
+def start(
+    folder: Path, size: int, *words: object, slow_step: int | None = None, changed: Callable[..., None] = unchanged
+) -> list[multiprocessing.Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
     words = [str(word) for word in ("--output_dir", folder / "run", *WORDS, *words)]
     started = [
-        processes.Process(target=run_rank, args=(rank, size, port, folder, slow_step, words)) for rank in range(size)
+        processes.Process(target=run_rank, args=(rank, size, port, folder, slow_step, changed, words))
+        for rank in range(size)
     ]
     for process in started:
         process.start()
