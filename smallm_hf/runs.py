@@ -396,6 +396,8 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
     early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
     last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
+    windows = sum(source["windows"] for source in results["sources"])
+    drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
     return "\n".join(
         [
             "",
@@ -404,6 +406,7 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
             f"trained           {count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
             f"{duration(results['wall_seconds'])} in all{early}",
+            *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",
             "next:",
             f"  python scripts/generate.py --model {run}/best --prompt {shlex.quote(prompt)}",

@@ -301,10 +301,10 @@ def make_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 
 
 def _tiktoken_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    codes = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    codes = {ord(letter): byte for byte, letter in bytes_to_unicode().items()}
     vocab = tokenizer.get_vocab()
     eos = vocab.pop(EOS)
-    ranks = {bytes(codes[letter] for letter in token): rank for token, rank in vocab.items()}
+    ranks = {token.translate(codes).encode("latin-1"): rank for token, rank in vocab.items()}
     encoding = tiktoken.Encoding(GPT2, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={EOS: eos})
     threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
     executor = ThreadPoolExecutor(threads)

@@ -83,7 +83,7 @@ def compare_training(
     Raises:
         UserError: an unknown contestant, one that failed, or a launcher's settings that would not hold.
     """
-    check_launch()
+    check_launch(config.training)
     for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:
         if name not in known:
             raise UserError(f"{name} is no contestant; choose from {', '.join(known)}")

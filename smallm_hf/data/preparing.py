@@ -38,6 +38,7 @@ from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION, InsidePlan, hash_
 from smallm_hf.data.stages import (
     ENTRIES,
     FEATURES,
+    PARTS_FORMAT,
     REPORT,
     TEXT,
     WorkerKilled,
@@ -151,7 +152,8 @@ def _prepare(request: Request, folder: Path, model_max_length: int, report: Repo
 
 def _identity(request: Request, state: str, model_max_length: int) -> str:
     """All that decides what finished parts hold."""
-    return json.dumps([request.settings, request.given_tokenizer_sha256, state, model_max_length, _versions()])
+    decides = [PARTS_FORMAT, request.settings, request.given_tokenizer_sha256, state, model_max_length, _versions()]
+    return json.dumps(decides)
 
 
 def parts_folder(folder: Path) -> Path:

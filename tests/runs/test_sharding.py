@@ -173,6 +173,7 @@ def test_a_checkpoint_of_one_kind_is_resumed_in_the_other(recipe, tmp_path):
         assert_same_course(runs_of[size], folder / "run", 1e-4)
 
 
+@pytest.mark.slow
 def test_a_split_model_is_compiled_block_by_block_without_a_break_and_never_again(recipe, tmp_path):
     words = [*SMALL_RATES, "--training.optimizer", "adamw"]
     eager = trained(tmp_path / "eager", 2, recipe, *words, changed=split)

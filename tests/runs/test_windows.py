@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from smallm_hf.data.batching import BatchingConfig, WindowOrder, positions_in_do
 from smallm_hf.data.packing import open_token_files
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.hub.checks import verify_card
+from smallm_hf.runs import describe_results
 from smallm_hf.training import loop as loop_module
 from smallm_hf.training.loss import TrainingLoss
 
@@ -74,6 +76,7 @@ def test_so_is_one_over_a_mixture_that_begins_a_source_again(mixture, tmp_path, 
     assert (stories["share"], sayings["share"]) == (pytest.approx(0.1), pytest.approx(0.9))
     assert sayings["epochs"] > 1 > stories["epochs"]
     assert sayings["source"].endswith("sayings.txt")
+    assert re.search(r"mixture +\S+stories\.\w+ 10\.0%, \S+sayings\.txt 90\.0%\n", describe_results(results, tmp_path))
 
 
 @pytest.mark.parametrize("way", WAYS)
