@@ -159,6 +159,7 @@ def test_a_split_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(recipe
     assert outcome(folder / "run") == outcome(whole)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_kind_is_resumed_in_the_other(recipe, tmp_path):
     words = [*SMALL_RATES, "--training.keep_checkpoints", 9]
     words += ["--training.batch_size", 2, "--training.accumulation_steps", 6]
