@@ -44,7 +44,7 @@ def compare_preparing(
 ) -> dict[str, Any]:
     """Times both from one file of documents to token files, with GPT-2's vocabulary, each time anew.
 
-    Ours neither cleans nor looks for duplicates here, so that both do the same: read, tokenise, write. (It cuts
+    Ours neither cleans nor leaves documents out here, so that both do the same: read, tokenise, write. (It cuts
     validation off and measures leakage, too.) Each process of both has one thread.
 
     Args:
@@ -109,7 +109,7 @@ def _prepare(source: Path, tokenizer: str, folder: Path, *, text_column: str, wo
         TokenizerConfig(source=tokenizer),
         50257,
         CleaningConfig(enabled=False),
-        SelectionConfig(duplicates="keep"),
+        SelectionConfig(duplicates="keep", max_leakage=1),
     )
     return find_or_prepare(request, folder, 1024)
 
