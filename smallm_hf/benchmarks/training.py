@@ -32,7 +32,7 @@ from smallm_hf.training.devices import (
     resolve_precision,
 )
 from smallm_hf.training.loop import TrainingLoop
-from smallm_hf.training.optimization import CombinedOptimizer
+from smallm_hf.training.optimization import parts_of
 from smallm_hf.training.plan import flops_per_token
 from smallm_hf.training.validation import ValidationSet
 
@@ -141,7 +141,7 @@ def _train_ours(
             identity={},
         )
         if not fused:
-            step_by_foreach(loop.optimizer.optimizer)
+            step_by_foreach(loop.optimizer)
         optimizing = _timed(loop.optimizer, "step")
         set_up = time.perf_counter() - began
         turns.begin()
@@ -161,7 +161,7 @@ def _train_ours(
 
 def step_by_foreach(optimizer: torch.optim.Optimizer) -> None:
     """Lets one that knows no `found_inf` update what the fused AdamW would have; they share their groups."""
-    for part in optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else [optimizer]:
+    for part in parts_of(optimizer):
         if isinstance(part, torch.optim.AdamW):
             for group in part.param_groups:
                 group |= {"fused": False, "foreach": True}

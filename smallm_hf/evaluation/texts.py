@@ -1,5 +1,6 @@
 """The texts that models are scored on: those of files and data sets, or what a run was validated on."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,9 +77,14 @@ def _find_validation(source: str) -> tuple[TokenFiles, int | None] | None:
 
 def decode_documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The documents of a token file, each closed by eos; one without it at the end is left out."""
+    return itertools.chain.from_iterable(decode_blocks(tokens, tokenizer))
+
+
+def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+    """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held."""
     held = np.empty(0, tokens.dtype)
     for start in range(0, len(tokens), TOKENS_AT_A_TIME):
         held = np.concatenate((held, tokens[start : start + TOKENS_AT_A_TIME]))
         *documents, held = np.split(held, np.flatnonzero(held == tokenizer.eos_token_id) + 1)
-        for ids in documents:
-            yield tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False)
+        if documents:
+            yield [tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) for ids in documents]

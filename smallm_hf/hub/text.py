@@ -1,7 +1,6 @@
 """The text a run was trained on, as a data set, read back from its token files."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from smallm_hf.card import Statements, render_data_card, resolve_statements, wit
 from smallm_hf.data.packing import TokenFiles, open_token_files
 from smallm_hf.data.splitting import SIDES
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.texts import decode_blocks
 from smallm_hf.hub.repository import MARKS
 from smallm_hf.hub.staging import write_json
 
 SHARD_BYTES = 500_000_000  # of text in one parquet file
-TOKENS_READ = 1 << 20  # of a token file at a time
 
 
 def find_token_files(results: dict[str, Any]) -> TokenFiles | None:
@@ -74,7 +73,7 @@ def write_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: P
 
     schema, writer, documents, size = pyarrow.schema([("text", pyarrow.string())]), None, 0, 0
     shards = itertools.count()
-    for texts in _decoded(tokens, tokenizer):
+    for texts in decode_blocks(tokens, tokenizer):
         if writer is None:
             writer, written = parquet.ParquetWriter(folder / f"{side}-{next(shards):05}.parquet", schema), 0
         writer.write_table(pyarrow.table({"text": texts}, schema=schema))
@@ -86,16 +85,3 @@ def write_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: P
     if writer:
         writer.close()
     return documents, size
-
-
-def _decoded(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
-    """The documents of a token file, each closed by eos, as lists of texts; about `TOKENS_READ` tokens are held."""
-    held = np.empty(0, tokens.dtype)
-    for start in range(0, len(tokens), TOKENS_READ):
-        held = np.concatenate((held, tokens[start : start + TOKENS_READ]))
-        ends = np.flatnonzero(held == tokenizer.eos_token_id)
-        if len(ends):
-            pieces = np.split(held[: ends[-1] + 1], ends[:-1] + 1)
-            texts = [tokenizer.decode(piece[:-1], clean_up_tokenization_spaces=False) for piece in pieces]
-            yield texts
-            held = held[ends[-1] + 1 :]

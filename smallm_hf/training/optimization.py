@@ -135,6 +135,12 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.param_groups = [group for part in self.optimizers for group in part.param_groups]
 
 
+def parts_of(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers of torch inside of one of ours, or of what Accelerate made of it."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    return getattr(optimizer, "optimizers", [optimizer])
+
+
 def build_optimizer(
     model: nn.Module,
     name: str,

@@ -22,7 +22,7 @@ from smallm_hf.errors import DiskFull, is_disk_full, one_line
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.loss import TrainingLoss, compiled
-from smallm_hf.training.optimization import shared_out, whole_tensor
+from smallm_hf.training.optimization import parts_of, shared_out, whole_tensor
 from smallm_hf.training.zero import prepare_zero
 
 # The folder of a checkpoint that holds the optimizer's state, a safetensors file from each process.
@@ -104,7 +104,7 @@ def load_shards(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim
 
 def share_out_states(optimizer: torch.optim.Optimizer) -> None:
     """Splits an optimizer's state as its parameters are, after each process has loaded all of it."""
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         for parameter, state in part.state.items():
             for name, value in state.items():
                 if value.shape == parameter.shape:
@@ -113,13 +113,7 @@ def share_out_states(optimizer: torch.optim.Optimizer) -> None:
 
 def _states(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of an optimizer's state themselves, by the name of their parameter; made where there are none yet."""
-    return get_optimizer_state_dict(model, _parts(optimizer))["state"]
-
-
-def _parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    """The optimizers of torch inside of what Accelerate prepared."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    return getattr(optimizer, "optimizers", [optimizer])
+    return get_optimizer_state_dict(model, parts_of(optimizer))["state"]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from huggingface_hub.utils import disable_progress_bars
 
 LARGE_SUFFIXES = (".safetensors", ".parquet", ".gguf", ".onnx", ".png", ".bin")
@@ -69,7 +69,7 @@ class LoopbackHub:
         open: cleared, commits and uploads are not answered until it is set again.
     """
 
-    def __init__(self):
+    def __init__(self, port: int = 0):
         self.tokens = {"hf_writer": ("user", "write"), "hf_reader": ("user", "read")}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
@@ -79,7 +79,7 @@ class LoopbackHub:
         self.open = threading.Event()
         self.open.set()
         self.lock = threading.RLock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -146,9 +146,8 @@ class Handler(BaseHTTPRequestHandler):
                     return getattr(self, name)(**{key: unquote(value) for key, value in match.groupdict("").items()})
             raise Refusal(404, f"no route {self.command} {path}")
         except Refusal as refusal:
-            if self.sent is None:
-                self.close_connection = True
-            self.reply(refusal.body, refusal.status, refusal.headers)
+            closing = {"Connection": "close"} if self.sent is None else {}
+            self.reply(refusal.body, refusal.status, refusal.headers | closing)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
@@ -420,9 +419,13 @@ ROUTES: tuple[tuple[str, str, Callable | str], ...] = (
 
 
 @contextmanager
-def connected_hub(home: Path) -> Iterator[LoopbackHub]:
-    """A Hub that this process, and every process it starts, takes for the real one; `user` may write."""
-    hub = LoopbackHub()
+def connected_hub(home: Path, port: int = 0) -> Iterator[LoopbackHub]:
+    """A Hub that this process, and every process it starts, takes for the real one; `user` may write.
+
+    The client keeps its connections open and finds them again by address: without a new session, a Hub on the port of
+    an earlier one would be asked through a connection to that one, whose threads still answer.
+    """
+    hub = LoopbackHub(port)
     environment = {
         **{"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "hf_writer", "HF_HUB_OFFLINE": "0"},
         **{"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
@@ -437,5 +440,7 @@ def connected_hub(home: Path) -> Iterator[LoopbackHub]:
             patch.setenv(name, value)
         for name, value in already_read.items():
             patch.setattr(constants, name, value)
+        close_session()
         yield hub
+        close_session()
     hub.close()

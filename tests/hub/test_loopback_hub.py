@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from loopback_hub import connected_hub
 
 CARD = "---\nlicense: mit\ntags: [x]\n---\n# Card\n"
 
@@ -134,3 +135,11 @@ def test_an_upload_that_breaks_off_leaves_no_commit(hub, api, folder, monkeypatc
     with pytest.raises(RuntimeError, match=r"Error while uploading 'model\.safetensors' to the Hub"):
         api.upload_folder(repo_id="user/model", folder_path=folder)
     assert hub.files("user/model") == {} and hub.objects == {}
+
+
+def test_a_hub_on_the_port_of_an_earlier_one_is_another_hub(tmp_path):
+    port = 0
+    for name in ("earlier", "later"):
+        with connected_hub(tmp_path / name, port) as hub:
+            HfApi().create_repo("user/tiny")
+            port = hub.server.server_port

@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard, HfApi
 from smallm_hf.card import Statements
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation import texts
 from smallm_hf.hub import publishing, text
 from smallm_hf.hub.publishing import publish
 from smallm_hf.hub.text import stage_text, write_text
@@ -83,7 +84,7 @@ def test_text_that_is_not_to_be_given_away_is_refused(run, tmp_path, change, sta
 
 
 def test_a_tokenizer_that_loses_something_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_decoded", lambda tokens, tokenizer: [["a"]])
+    monkeypatch.setattr(text, "decode_blocks", lambda tokens, tokenizer: [["a"]])
     results = json.loads((run / "results.json").read_text())
     with pytest.raises(UserError, match=r"does not give the train text back: 1 documents of 1 bytes, \d+ of"):
         stage_text(results, tmp_path, GIVEN, "user/text")
@@ -98,7 +99,7 @@ def test_documents_longer_than_a_block_and_more_than_a_file_come_back_whole(tmp_
         def decode(self, ids, **options):
             return "".join(chr(96 + id) for id in ids)
 
-    monkeypatch.setattr(text, "TOKENS_READ", 3)
+    monkeypatch.setattr(texts, "TOKENS_AT_A_TIME", 3)
     monkeypatch.setattr(text, "SHARD_BYTES", 2)
     tokens = np.array([1, 2, 0, 3, 4, 5, 6, 7, 8, 0, 9, 0], dtype=np.uint16)
     assert write_text(tokens, Letters(), tmp_path, "train") == (3, 9)

@@ -143,10 +143,9 @@ def test_two_processes_that_share_the_model_make_the_updates_of_one(recipe, tmp_
     assert all(torch.equal(loaded[name], gathered[name]) for name in gathered)
 
 
-def test_a_split_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(recipe, tmp_path):
-    whole = trained(tmp_path / "whole", 2, recipe, *DROPOUT, changed=split)
-    folder = tmp_path / "stopped"
-    started = start(folder, 2, "--config", recipe, *DROPOUT, slow_step=6, changed=split)
+def stopped(folder, recipe, *words, changed):
+    """Two processes of which one is asked to stop in the middle; returns the checkpoint that they leave."""
+    started = start(folder, 2, "--config", recipe, *words, slow_step=6, changed=changed)
     while not (folder / "there").exists():
         assert started[0].is_alive()
         time.sleep(0.02)
@@ -154,6 +153,13 @@ def test_a_split_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(recipe
     assert statuses(started, folder) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
     checkpoint = list_checkpoints(folder / "run")[-1]
     assert damage(checkpoint) is None
+    return checkpoint
+
+
+def test_a_split_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(recipe, tmp_path):
+    whole = trained(tmp_path / "whole", 2, recipe, *DROPOUT, changed=split)
+    folder = tmp_path / "stopped"
+    checkpoint = stopped(folder, recipe, *DROPOUT, changed=split)
     assert len(list((checkpoint / "optimizer").glob("*.safetensors"))) == 2
     trained(folder, 2, recipe, *DROPOUT, "--resume", changed=split)
     assert outcome(folder / "run") == outcome(whole)

@@ -5,9 +5,7 @@ Accelerate ignores DeepSpeed on a CPU. Told by hand that it is there, it takes i
 
 import functools
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,11 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from running import tensors, without_time
-from test_sharding import SMALL_RATES, assert_same_course, trained
+from test_sharding import SMALL_RATES, assert_same_course, stopped, trained
 from test_world_size import DROPOUT, start, statuses
 
 from smallm_hf import runs
-from smallm_hf.command_line import EXIT_INTERRUPTED
-from smallm_hf.training.checkpoints import damage, list_checkpoints
+from smallm_hf.training.checkpoints import list_checkpoints
 from smallm_hf.training.devices import build_accelerator
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.zero import zero_plugin
@@ -83,13 +80,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(recipe, tmp_
     words = [*DROPOUT, *ADAMW]
     whole = trained(tmp_path / "whole", 2, recipe, *words, changed=with_zero)
     folder = tmp_path / "stopped"
-    started = start(folder, 2, "--config", recipe, *words, slow_step=6, changed=with_zero)
-    while not (folder / "there").exists():
-        assert started[0].is_alive()
-        time.sleep(0.02)
-    os.kill(started[1].pid, signal.SIGTERM)
-    assert statuses(started, folder) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
-    assert damage(list_checkpoints(folder / "run")[-1]) is None
+    stopped(folder, recipe, *words, changed=with_zero)
     assert statuses(start(folder, 1, "--config", recipe, *words, "--resume"), folder) == [2]
     assert "is of DeepSpeed; resume with" in (folder / "log-0").read_text()
     resumed = trained(folder, 2, recipe, *words, "--resume", changed=with_zero)
