@@ -12,11 +12,12 @@ needs, and which may run a compiled step.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo
 import torch._inductor.config as inductor
 from torch import nn
 from transformers import (
@@ -42,16 +43,28 @@ OWN_PRODUCTS = {
     "max_autotune_report_choices_stats": False,
     "autotune_num_choices_displayed": 0,
 }
+# One for each model and size of cache; past Dynamo's own 8, a process that writes with several would fail.
+COMPILED_STEPS = 256
 
 
 class _TextFrom(TextStreamer):
     """Decodes prompt and continuation as one text, so that no space is lost between them, and writes the latter."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: torch.Tensor, write: Callable[[str], None]):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_ids: torch.Tensor,
+        write: Callable[[str], None],
+        heard: Callable[[], None],
+    ):
         super().__init__(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self.write = write
+        self.write, self.heard = write, heard
         self.unwritten = len(tokenizer.decode(prompt_ids, **self.decode_kwargs))
-        self.put(prompt_ids)
+        super().put(prompt_ids)
+
+    def put(self, value: torch.Tensor) -> None:
+        super().put(value)
+        self.heard()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         new = text[self.unwritten :]
@@ -87,14 +100,17 @@ def _compiled_step() -> Callable[..., torch.Tensor]:
     return torch.compile(_step, fullgraph=True, dynamic=False)
 
 
-def _compiling(model: PreTrainedModel) -> AbstractContextManager:
+@contextmanager
+def _compiling(model: PreTrainedModel) -> Iterator[None]:
     """What holds while a compiled step is called, as its first call compiles it.
 
     On a CPU the weights become constants of it, laid out for its products: should the model's change, it keeps these.
     """
-    if model.device.type != "cpu":
-        return nullcontext()
-    return inductor.patch(freezing=True, **(OWN_PRODUCTS if model.dtype == torch.float32 else {}))
+    frozen = {"freezing": model.device.type == "cpu"}
+    if frozen["freezing"] and model.dtype == torch.float32:
+        frozen |= OWN_PRODUCTS
+    with inductor.patch(**frozen), dynamo.patch(recompile_limit=COMPILED_STEPS):
+        yield
 
 
 def _unmark(cache: Cache) -> None:
@@ -183,6 +199,7 @@ def stream(
     repetition_penalty: float = 1.0,
     seed: int = 42,
     compile: bool = False,
+    heard: Callable[[], None] = lambda: None,
 ) -> None:
     """Continues one prompt and hands the continuation to `write` word by word; joined, the pieces follow the prompt.
 
@@ -202,6 +219,7 @@ def stream(
         seed: of the random draw.
         compile: compile the step, which takes 10 to 20 seconds on a CPU; without effect on a model that is no one
             graph. Logits differ by float rounding.
+        heard: called after each token, where `write` waits for a word; may end it all by an exception.
 
     Raises:
         UserError: a prompt that leaves no room in the model's context, a setting out of its range, or an empty prompt
@@ -214,7 +232,7 @@ def stream(
     eos_token_id = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
     eos_token_ids = set(torch.tensor([] if eos_token_id is None else eos_token_id).flatten().tolist())
     draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
-    output = _TextFrom(tokenizer, window, write)
+    output = _TextFrom(tokenizer, window, write, heard)
     cache = None
     if decodes_directly(model):
         loop = {"custom_generate": functools.partial(decode, compile=compile, put=output.put)}
@@ -257,25 +275,18 @@ def sample(
     *,
     num_samples: int = 1,
     seed: int = 42,
-    heard: Callable[[str], None] | None = None,
-    **settings: float,
+    **settings: Any,
 ) -> list[str]:
     """Returns the continuations of prompts, `num_samples` of the first, then of the second, and so on.
 
     Sample `i` of a prompt is what `stream` writes with `seed + i`, whatever the other prompts are; `settings` are
-    those of `stream`. `heard` is called with each piece as it comes, and may end it all by an exception.
+    those of `stream`.
     """
     texts = []
     for prompt in prompts:
         for index in range(num_samples):
             pieces: list[str] = []
-
-            def write(piece: str, pieces: list[str] = pieces) -> None:
-                pieces.append(piece)
-                if heard:
-                    heard(piece)
-
-            stream(model, tokenizer, prompt, write, seed=seed + index, **settings)
+            stream(model, tokenizer, prompt, pieces.append, seed=seed + index, **settings)
             texts.append("".join(pieces))
     return texts
 

@@ -1,9 +1,11 @@
 """Generation: exact continuations, also beyond the context, that leave no trace behind."""
 
+import copy
 import functools
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -62,6 +64,15 @@ def test_samples_are_those_of_consecutive_seeds_whatever_stands_beside_them(room
     assert both == alone
 
 
+def test_each_token_is_heard_however_long_its_word(roomy, tokenizer):
+    shouting = copy.deepcopy(roomy)
+    shouting.lm_head.weight.zero_()  # the most probable token is always the first, which is "!"
+    pieces, heard = [], []
+    settings = {"max_new_tokens": 9, "temperature": 0.0, "heard": lambda: heard.append("".join(pieces))}
+    stream(shouting, tokenizer, "Oh", pieces.append, **settings)
+    assert pieces == ["!" * 9] and heard == [""] * 9
+
+
 def test_temperature_0_takes_the_most_probable_tokens(roomy, tokenizer):
     ids = [tokenizer.eos_token_id, *tokenizer(PROMPT)["input_ids"]]
     start = len(ids)
@@ -110,6 +121,9 @@ def test_a_compiled_step_writes_the_same_texts_and_is_compiled_once(model, token
     with torch.compiler.set_stance("fail_on_recompile"):
         others = [sample(model, tokenizer, [prompt], compile=True, **settings)[0] for prompt in prompts[1:]]
     assert [*first, *others] == plain
+    with dynamo.patch(recompile_limit=1):
+        shorter = sample(model, tokenizer, prompts[:1], compile=True, max_new_tokens=2, temperature=0.0)
+    assert plain[0].startswith(*shorter)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -514,7 +514,7 @@ class TrainingLoop:
         """Continues the fixed prompts into `samples.jsonl`, by the run's seed; the main process alone."""
         training = self.training
 
-        def look_up(piece: str) -> None:
+        def look_up() -> None:
             if self.stop_request:
                 raise Interrupted
 
