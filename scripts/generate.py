@@ -12,6 +12,7 @@ from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.training.devices import resolve_decoding_compile
 
 DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
+NOT_ASKED = {"model", "tokenizer", "prompt", "write", "compile", "heard"}
 
 
 def main() -> None:
@@ -22,10 +23,10 @@ def main() -> None:
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="texts to write, each with the next seed")
     compiling = "auto compiles the step where 10,000 tokens or more are asked for; it takes 10 to 20 s on a CPU"
     parser.add_argument("--compile", type=bool | Literal["auto"], default="auto", help=compiling)
-    parser.add_function_arguments(stream, as_group=False, skip={"model", "tokenizer", "prompt", "write", "compile"})
+    parser.add_function_arguments(stream, as_group=False, skip=NOT_ASKED)
     given = parser.parse_args().as_dict()
-    loading = {name: given.pop(name) for name in ("model", "dtype", "device", "trust_remote_code")}
     prompt, num_samples, seed = (given.pop(name) for name in ("prompt", "num_samples", "seed"))
+    loading = {name: given.pop(name) for name in ("model", "dtype", "device", "trust_remote_code")}
     given["compile"] = resolve_decoding_compile(given["compile"], num_samples * given["max_new_tokens"])
     model, tokenizer = load_causal_lm(**loading)
     lay_out_for_decoding(model)

@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
 
@@ -171,8 +172,10 @@ def lay_out_for_decoding(model: PreTrainedModel) -> PreTrainedModel:
     """Stores the weights of linear maps by columns, where that makes them faster to multiply with one vector.
 
     The values stay, and so does the shape. On a CPU in float32, the libraries' product reads the usual rows of small
-    matrices at half the speed of memory, and columns at nearly all of it. To be saved, a model is loaded again.
+    matrices at half the speed of memory, and columns at nearly all of it. To be saved, a model is loaded again. This
+    process keeps the memory it frees from now on: logits of a batch would else take new pages for each token.
     """
+    keep_freed_memory()
     if model.device.type == "cpu" and model.dtype == torch.float32:
         for module in model.modules():
             if isinstance(module, nn.Linear):
