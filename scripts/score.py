@@ -1,17 +1,12 @@
 """Scores language models on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
 
 from dataclasses import fields
-from functools import partial
-from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.command_line import exit_clearly, is_main_process
-from smallm_hf.environment import environment
-from smallm_hf.evaluation.evaluating import Questions, evaluate_models
-from smallm_hf.evaluation.reporting import report_results
-from smallm_hf.folders import require_writable
+from smallm_hf.command_line import exit_clearly
+from smallm_hf.evaluation.evaluating import Questions, evaluate_and_report
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.training.devices import hardware
 
@@ -31,19 +26,12 @@ def main() -> None:
     parser.add_argument("--output", help="a JSON file for the result, with the versions and the command it came from")
     parser.add_argument("--report", help="an HTML page that shows all of it")
     given = parser.parse_args().as_dict()
-    for option in ("output", "report"):
-        if given[option]:
-            require_writable(Path(given[option]), f"--{option}", folder=False)
-    loading = {name: given[name] for name in ("dtype", "device", "trust_remote_code")}
-    questions = Questions(**{field.name: given[field.name] for field in fields(Questions)})
+    questions = Questions(**{field.name: given.pop(field.name) for field in fields(Questions)})
+    loading = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code")}
     draw = None
     if given["report"]:
-        from smallm_hf.pictures.gallery import gallery  # matplotlib and scikit-learn
-
-        draw = partial(gallery, data=given["data"], text_column=given["text_column"])
-    results = evaluate_models(given["model"], given["data"], questions, loading, given["against"], draw)
-    if is_main_process():
-        report_results(results | {"hardware": hardware()} | environment(), given["output"], given["report"])
+        from smallm_hf.pictures.gallery import gallery as draw  # matplotlib
+    evaluate_and_report(questions, loading, hardware, draw, **given)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The model card of a set of weights, filled from the run's own record; nobody types a number into it."""
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from smallm_hf.errors import UserError
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "model_card.md"
+TOP = Path(__file__).resolve().parent.parent  # of the checkout, if this is one
 
 # Texts whose licence and language are known, by what data.source calls them.
 KNOWN_TEXTS = {
@@ -145,6 +146,20 @@ def without_paths(value: Any, key: str = "") -> Any:
     return PATH_IN_TEXT.sub(r"\1", value)
 
 
+def top_file(name: str) -> Path:
+    """A file from the top of the checkout, or from where the installation has put it.
+
+    Raises:
+        UserError: it has put it nowhere.
+    """
+    if (TOP / "setup.cfg").is_file():
+        return TOP / name
+    for file in importlib.metadata.files("smallm_hf") or ():
+        if file.name == name and (path := Path(file.locate())).is_file():
+            return path
+    raise UserError(f"this installation of smallm_hf lacks {name}; install it from a checkout with pip install -e .")
+
+
 def write_card(folder: Path) -> None:
     """Writes `README.md` of `best/` or `final/` from the records of the run that they lie in."""
     card = render_card(folder.parent, find_weights(folder.parent, folder.name))
@@ -179,7 +194,7 @@ def render_card(
     name = repo.split("/")[-1] if repo else results.pop("name", run.name)
     card = ModelCard.from_template(
         _card_data(results, weights, facts, name),
-        template_path=str(TEMPLATE),
+        template_path=str(top_file("model_card.md")),
         **{**results, "name": name},
         **facts,
         weights=asdict(weights),

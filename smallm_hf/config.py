@@ -5,6 +5,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -176,25 +177,28 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrain
     """
     fields = dict(fields)
     model_type, source = fields.pop("model_type", "smallm"), fields.pop("init_from", None)
-    if source:
-        config_class = type(pretrained_config(source))
-        model_type = config_class.model_type
-    elif model_type not in CONFIG_MAPPING:
+    if not source and model_type not in CONFIG_MAPPING:
         raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
-    else:
-        config_class = CONFIG_MAPPING[model_type]
+    try:
+        if source:
+            return pretrained_config(source, fields, partial(_check_fields, fields))
+        _check_fields(fields, CONFIG_MAPPING[model_type])
+        return CONFIG_MAPPING[model_type](**{**token_ids, **fields})
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"model: {_innermost(error)}") from error
+
+
+def _check_fields(fields: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> None:
+    """Refuses fields that the class has not, and a class whose models do not predict the next token."""
+    model_type = config_class.model_type
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
         if name not in valid:
             raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"model.model_type={model_type} does not predict the next token; take smallm, llama, gpt2 ...")
-    try:
-        return pretrained_config(source, fields) if source else config_class(**{**token_ids, **fields})
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"model: {_innermost(error)}") from error
 
 
 def _parser(description: str, training: bool) -> ArgumentParser:

@@ -56,12 +56,17 @@ def load_causal_lm(
     return loaded.to(found_device).eval(), tokenizer
 
 
-def pretrained_config(source: str, changes: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+def pretrained_config(
+    source: str,
+    changes: Mapping[str, Any] | None = None,
+    check: Callable[[type[PreTrainedConfig]], None] = lambda config_class: None,
+) -> PreTrainedConfig:
     """The config of a model to go on training, of our own class where the model is ours.
 
     Args:
         source: a folder or a Hub id.
         changes: fields to set otherwise, such as dropout.
+        check: is given the class before any change is made, to refuse it.
 
     Raises:
         UserError: no such model or none that predicts the next token, or a change that its weights do not fit.
@@ -72,6 +77,7 @@ def pretrained_config(source: str, changes: Mapping[str, Any] | None = None) -> 
         config_class = SmaLLMConfig if is_ours(written) else AutoConfig
         config = config_class.from_pretrained(source, **options)
         shapes = _shapes(config)
+        check(type(config))
         for name, value in (changes or {}).items():
             changed = config_class.from_pretrained(source, **{name: value}, **options)
             if _shapes(changed) != shapes:

@@ -211,8 +211,11 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         config.save(run / "config.yaml")
         _write_json(run / "environment.json", origin)
     if loop.finished():
-        step = loop.state.step
-        say(f"nothing left to train at step {step} ({training.limits}); raise the limit that was reached to go on")
+        end = f"at step {loop.state.step} ({training.limits})"
+        if loop.state.closed:
+            say(f"nothing left to train {end}; raise the limit that was reached to go on")
+        else:  # it was stopped in its last validation
+            say(f"all steps are done {end}; only the last validation, samples and saving are left")
     with trackers.mirroring(dataclasses.asdict(config), loop.state.step):
         trained = loop.run()
     if loop.pushes:

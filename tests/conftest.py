@@ -10,13 +10,30 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="smallm-hf-home-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("TIKTOKEN_CACHE_DIR", None)
 
+import atexit
 import importlib.metadata
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes comes first: begun last, one worker would wait for the other."""
+    items.sort(key=lambda item: item.name != "test_every_command_runs")
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """For a test that builds an Accelerator itself."""
+    from running import forget_accelerator  # imports torch, which the environment above is for
+
+    yield
+    forget_accelerator()
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from rich.console import Console
+from running import train
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AlbertConfig,
@@ -30,7 +30,6 @@ from transformers import (
     T5Config,
 )
 
-from smallm_hf import plots
 from smallm_hf.comparison import comparing, reporting
 from smallm_hf.comparison.comparing import compare_models
 from smallm_hf.comparison.configuration import PROMPTS, ComparisonConfig, read_benchmark, read_prompts
@@ -44,13 +43,11 @@ from smallm_hf.comparison.words import (
     predictor,
     read_vocabulary,
 )
-from smallm_hf.config import parse_command_line
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.generation import prompt_window, sample
 from smallm_hf.pretrained import load_causal_lm
-from smallm_hf.runs import train_run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 LETTERS = ["</s>", "a", "b", " ", ".", "ab", " a", "b."]
@@ -663,7 +660,7 @@ def test_the_published_model_knows_how_a_story_begins(shared_data):
     assert 0.85 < row["scores"]["bits_per_byte"] < 1
 
 
-def test_a_model_that_was_just_trained_stands_beside_the_published_one(shared_data, tmp_path, here, monkeypatch):
+def test_a_model_that_was_just_trained_stands_beside_the_published_one(shared_data, tmp_path, here):
     stories = shared_data / "tinystories/tinystories_valid.txt"
     some = stories.read_text(encoding="utf-8").split("<|endoftext|>")[:80]
     (tmp_path / "stories.txt").write_text("<|endoftext|>".join(some), encoding="utf-8")
@@ -675,11 +672,7 @@ def test_a_model_that_was_just_trained_stands_beside_the_published_one(shared_da
         | {"sample_prompts": ["The dog"], "sample_tokens": 2, "evaluate_every": None},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    monkeypatch.setattr(plots, "draw_runs", lambda folders: [])
-    arguments = ["--config", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
-    train_run(*parse_command_line("test", arguments, training=True))
-    for state in (GradientState, AcceleratorState, PartialState):
-        state._reset_state()
+    train(tmp_path / "recipe.yaml", tmp_path / "run")
     published = str(shared_data / "pretrained/stories260K-hf")
     questions = Questions(max_documents=10, repetitions=1, speed_tokens=4, max_new_tokens=10, num_samples=1)
     results = compare_models([str(tmp_path / "run" / "best"), published], PROMPTS, str(stories), questions, ON_CPU)

@@ -7,16 +7,19 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "folders", "tokenization", "models", "pretrained"],
+    ["errors", "allocation", "folders", "tokenization", "models", "pretrained"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",
         "training.devices",
         "training.checkpoints",
+        "training.clock",
         "training.loss",
+        "training.saving",
         "training.sharding",
         "training.stopping",
         "training.tracking",
+        "training.update",
         "training.validation",
         "training.watch",
         "training.zero",

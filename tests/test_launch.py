@@ -10,12 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from running import BIN, TRAIN
 
 from smallm_hf.training.progress import read_records
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TRAIN = str(REPOSITORY / "scripts" / "train.py")
-BIN = Path(sys.executable).parent
 
 
 def run(*command: object, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess:

@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.allocation import keep_freed_memory
+from smallm_hf.command_line import is_main_process
 from smallm_hf.data.documents import read_documents
 from smallm_hf.data.packing import TokenFiles, open_token_files
+from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.families import find_kind, load_scorable, require_writer
 from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
-from smallm_hf.evaluation.reporting import Picture
+from smallm_hf.evaluation.reporting import Picture, report_results
 from smallm_hf.evaluation.scoring import Rules, Scored, score_corpus
 from smallm_hf.evaluation.sharing import join_launch, own_device
 from smallm_hf.evaluation.speed import in_own_process, load_and_measure
 from smallm_hf.evaluation.sums import Sums
-from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts
+from smallm_hf.evaluation.texts import ScoredTexts, decode_documents, require_texts
 from smallm_hf.evaluation.word_loss import count_words
+from smallm_hf.folders import require_writable
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little of a model.
 SHOWN, SHOWN_CHARACTERS, SHORTEST_SHOWN_BYTES = 5, 240, 40
@@ -87,7 +91,7 @@ def evaluate_models(
 
     Args:
         models: folders or Hub ids; `*`, `?` and `[...]` stand for letters of folders, as in `runs/x-seed*/best`.
-        data: the text, as `read_texts` takes it.
+        data: the text, as `require_texts` takes it.
         questions: what is asked.
         loading: arguments of `load_causal_lm` beside the model, such as `device`.
         against: a model that each of the others is compared with, on the same documents.
@@ -102,17 +106,17 @@ def evaluate_models(
         UserError: no model of such a name, a question that a model cannot answer, or what loading and scoring refuse.
     """
     questions, loading = questions or Questions(), dict(loading or {})
-    require_texts(data)
+    texts = require_texts(data)
     models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed does not know; take documents or sliding")
     _require_one_measure([*models, *([against] if against else [])])
     shard = join_launch()
     loading["device"] = loading.get("device") or own_device()
-    other = _score(*load_scorable(against, **loading), data, questions, shard).documents if against else None
+    other = _score(*load_scorable(against, **loading), texts, questions, shard).documents if against else None
     rows, pictures = [], []
     for model in models:
-        rows.append(_evaluate(model, data, questions, loading, shard, other, draw if not rows else None))
+        rows.append(_evaluate(model, texts, questions, loading, shard, other, draw if not rows else None))
         pictures += rows[-1].pop("pictures", [])
     numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
     shared = [name for name in numbers if all(math.isfinite(row[name]) for row in rows)]
@@ -126,6 +130,45 @@ def evaluate_models(
         "data": data,
         "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
     }
+
+
+def evaluate_and_report(
+    questions: Questions,
+    loading: Mapping[str, Any],
+    hardware: Callable[[], dict[str, Any]],
+    draw: Callable[..., list[Picture]] | None = None,
+    *,
+    model: Sequence[str],
+    data: str,
+    against: str | None = None,
+    output: str | None = None,
+    report: str | None = None,
+) -> None:
+    """Does `evaluate_models`, and has one process report it; a file that cannot be written is refused first.
+
+    Args:
+        questions: what is asked.
+        loading: arguments of `load_causal_lm` beside the model.
+        hardware: tells what this machine is, for the result.
+        draw: makes pictures of the first model on the data, as `gallery` does.
+        model: folders or Hub ids.
+        data: the text.
+        against: a model that each of the others is compared with.
+        output: a JSON file for the result.
+        report: an HTML page that shows all of it.
+
+    Raises:
+        UserError: what `evaluate_models` refuses, or a file that cannot be written.
+    """
+    for option, file in (("--output", output), ("--report", report)):
+        if file:
+            require_writable(Path(file), option, folder=False)
+    if draw:
+        draw = functools.partial(draw, data=data, text_column=questions.text_column)
+    keep_freed_memory()
+    results = evaluate_models(model, data, questions, loading, against, draw)
+    if is_main_process():
+        report_results(results | {"hardware": hardware()} | environment(), output, report)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -151,7 +194,7 @@ def _require_one_measure(models: Sequence[str]) -> None:
 
 def _evaluate(
     model: str,
-    data: str,
+    texts: ScoredTexts,
     questions: Questions,
     loading: Mapping[str, Any],
     shard: tuple[int, int],
@@ -170,9 +213,9 @@ def _evaluate(
     training = _open_training(questions.training_tokens, tokenizer)
     if questions.generate:
         require_writer(loaded)
-    scored = _score(loaded, tokenizer, data, questions, shard)
+    scored = _score(loaded, tokenizer, texts, questions, shard)
     if questions.generate and first:
-        documents = itertools.islice(_read_pairs(data, questions), questions.generate)
+        documents = itertools.islice(_read_pairs(texts, questions), questions.generate)
         settings = {name: getattr(questions, name) for name in ("max_new_tokens", "temperature", "seed")}
         continued = continue_documents(loaded, tokenizer, documents, **settings)
         row["generated"] = judge(continued, tokenizer, training.train if training else None)
@@ -180,7 +223,7 @@ def _evaluate(
     if training is not None and first:
         counts = _count_tokens(training.train, len(scored.profile.by_token[0])), _count_words(questions.training_tokens)
     row["tables"] = scored.profile.tables(*counts)
-    row["documents_by_difficulty"] = _extremes(scored.documents, _read_pairs(data, questions))
+    row["documents_by_difficulty"] = _extremes(scored.documents, _read_pairs(texts, questions))
     if draw and first:
         row["pictures"] = draw(loaded, tokenizer)
     if other is not None:
@@ -191,15 +234,15 @@ def _evaluate(
 def _score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: str,
+    texts: ScoredTexts,
     questions: Questions,
     shard: tuple[int, int],
 ) -> Scored:
     return score_corpus(
         model,
         tokenizer,
-        (text for text, _ in _read_pairs(data, questions)),
-        sources=(source for _, source in _read_pairs(data, questions)) if questions.source_column else None,
+        (text for text, _ in _read_pairs(texts, questions)),
+        sources=(source for _, source in _read_pairs(texts, questions)) if questions.source_column else None,
         top_k=questions.top_k,
         shard=shard,
         show_progress=shard[0] == 0,
@@ -207,18 +250,18 @@ def _score(
     )
 
 
-def _read_pairs(data: str, questions: Questions) -> Iterator[tuple[str, str]]:
+def _read_pairs(texts: ScoredTexts, questions: Questions) -> Iterator[tuple[str, str]]:
     """The texts with their sources, which are empty where none were asked for."""
     if questions.source_column is None:
-        pairs = ((text, "") for text in read_scored_texts(data, text_column=questions.text_column))
+        pairs = ((text, "") for text in texts.read(text_column=questions.text_column))
     else:
-        columns = (_read_column(data, column) for column in (questions.text_column, questions.source_column))
+        columns = (_read_column(texts.source, column) for column in (questions.text_column, questions.source_column))
         pairs = (pair for pair in zip(*columns, strict=True) if pair[0])
     return itertools.islice(pairs, questions.max_documents)
 
 
 def _read_column(data: str, column: str) -> Iterator[str]:
-    """As `read_scored_texts`, but with the empty ones, so that the rows of two columns stay together."""
+    """As `read_texts`, but with the empty ones, so that the rows of two columns stay together."""
     for _, pieces in itertools.groupby(read_documents(data, text_column=column), key=lambda piece: piece.id):
         yield "".join(piece.text for piece in pieces)
 

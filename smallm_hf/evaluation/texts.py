@@ -2,8 +2,10 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -11,45 +13,91 @@ from transformers import PreTrainedTokenizerBase
 from smallm_hf.data.documents import read_texts
 from smallm_hf.data.files import local_files
 from smallm_hf.data.packing import TokenFiles, open_token_files
+from smallm_hf.data.splitting import SIDES, VALIDATION
 from smallm_hf.errors import UserError
 
 TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # tell a folder of token files and a run
 TOKENS_AT_A_TIME = 2**20  # of a token file that are held
 
 
-def require_texts(source: str) -> None:
-    """Tells of a wrong path before any model is loaded.
+@dataclass(frozen=True)
+class ScoredTexts:
+    """The texts of a source, found once and read as often as one likes.
 
-    Raises:
-        UserError: a path without texts, or a run whose token files are gone.
+    Args:
+        source: as it was given.
+        files: token files whose validation documents these are; None where `read_texts` takes the source.
+        limit: how many of their tokens count; None is all.
     """
-    _find_validation(source) or local_files(source)
+
+    source: str
+    files: TokenFiles | None = None
+    limit: int | None = None
+
+    def read(self, *, text_column: str = "text") -> Iterator[str]:
+        """The documents, each whole.
+
+        Args:
+            text_column: column that holds the text, in all but text files and token files.
+
+        Raises:
+            UserError: what `read_texts` refuses, or a tokenizer that does not give a text back as it was.
+        """
+        if self.files is None:
+            yield from read_texts(self.source, text_column=text_column)
+            return
+        stated, size = self.files.meta.validation, 0
+        for text in decode_documents(self.files.validation[: self.limit], self.files.tokenizer):
+            size += len(text.encode())
+            yield text
+        if (self.limit is None or self.limit >= stated.tokens) and size != stated.bytes:
+            raise UserError(
+                f"the tokenizer of {self.files.folder} gives back {size} of {stated.bytes} bytes of the validation "
+                "text; give the text itself"
+            )
 
 
-def read_scored_texts(source: str, *, text_column: str = "text") -> Iterator[str]:
-    """The documents of a source, each whole.
+def require_texts(source: str) -> ScoredTexts:
+    """Finds the texts of a source, and tells of a wrong path before any model is loaded.
 
     Args:
         source: what `read_texts` takes; or a run folder, whose validation documents these are, as many as it scored; or
             a folder of token files, of which these are all validation documents. Both are as cleaning left them.
-        text_column: column that holds the text, in all but text files.
 
     Raises:
-        UserError: what `require_texts` refuses, or a tokenizer that does not give a text back as it was.
+        UserError: a path without texts, or a run whose token files are gone.
     """
-    if (found := _find_validation(source)) is None:
-        yield from read_texts(source, text_column=text_column)
-        return
-    files, limit = found
-    stated, size = files.meta.validation, 0
-    for text in decode_documents(files.validation[:limit], files.tokenizer):
-        size += len(text.encode())
-        yield text
-    if (limit is None or limit >= stated.tokens) and size != stated.bytes:
+    folder = Path(source).expanduser()
+    if (folder / "meta.json").is_file() and (folder / TOKEN_FILE).is_file():
+        return ScoredTexts(source, open_token_files(folder))
+    if not (folder / RUN_FILE).is_file() or not (folder / "config.yaml").is_file():
+        local_files(source)
+        return ScoredTexts(source)
+    if not (folder / "results.json").is_file():
+        raise UserError(f"{source} is a run that has not ended (no results.json); give the folder of its token files")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    files = token_files_of(results, [VALIDATION])
+    if files is None:
         raise UserError(
-            f"the tokenizer of {files.folder} gives back {size} of {stated.bytes} bytes of the validation text; "
-            "give the text itself"
+            f"{results['data']['folder']} no longer holds the text that {source} was validated on; give a text"
         )
+    return ScoredTexts(source, files, results["config"]["training"]["validation_tokens"])
+
+
+def read_scored_texts(source: str, *, text_column: str = "text") -> Iterator[str]:
+    """The documents of a source that `require_texts` finds; arguments and errors are its own and those of `read`."""
+    yield from require_texts(source).read(text_column=text_column)
+
+
+def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> TokenFiles | None:
+    """The token files that a run was made from, by its `results.json`; None where one of these sides is another now.
+
+    Raises:
+        UserError: they are gone.
+    """
+    files = open_token_files(results["data"]["folder"])
+    same = all(getattr(files.meta, side).sha256 == results["data"][side]["sha256"] for side in sides)
+    return files if same else None
 
 
 def source_name(source: str) -> str:
@@ -57,22 +105,6 @@ def source_name(source: str) -> str:
     name = Path(source).name if Path(source).is_absolute() else source
     made_of_tokens = any((Path(source) / file).is_file() for file in (TOKEN_FILE, RUN_FILE))
     return f"the validation text of {name}" if made_of_tokens else name
-
-
-def _find_validation(source: str) -> tuple[TokenFiles, int | None] | None:
-    """The token files that a folder holds or a run was made from, and how many tokens count; None for other sources."""
-    folder = Path(source).expanduser()
-    if (folder / "meta.json").is_file() and (folder / TOKEN_FILE).is_file():
-        return open_token_files(folder), None
-    if not (folder / RUN_FILE).is_file() or not (folder / "config.yaml").is_file():
-        return None
-    if not (folder / "results.json").is_file():
-        raise UserError(f"{source} is a run that has not ended (no results.json); give the folder of its token files")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    files = open_token_files(results["data"]["folder"])
-    if files.meta.validation.sha256 != results["data"]["validation"]["sha256"]:
-        raise UserError(f"{files.folder} no longer holds the text that {source} was validated on; give a text")
-    return files, results["config"]["training"]["validation_tokens"]
 
 
 def decode_documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import get_token
 
 from smallm_hf import models
-from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, without_paths
+from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, top_file, without_paths
 from smallm_hf.errors import UserError
 from smallm_hf.hub.repository import files_below
 
@@ -28,7 +28,6 @@ TOKENIZER_FILES = (
 EXPORT_FILES = ("*.gguf", "Modelfile", "onnx/model.onnx", "onnx/model.onnx_data")
 RECORD_FILES = ("metrics.jsonl", "samples.jsonl", "figures/*.png", "figures/*.svg")
 REPORT = "report.html"
-LICENSE = Path(__file__).resolve().parent.parent.parent / "LICENSE"
 TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".jinja", ".svg", ".html")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the Hub
 
@@ -66,7 +65,7 @@ def stage(
             page = page.replace(f"{place}/", "")
         (folder / REPORT).write_text(page, encoding="utf-8")
     settle_auto_map(folder)
-    shutil.copy(LICENSE, folder)
+    shutil.copy(top_file("LICENSE"), folder)
     results = read_results(run)
     for name, content in (("results.json", results), ("environment.json", results["environment"])):
         write_json(folder / name, without_paths(content))

@@ -9,10 +9,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.card import Statements, render_data_card, resolve_statements, without_paths
-from smallm_hf.data.packing import TokenFiles, open_token_files
+from smallm_hf.data.packing import TokenFiles
 from smallm_hf.data.splitting import SIDES
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.texts import decode_blocks
+from smallm_hf.evaluation.texts import decode_blocks, token_files_of
 from smallm_hf.hub.repository import MARKS
 from smallm_hf.hub.staging import write_json
 
@@ -22,11 +22,9 @@ SHARD_BYTES = 500_000_000  # of text in one parquet file
 def find_token_files(results: dict[str, Any]) -> TokenFiles | None:
     """The token files a run was trained on, or None where they are gone or have become others."""
     try:
-        files = open_token_files(results["data"]["folder"])
+        return token_files_of(results)
     except UserError:
         return None
-    same = all(asdict(files.meta)[side]["sha256"] == results["data"][side]["sha256"] for side in SIDES)
-    return files if same else None
 
 
 def stage_text(results: dict[str, Any], folder: Path, statements: Statements, repo: str) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 import smallm_hf.data.documents as documents_module
 import smallm_hf.data.packing as packing
+import smallm_hf.data.preparation as preparation
 import smallm_hf.data.preparing as preparing
 import smallm_hf.data.stages as stages
 from smallm_hf.data.cleaning import CleaningConfig
@@ -198,12 +199,12 @@ def test_the_vocabulary_is_learned_from_the_training_side_alone(source, tmp_path
 
 def test_the_sample_for_the_vocabulary_is_bounded_and_from_everywhere():
     texts = [f"{number:06}" + "x" * 94 for number in range(10_000)]
-    sample = list(preparing._sample(iter(texts), 50_000))
+    sample = list(preparation._sample(iter(texts), 50_000))
     assert 49_900 <= sum(map(len, sample)) <= 50_000
     numbers = sorted(int(text[:6]) for text in sample)
     assert numbers[0] < 200
     assert numbers[-1] > 9800
-    assert sorted(preparing._sample(reversed(texts), 50_000)) == sorted(sample)
+    assert sorted(preparation._sample(reversed(texts), 50_000)) == sorted(sample)
 
 
 def test_preparing_twice_gives_the_same_files(source, tmp_path):
@@ -367,13 +368,13 @@ def test_after_an_interruption_finished_parts_are_not_done_again(source, tmp_pat
         done.append(part.name)
         return original(part, *arguments)
 
-    monkeypatch.setattr(preparing, stage, stop_at_third)
+    monkeypatch.setattr(preparation, stage, stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
     assert not list(tmp_path.glob(".tokens.partial"))
     again = []
-    monkeypatch.setattr(preparing, stage, lambda part, *rest: (again.append(part.name), original(part, *rest))[1])
+    monkeypatch.setattr(preparation, stage, lambda part, *rest: (again.append(part.name), original(part, *rest))[1])
     assert content(prepare(source, tmp_path / "tokens")) == expected
     assert done == ["00-00000", "00-00001"] if stage == "clean_part" else ["00-00000.tokens", "00-00001.tokens"]
     assert again
@@ -425,7 +426,7 @@ def test_after_a_kill_no_process_is_left_and_the_next_run_goes_on(source, tmp_pa
         time.sleep(0.05)
     assert not any(map(psutil.pid_exists, workers))
     assert len(list(tmp_path.glob(".tokens.parts/00-*"))) > 5
-    monkeypatch.setattr(preparing, "clean_part", None)
+    monkeypatch.setattr(preparation, "clean_part", None)
     assert prepare(source, tmp_path / "tokens", workers=2).meta.train.documents
 
 
@@ -450,7 +451,7 @@ def test_the_work_of_a_process_that_is_killed_is_kept(source, tmp_path, monkeypa
     def killed(*arguments):
         raise stages.WorkerKilled("gone")
 
-    monkeypatch.setattr(preparing, "encode_part", killed)
+    monkeypatch.setattr(preparation, "encode_part", killed)
     with pytest.raises(UserError, match="gone"):
         prepare(source, tmp_path / "tokens")
     assert list(tmp_path.glob(".tokens.parts/00-*"))

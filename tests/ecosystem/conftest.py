@@ -1,26 +1,17 @@
 """One trained model on a Hub of its own, and the page that a run of these tests writes (`--compatibility FILE`)."""
 
-import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from compatibility import CompatibilityPage
 from huggingface_hub import HfApi, snapshot_download
+from loopback_hub import connected_hub
 from outside import NEW_TOKENS, PRESETS, PROMPT, REPO
+from running import train, write_recipe, write_stories
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.config import parse_command_line
-from smallm_hf.runs import train_run
 from smallm_hf.tokenization import load_tokenizer, save_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))
-from loopback_hub import connected_hub
-
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "near", "its", "blue", "house"]
 
 
 def pytest_addoption(parser):
@@ -47,26 +38,13 @@ def pytest_collection_modifyitems(items):
 def run(tmp_path_factory) -> Path:
     """A finished run of 30 steps."""
     folder = tmp_path_factory.mktemp("run")
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices(WORDS, k=40)) + "." for _ in range(60)]
-    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(texts) + "\n")
-    recipe = {
-        "data": {"source": str(folder / "stories.txt"), "validation_ratio": 0.2, "folder": str(folder / "tokens")},
-        "model": {
-            **{"vocab_size": 280, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-            "max_position_embeddings": 64,
-        },
-        "training": {
-            **{"max_steps": 30, "context_length": 64, "batch_size": 4, "learning_rate": 0.01},
-            **{"evaluate_every": None, "checkpoint_every": None, "keep_checkpoints": 1},
-            **{"sample_prompts": [PROMPT], "sample_tokens": NEW_TOKENS, "precision": "fp32", "compile": False},
-        },
+    model = {"num_attention_heads": 4, "max_position_embeddings": 64}
+    training = {
+        **{"max_steps": 30, "context_length": 64, "learning_rate": 0.01},
+        **{"evaluate_every": None, "checkpoint_every": None, "keep_checkpoints": 1},
+        **{"sample_prompts": [PROMPT], "sample_tokens": NEW_TOKENS},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = ["--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "tiny")]
-    train_run(*parse_command_line("test", arguments, training=True))
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state(**({"reset_partial_state": True} if state is AcceleratorState else {}))
+    train(write_recipe(folder, write_stories(folder), model=model, training=training), folder / "tiny")
     return folder / "tiny"
 
 

@@ -7,19 +7,14 @@ import random
 import numpy as np
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from running import WORDS, train
 from small_models import letter_tokenizer
 
-from smallm_hf import plots
-from smallm_hf.config import parse_command_line
 from smallm_hf.data.packing import open_token_files
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation import texts
 from smallm_hf.evaluation.evaluating import Questions, evaluate_models
 from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name
-from smallm_hf.runs import train_run
-
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "near", "its", "blue", "house"]
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +33,7 @@ def run(tmp_path_factory):
         | {"validation_tokens": 500, "sample_prompts": ["the"], "precision": "fp32"},
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = ["--config", str(root / "recipe.yaml"), "--output_dir", str(root / "run")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "draw_runs", lambda folders: [])
-        train_run(*parse_command_line("test", arguments, training=True))
-    for state in (GradientState, AcceleratorState, PartialState):
-        state._reset_state()
+    train(root / "recipe.yaml", root / "run")
     return root / "run"
 
 

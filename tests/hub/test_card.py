@@ -10,7 +10,8 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 
-from smallm_hf.card import Statements, eval_results, find_weights, render_card, without_paths
+from smallm_hf import card as card_module
+from smallm_hf.card import Statements, eval_results, find_weights, render_card, top_file, without_paths
 from smallm_hf.errors import UserError
 from smallm_hf.hub.checks import verify_card
 from smallm_hf.hub.staging import stage
@@ -234,3 +235,34 @@ def test_the_script_ends_with_one_line_and_status_2(run):
         f"error: {run}/best/README.md line 1 says '1.23', the run's records say '---'; take"
     )
     assert result.stderr.count("\n") == 1
+
+
+# --- the files it is made from ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """An installation of this package, the first that is found, which has put a template below `share`."""
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "model_card.md").write_text("# {{ name }}, installed\n")
+    (tmp_path / "smallm_hf-9.dist-info").mkdir()
+    (tmp_path / "smallm_hf-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: smallm_hf\nVersion: 9\n")
+    (tmp_path / "smallm_hf-9.dist-info" / "RECORD").write_text("share/model_card.md,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(card_module, "TOP", tmp_path)
+    return tmp_path
+
+
+def test_template_and_licence_are_those_of_the_checkout():
+    top = SCRIPT.parent.parent
+    assert [top_file(name) for name in ("model_card.md", "LICENSE")] == [top / "model_card.md", top / "LICENSE"]
+
+
+def test_a_package_without_its_checkout_takes_them_from_the_installation(installed, finished_run):
+    assert "# tiny, installed" in card(finished_run).text
+
+
+def test_an_installation_that_lacks_one_is_told_in_one_line(installed):
+    with pytest.raises(UserError, match="installation of smallm_hf lacks LICENSE; install it from a") as error:
+        top_file("LICENSE")
+    assert "\n" not in str(error.value)

@@ -4,15 +4,13 @@ import shutil
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import HfApi
+from running import train
 from safetensors.torch import load, load_file
 
-from smallm_hf.config import parse_command_line
 from smallm_hf.errors import UserError
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.hub.training_push import TrainingPush
-from smallm_hf.runs import train_run
 
 CONFIG = HubConfig(repo="user/tiny", push_every=2)
 
@@ -108,20 +106,9 @@ def test_a_section_that_cannot_work_is_refused(fields, message):
         HubConfig(**fields)
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate remembers the first Accelerator of a process; each run is its own."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-
-
 def test_a_run_pushes_its_weights_while_it_trains(hub, finished_run, tmp_path, capsys):
-    recipe = finished_run.parent / "recipe.yaml"
-    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", "4", "--training.checkpoint_every", "4"]
-    arguments = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), *words]
-    train_run(*parse_command_line("test", arguments, training=True))
+    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4, "--training.checkpoint_every", 4]
+    train(finished_run.parent / "recipe.yaml", tmp_path / "run", *words)
     assert "step 4 pushed to" in capsys.readouterr().out
     pushed = hub.files(CONFIG.repo, "training")["model.safetensors"]
     at_4 = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "model.safetensors")
@@ -131,8 +118,7 @@ def test_a_run_pushes_its_weights_while_it_trains(hub, finished_run, tmp_path, c
 
 def test_a_repository_that_refuses_is_told_before_the_run_begins(hub, finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
-    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", "4"]
-    arguments = ["--config", str(finished_run.parent / "recipe.yaml"), "--output_dir", str(tmp_path / "run"), *words]
+    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
     with pytest.raises(UserError, match="token"):
-        train_run(*parse_command_line("test", arguments, training=True))
+        train(finished_run.parent / "recipe.yaml", tmp_path / "run", *words)
     assert not (tmp_path / "run").exists()

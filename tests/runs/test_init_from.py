@@ -74,11 +74,7 @@ def test_a_model_of_ours_stays_ours_and_goes_on_better_than_afresh(recipe, tmp_p
 
 def test_it_resumes_from_its_own_config(pretrained, recipe, tmp_path):
     train(recipe, tmp_path / "run", "--model.init_from", pretrained())
-    arguments = ["--resume", "--output_dir", str(tmp_path / "run"), "--training.max_steps", "8"]
-    config, options = parse_command_line("test", arguments, training=True)
-    from smallm_hf.runs import train_run
-
-    assert train_run(config, options)["steps"] == 8
+    assert train(None, tmp_path / "run", "--resume", "--training.max_steps", 8)["steps"] == 8
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,14 @@ from typing import NamedTuple
 import pytest
 import torch
 import transformers
-from running import outcome
+from forked import processes
+from running import TRAIN, outcome
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import plots
 from smallm_hf.folders import restored
 from smallm_hf.training.progress import RunLog, read_records
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, and this system has none")
-
-TRAIN = str(Path(__file__).resolve().parents[2] / "scripts" / "train.py")
 # Checkpoints, validations and samples at steps of their own, and never a second checkpoint to fall back on.
 WORDS = [
     *("--model.preset", "classic", "--model.dropout", 0.2, "--training.max_steps", 7),
@@ -33,9 +31,6 @@ WORDS = [
     *("--training.checkpoint_every", 2, "--training.keep_checkpoints", 1),
     *("--training.evaluate_every", 3, "--training.sample_every", 4),
 ]
-# Importing torch takes longer than these runs: a server does it once, and each run is a fork of it.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "smallm_hf.runs"])
 
 
 def run_script(words: list[str], log: Path, fatal: int, trace: Path | None) -> None:

@@ -11,35 +11,14 @@ import sys
 
 import pytest
 import torch
-from running import outcome, tensors, train
+from running import HARD, interrupt_at, outcome, tensors, train
 
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.training import loop as loop_module
 from smallm_hf.training import watch
 from smallm_hf.training.checkpoints import damage, list_checkpoints, load_state, read_manifest
-from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.progress import read_records
-
-# Dropout, accumulation, validations, samples and records at steps of their own, in the second epoch of 13 steps each.
-HARD = [
-    *("--model.preset", "classic", "--model.dropout", 0.2),
-    *("--training.batch_size", 2, "--training.accumulation_steps", 2, "--training.max_steps", 20),
-    *("--training.evaluate_every", 4, "--training.sample_every", 5, "--training.checkpoint_every", 6),
-    *("--training.log_every", 3, "--training.keep_checkpoints", 9),
-]
-
-
-def interrupt_at(monkeypatch, step: int, where: str = "update") -> None:
-    """Sends SIGTERM to this process in the middle of a step."""
-    method = getattr(TrainingLoop, where)
-
-    def interrupted(self, *arguments):
-        if self.state.step == step:
-            monkeypatch.setattr(TrainingLoop, where, method)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return method(self, *arguments)
-
-    monkeypatch.setattr(TrainingLoop, where, interrupted)
+from smallm_hf.training.update import Updater
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +37,7 @@ def expected(whole, recipe, tmp_path, words):
 
 @pytest.mark.parametrize(
     ("step", "where"),
-    [(2, "update"), (7, "update"), (17, "update"), (8, "evaluate"), (10, "sample"), (20, "evaluate"), (20, "sample")],
+    [*((step, "advance") for step in (2, 7, 17)), (8, "evaluate"), (10, "sample"), (20, "evaluate"), (20, "sample")],
 )
 def test_a_run_stopped_by_a_signal_and_resumed_is_the_uninterrupted_one(
     whole, recipe, tmp_path, monkeypatch, step, where
@@ -240,17 +219,17 @@ def test_the_newest_the_best_and_every_so_many_checkpoints_stay(recipe, tmp_path
 
 def poison(monkeypatch, *steps: int, value: float = math.nan) -> None:
     """Makes the loss of some updates no number."""
-    gradients = TrainingLoop.gradients
+    gradients = Updater.gradients
 
-    def poisoned(self):
-        loss = gradients(self)
+    def poisoned(self, row_length):
+        loss = gradients(self, row_length)
         if self.state.step + 1 in steps:
-            for parameter in self.model.parameters():
+            for parameter in self.step_loss.parameters():
                 parameter.grad.fill_(value)
             return loss * value
         return loss
 
-    monkeypatch.setattr(TrainingLoop, "gradients", poisoned)
+    monkeypatch.setattr(Updater, "gradients", poisoned)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

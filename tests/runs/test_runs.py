@@ -7,14 +7,14 @@ import shutil
 import pytest
 import torch
 import yaml
-from running import train, without_time
+from running import interrupt_at, train, without_time
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from smallm_hf import SmaLLMForCausalLM, runs
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
-from smallm_hf.errors import UserError
+from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.runs import prepare_run
 from smallm_hf.training.progress import read_records
@@ -22,9 +22,8 @@ from smallm_hf.training.progress import read_records
 NATIVE = {"modern": "Qwen3ForCausalLM", "classic": "GPT2LMHeadModel"}
 
 
-def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys, figures):
-    figures()
-    results = train(recipe, tmp_path / "run")
+def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
+    results = train(recipe, tmp_path / "run", figures=True)
     run = tmp_path / "run"
     for name in (
         "config.yaml",
@@ -493,6 +492,17 @@ def test_resuming_what_is_finished_says_which_limit_to_raise(recipe, tmp_path, c
     train(recipe, tmp_path / "run", "--resume")
     said = "nothing left to train at step 6 (training.max_steps=6); raise the limit that was reached to go on"
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["evaluate", "sample"])
+def test_resuming_what_was_stopped_behind_its_last_step_says_what_is_left(recipe, tmp_path, monkeypatch, capsys, where):
+    interrupt_at(monkeypatch, 6, where)
+    with pytest.raises(Interrupted, match="at step 6; saved"):
+        train(recipe, tmp_path / "run")
+    assert train(recipe, tmp_path / "run", "--resume")["last"]["step"] == 6
+    said = capsys.readouterr().out
+    assert "all steps are done at step 6 (training.max_steps=6); only the last validation, samples and saving" in said
+    assert "nothing left to train" not in said
 
 
 def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(recipe, tmp_path, monkeypatch):

@@ -9,32 +9,25 @@ import json
 import os
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from forked import DROPOUT, SMALL_RATES, assert_same_course, start, statuses, stopped, trained, windows_of
 from running import outcome
 from safetensors.torch import load_file
-from test_world_size import DROPOUT, start, statuses, windows_of
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import runs
-from smallm_hf.command_line import EXIT_INTERRUPTED
 from smallm_hf.training import sharding
-from smallm_hf.training.checkpoints import damage, list_checkpoints
+from smallm_hf.training.checkpoints import list_checkpoints
 from smallm_hf.training.devices import build_accelerator
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.optimization import whole_tensor
 from smallm_hf.training.progress import read_records
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, and this system cannot")
-
-SMALL_RATES = ["--training.learning_rate", 3e-4, "--training.muon_learning_rate", 1e-3]
 
 
 def split(rank: int, folder: Path) -> None:
@@ -62,15 +55,15 @@ def split(rank: int, folder: Path) -> None:
 def split_and_compiled(rank: int, folder: Path) -> None:
     split(rank, folder)
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    update = TrainingLoop.update
+    advance = TrainingLoop.advance
 
-    def counted(loop: TrainingLoop) -> None:
-        update(loop)
+    def counted(loop: TrainingLoop, progress: float) -> None:
+        advance(loop, progress)
         counters = torch._dynamo.utils.counters
         with (folder / f"graphs-{rank}").open("a") as file:
             file.write(json.dumps([counters["stats"]["unique_graphs"], len(counters["graph_break"])]) + "\n")
 
-    TrainingLoop.update = counted
+    TrainingLoop.advance = counted
 
 
 def in_fp16(rank: int, folder: Path) -> None:
@@ -102,21 +95,6 @@ def on_a_full_disk(rank: int, folder: Path) -> None:
         HuggingFaceStorageWriter.write_data = full
 
 
-def trained(folder: Path, size: int, recipe: Path, *words: object, **options) -> Path:
-    """The run folder of some processes that have ended well."""
-    assert statuses(start(folder, size, "--config", recipe, *words, **options), folder) == [0] * size
-    return folder / "run"
-
-
-def assert_same_course(run: Path, other: Path, rounding: float) -> None:
-    one, two = read_records(run, "metrics"), read_records(other, "metrics")
-    for mine, theirs in zip(one, two, strict=True):
-        assert (mine["step"], mine["tokens"]) == (theirs["step"], theirs["tokens"])
-        for name in {"loss", "validation_loss", "gradient_norm"} & mine.keys():
-            expected = mine[name] if mine[name] is None else pytest.approx(mine[name], rel=rounding)
-            assert theirs[name] == expected, (mine["step"], name)
-
-
 @pytest.mark.parametrize(
     ("words", "rounding"),
     [
@@ -141,19 +119,6 @@ def test_two_processes_that_share_the_model_make_the_updates_of_one(recipe, tmp_
     assert all(torch.equal(written[name], gathered[name]) for name in gathered)
     loaded = AutoModelForCausalLM.from_pretrained(two / "final").state_dict()
     assert all(torch.equal(loaded[name], gathered[name]) for name in gathered)
-
-
-def stopped(folder, recipe, *words, changed):
-    """Two processes of which one is asked to stop in the middle; returns the checkpoint that they leave."""
-    started = start(folder, 2, "--config", recipe, *words, slow_step=6, changed=changed)
-    while not (folder / "there").exists():
-        assert started[0].is_alive()
-        time.sleep(0.02)
-    os.kill(started[1].pid, signal.SIGTERM)
-    assert statuses(started, folder) == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
-    checkpoint = list_checkpoints(folder / "run")[-1]
-    assert damage(checkpoint) is None
-    return checkpoint
 
 
 def test_a_split_run_that_is_stopped_and_resumed_is_the_uninterrupted_one(recipe, tmp_path):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running import outcome, train
-from test_launch import BIN, TRAIN
+from running import BIN, TRAIN, outcome, train
 
 from smallm_hf.command_line import EXIT_INTERRUPTED
 from smallm_hf.training.checkpoints import damage
@@ -53,7 +52,7 @@ runpy.run_path({train!r}, run_name="__main__")
 """
 SLOW_UPDATE = """
 from smallm_hf.training.loop import TrainingLoop as owner
-name, when = "update", lambda loop: loop.state.step >= 2
+name, when = "advance", lambda loop: loop.state.step >= 2
 """
 SLOW_READING = """
 import signal

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from running import outcome, train
-from test_resume import HARD, interrupt_at
+from running import HARD, interrupt_at, outcome, train
 from torch.nn import functional as F
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM

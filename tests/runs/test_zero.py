@@ -4,7 +4,6 @@ Accelerate ignores DeepSpeed on a CPU. Told by hand that it is there, it takes i
 """
 
 import functools
-import os
 import sys
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from forked import DROPOUT, SMALL_RATES, assert_same_course, start, statuses, stopped, trained
 from running import tensors, without_time
-from test_sharding import SMALL_RATES, assert_same_course, stopped, trained
-from test_world_size import DROPOUT, start, statuses
 
 from smallm_hf import runs
 from smallm_hf.training.checkpoints import list_checkpoints
@@ -22,10 +20,7 @@ from smallm_hf.training.devices import build_accelerator
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.zero import zero_plugin
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes, and this system cannot"),
-]
+pytestmark = pytest.mark.slow
 ADAMW = ["--training.optimizer", "adamw"]
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.data.batching import WindowOrder
 from smallm_hf.errors import UserError
 from smallm_hf.training.checkpoints import LoopState
+from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, row_length
-from smallm_hf.training.loop import Clock, TrainingLoop
+from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.optimization import build_optimizer
 from smallm_hf.training.validation import ValidationSet
 
@@ -24,11 +24,8 @@ TOKENS = np.random.default_rng(0).integers(1, 40, 500).astype(np.uint16)
 
 
 @pytest.fixture
-def accelerator():
-    yield Accelerator(cpu=True, mixed_precision="no")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+def accelerator(fresh_accelerator) -> Accelerator:
+    return Accelerator(cpu=True, mixed_precision="no")
 
 
 def tiny_model(**fields) -> SmaLLMForCausalLM:
@@ -58,7 +55,7 @@ def make_loop(accelerator, tmp_path):
 
 
 def loss_of(loop: TrainingLoop) -> float:
-    loop.update()
+    loop.updater.update(8)
     loop.watch.read(loop.state)
     loop.watch.begin_record()
     return loop.state.nats_since_log
@@ -66,7 +63,7 @@ def loss_of(loop: TrainingLoop) -> float:
 
 def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[float]:
     """Losses of some steps of gradient descent, which shows gradients as they are."""
-    loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate, fused=True))
+    loop.updater.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate, fused=True))
     return [loss_of(loop) for _ in range(steps)]
 
 
@@ -118,7 +115,7 @@ def test_warming_up_changes_neither_weights_nor_random_state_nor_counters(make_l
     loop = make_loop(tiny_model(preset=preset))
     before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
     random_state = torch.get_rng_state()
-    loop.warm_up()
+    loop.updater.warm_up()
     assert torch.equal(torch.get_rng_state(), random_state)
     assert loop.state == LoopState(batch_size=16)
     assert all(parameter.grad is None for parameter in loop.model.parameters())
@@ -137,7 +134,7 @@ def test_a_few_steps_on_one_text_lower_its_loss(make_loop, name):
 def test_shorter_rows_hold_the_tokens_of_the_whole_windows(make_loop):
     loop = make_loop(length_warmup=[2], batch_size=3)
     starts = loop.order.starts(0, 3)
-    whole, rows = loop.batch(starts, 8), loop.batch(starts, 2)
+    whole, rows = loop.updater.batch(starts, 8), loop.updater.batch(starts, 2)
     assert rows["input_ids"].shape == (12, 2)
     for name in whole:
         assert torch.equal(rows[name].flatten(), whole[name].flatten()), name
@@ -176,15 +173,15 @@ def test_a_length_that_does_not_cut_windows_into_rows_is_refused(length):
 
 def test_an_update_without_a_usable_gradient_leaves_weights_and_is_counted(make_loop):
     loop = make_loop()
-    loop.update()
+    loop.updater.update(8)
     before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
-    step_loss = loop.step_loss
-    loop.step_loss = lambda **batch: step_loss(**batch) * math.nan
-    loop.step_loss.parameters = step_loss.parameters
-    loop.update()
+    step_loss = loop.updater.step_loss
+    loop.updater.step_loss = lambda **batch: step_loss(**batch) * math.nan
+    loop.updater.step_loss.parameters = step_loss.parameters
+    loop.updater.update(8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in loop.model.state_dict().items())
-    loop.step_loss = step_loss
-    loop.update()
+    loop.updater.step_loss = step_loss
+    loop.updater.update(8)
     loop.watch.read(loop.state)
     assert (loop.state.step, loop.state.skipped_steps, loop.state.updates_since_log) == (3, 1, 2)
     assert not any(torch.equal(tensor, before[name]) for name, tensor in loop.model.named_parameters())
@@ -192,10 +189,10 @@ def test_an_update_without_a_usable_gradient_leaves_weights_and_is_counted(make_
 
 def test_an_update_asks_the_device_for_no_number(make_loop, monkeypatch):
     loop = make_loop(skip_spikes=5.0)
-    loop.update()  # the optimizer makes its state
+    loop.updater.update(8)  # the optimizer makes its state
     for name in ("item", "tolist", "__bool__", "__float__", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    loop.update()
+    loop.updater.update(8)
 
 
 def refuse(*arguments, **options):
@@ -217,13 +214,24 @@ def test_the_first_limit_reached_ends_the_run():
 
 def test_the_clock_stands_still_where_it_is_told(monkeypatch):
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr("smallm_hf.training.loop.time.perf_counter", lambda: now.seconds)
+    monkeypatch.setattr("smallm_hf.training.clock.time.perf_counter", lambda: now.seconds)
     clock = Clock(5.0)
     now.seconds += 2
     with clock.stopped():
         now.seconds += 50
         assert clock.seconds == 7.0
     now.seconds += 1
+    assert clock.seconds == 8.0
+
+
+def test_the_clock_goes_on_after_an_error_where_it_stood_still(monkeypatch):
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("smallm_hf.training.clock.time.perf_counter", lambda: now.seconds)
+    clock = Clock(5.0)
+    with pytest.raises(OSError), clock.stopped():
+        now.seconds += 50
+        raise OSError
+    now.seconds += 3
     assert clock.seconds == 8.0
 
 

@@ -1,22 +1,16 @@
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from smallm_hf import SmaLLMConfig
 from smallm_hf.training import probe as probe_module
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.probe import probe
+from smallm_hf.training.update import Updater
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 SHAPE = SmaLLMConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 TRAINING = TrainingConfig(max_steps=9, context_length=8, batch_size=2, compile=False, length_warmup=[2])
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
 
 
 def test_a_probe_times_whole_updates_and_leaves_nothing(tmp_path, monkeypatch):
@@ -30,13 +24,13 @@ def test_a_probe_times_whole_updates_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_probe_trains_rows_of_full_length(monkeypatch):
     shapes = []
-    forward = probe_module.TrainingLoop.batch
+    forward = Updater.batch
 
     def noted(self, starts, row_length):
         shapes.append(row_length)
         return forward(self, starts, row_length)
 
-    monkeypatch.setattr(probe_module.TrainingLoop, "batch", noted)
+    monkeypatch.setattr(Updater, "batch", noted)
     torch.manual_seed(0)
     probe(SHAPE, TRAINING, "fp32")
     assert set(shapes[probe_module.UNCOUNTED :]) == {8}

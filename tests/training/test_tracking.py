@@ -28,7 +28,7 @@ def trackio_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path, trackio_folder):
+def offline(monkeypatch, tmp_path, trackio_folder, fresh_accelerator):
     monkeypatch.setenv("TRACKIO_DIR", str(trackio_folder))
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("CACHE", "CONFIG", "DATA"):
@@ -39,7 +39,6 @@ def offline(monkeypatch, tmp_path, trackio_folder):
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
-    PartialState._reset_state()
 
 
 @pytest.fixture(params=["tensorboard", "trackio", "wandb"])

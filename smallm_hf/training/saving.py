@@ -1,0 +1,138 @@
+"""What a run leaves on the disk, and what becomes of it where that is full: records, weights, checkpoints."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from smallm_hf.errors import DiskFull, is_disk_full
+from smallm_hf.evaluation.scoring import position_limit
+from smallm_hf.folders import replacing
+from smallm_hf.tokenization import save_tokenizer
+from smallm_hf.training.checkpoints import LoopState, save_checkpoint
+from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.progress import RunLog
+from smallm_hf.training.sharding import whole
+from smallm_hf.training.validation import write_validation
+
+
+class Pushes(Protocol):
+    """Something that takes weights elsewhere without a step that waits for them."""
+
+    def push(self, folder: Path, step: int) -> None:
+        """Begins with a folder, which may be changed or removed at once, and returns."""
+
+
+class Saver:
+    """Writes what a run leaves; every process calls it, and the main one writes.
+
+    Args:
+        model: its weights are saved.
+        tokenizer: saved beside the weights.
+        optimizer: of the checkpoints.
+        training: what is kept, and whether a run goes on where the disk is full.
+        run: the run folder; exists.
+        log: of the records there.
+        accelerator: knows the processes.
+        identity: `config` and `fingerprints` of the run, for the manifests of its checkpoints.
+        say: is told what could not be written.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        optimizer: torch.optim.Optimizer,
+        training: TrainingConfig,
+        run: Path,
+        log: RunLog,
+        accelerator: Accelerator,
+        identity: dict[str, Any],
+        say: Callable[[str], None],
+    ):
+        self.model, self.tokenizer, self.optimizer, self.training = model, tokenizer, optimizer, training
+        self.run_folder, self.log, self.accelerator = run, log, accelerator
+        self.identity, self.say = identity, say
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        """Appends to `NAME.jsonl`; on a full disk the run stops or goes on without the record."""
+        try:
+            self.log.write(name, record)
+        except OSError as error:
+            if not (is_disk_full(error) and self.training.on_full_disk == "continue"):
+                raise
+            self.say(f"no space left for a record of {name}; going on without it")
+
+    def save_checkpoint(self, state: LoopState) -> Path:
+        """Saves all that the next update depends on; returns where.
+
+        Raises:
+            DiskFull: there is no space; see `spared_by_full_disk`.
+        """
+        training = self.training
+
+        def kept(step: int) -> bool:
+            return bool(state.best and step == state.best["step"]) or bool(
+                training.keep_every and step % training.keep_every == 0
+            )
+
+        save_checkpoint(
+            self.run_folder,
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            state,
+            **self.identity,
+            kept=kept,
+            newest=training.keep_checkpoints,
+        )
+        return self.run_folder / "checkpoints" / f"step-{state.step}"
+
+    def save_model(self, name: str, validated: dict[str, float]) -> None:
+        """Writes a plain `save_pretrained` folder with its tokenizer and the last validation, replaced whole."""
+        with self.spared_by_full_disk():
+            with whole(self.model) as model:
+                if self.accelerator.is_main_process:
+                    with replacing(self.run_folder / name) as folder:
+                        self._write_model(model, folder)
+                        write_validation(folder, validated)
+            self.accelerator.wait_for_everyone()
+
+    def push(self, pushes: Pushes | None, step: int) -> None:
+        """Hands the weights to what pushes them while training goes on; only the main process has it."""
+        with whole(self.model) as model:
+            if not pushes:
+                return
+            with TemporaryDirectory(dir=self.run_folder, prefix=".push-") as folder:
+                try:
+                    self._write_model(model, Path(folder))
+                except (OSError, RuntimeError, SafetensorError) as error:
+                    if not is_disk_full(error):
+                        raise
+                    self.say(f"no space left to push step {step}; going on without it")
+                    return
+                pushes.push(Path(folder), step)
+
+    def _write_model(self, model: PreTrainedModel, folder: Path) -> None:
+        """Writes model and tokenizer as `save_pretrained` does."""
+        model.save_pretrained(folder)
+        limit = position_limit(model) or self.training.context_length
+        save_tokenizer(self.tokenizer, folder, model_max_length=limit)
+
+    @contextmanager
+    def spared_by_full_disk(self) -> Iterator[None]:
+        """Goes on without what could not be written, where the config says so."""
+        try:
+            yield
+        except DiskFull as error:
+            if self.training.on_full_disk == "stop":
+                raise
+            self.say(f"{error}; going on without it")
+            self.accelerator.wait_for_everyone()
