@@ -3,7 +3,7 @@
 A rule is a pure function from a text to its edits, `(start, end, new)`: nothing else is changed. `clean_text` applies
 one rule after the other and keeps the edits, so that every removed word can be traced to a rule and to its place in
 the raw text. General rules suit any text. Those for books run only on what is recognised as a Project Gutenberg file
-(or as `cleaning.gutenberg` says), and stand in `gutenberg`.
+(or as `cleaning.gutenberg` says), and stand in `gutenberg`, `gutenberg_lists` and `gutenberg_pages`.
 """
 
 import html
@@ -20,7 +20,7 @@ import ftfy.badness
 import numpy as np
 from resiliparse.parse.lang import detect_fast, supported_langs
 
-from smallm_hf.data import gutenberg
+from smallm_hf.data import gutenberg, gutenberg_lists, gutenberg_pages
 from smallm_hf.data.documents import Document, cut_pieces
 from smallm_hf.data.edits import Cleaned, Edit, Rule, Span, apply_edits
 from smallm_hf.errors import UserError
@@ -202,17 +202,21 @@ def find_repeated_lines(documents: Iterable[Document], share: float) -> frozense
 BEFORE: tuple[Rule, ...] = (broken_unicode, line_ends, invisible_characters)
 GUTENBERG: tuple[Rule, ...] = (
     gutenberg.header_and_footer,
-    gutenberg.bracketed_tags,
+    gutenberg_pages.bracketed_tags,
+    trailing_spaces,  # where a tag was alone in its line, that is now blank
     gutenberg.credits_and_notes,
-    gutenberg.tables_of_contents,
-    gutenberg.decorative_lines,
-    gutenberg.page_numbers,  # before they are taken for references
-    gutenberg.footnotes,
-    gutenberg.emphasis,
+    gutenberg_lists.tables_of_contents,
+    gutenberg_lists.unnamed_tables,
+    gutenberg_pages.decorative_lines,
+    gutenberg_pages.page_numbers,  # before they are taken for references
+    gutenberg_pages.footnotes,
+    gutenberg_lists.indexes,
+    gutenberg_lists.advertisements,  # at the end, where no index or footnote is now
+    gutenberg_pages.emphasis,
     trailing_spaces,  # what the rules above have left of a line
-    gutenberg.hyphenation,
-    gutenberg.hard_wraps,
-    gutenberg.inner_spaces,
+    gutenberg_pages.hyphenation,
+    gutenberg_pages.hard_wraps,
+    gutenberg_pages.inner_spaces,
 )
 AFTER: tuple[Rule, ...] = (trailing_spaces, blank_lines)
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from smallm_hf.data import gutenberg
+from smallm_hf.data import gutenberg_lists, gutenberg_pages
 from smallm_hf.data.cleaning import CleaningConfig, clean_text
 from smallm_hf.data.edits import apply_edits
 from smallm_hf.data.gutenberg import is_gutenberg
@@ -90,6 +90,17 @@ def test_a_small_print_of_its_own_kind_goes_up_to_its_last_mention():
     assert cleaned(book("He read the SMALL PRINT! and the small print read him.")).startswith("He read")
 
 
+def test_files_of_australia_and_canada_lose_their_heads():
+    laws = "Copyright laws are changing all over the world.\n\nThis eBook is made available at no cost."
+    australia = f"Title: A Book\n* A Project Gutenberg of Australia eBook *\n\n{laws}\n\nhttp://gutenberg.net.au\n\n"
+    canada = f"* A Distributed Proofreaders Canada eBook *\n\n{laws}\n\nTitle: A Book\nDate first posted: May 1\n\n"
+    for head in (australia, canada):
+        assert is_gutenberg(head)
+        assert cleaned(f"{head}\n\nCHAPTER I\n\nIt was night.\n\n[The end of _A Book_ by A. Person]") == (
+            "CHAPTER I\n\nIt was night."
+        )
+
+
 def test_several_books_in_one_file_lose_all_that_is_between():
     assert cleaned(book("One.") + book("Two.")) == "One.\n\nTwo."
 
@@ -116,6 +127,12 @@ def test_the_small_print_may_stand_behind_the_start():
         "TRANSCRIBER'S NOTES\n\n\nSigns:\n\n[a] = a letter\n\nFor example, this one.",
         "There are several editions of this ebook in the Project Gutenberg collection.\n\n1  The first\n2  The last",
         "Note: Images of the original pages are available elsewhere.",
+        "Anmerkungen zur Transkription: Die Schreibweise wurde beibehalten.",
+        "[Anmerkung zur Transkription:\n\nDie Schreibweise wurde beibehalten.]",
+        "Nota del transcriptor: se ha respetado todo.",
+        "Note de transcription: les erreurs ont été corrigées.",
+        "Afskriverens bemærkninger: Åbenlyse trykfejl er rettet i denne\ne-bog.",
+        "ERRATA\n\nPage 3, line 4, for teh read the.\nPage 7, for fo read of.",
     ],
 )
 def test_who_made_the_file_and_how_is_no_text(note):
@@ -125,6 +142,33 @@ def test_who_made_the_file_and_how_is_no_text(note):
 def test_lists_of_errors_at_the_end_go_to_the_end():
     back = "Typographical errors corrected by the etext transcriber:\n\nteh => the\n\nfo => of"
     assert cleaned(book("It was night.\n\n" * 1000 + back)) == "\n\n".join(["It was night."] * 1000)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "Errata Noted by Transcriber:\n\n  Air X. ... contreband\n\n_About the Music_\n\nIt is in another file.",
+        "Errata:\n\n  All full stops were supplied by the transcriber.\n\nPart 2:\n  shown as printed",
+        "Transcriber's Corrections\n\nteh => the",
+        "The following typographical errors were corrected:\n\nPage 3: teh changed to the\n\nPage 7: fo changed to of",
+        "Im Folgenden werden alle geänderten Zeilen angeführt:\n\npage 3: changed\n\npage 7: changed",
+    ],
+)
+def test_errata_at_the_end_go_by_whatever_name(back):
+    assert cleaned(book("It was night.\n\n" * 1000 + back)) == "\n\n".join(["It was night."] * 1000)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "The following morning everything had changed.\n\nNobody knew why.",
+        "ERRATA\n\nSo the old man called the children of his second wife.\n\nThey never knew.",
+        "A note of music from the old house.\n\nThen it was still.",
+    ],
+)
+def test_the_end_of_a_story_is_no_list_of_errata(last):
+    text = "It was night.\n\n" * 1000 + last
+    assert cleaned(book(text)) == text
 
 
 def test_a_list_of_corrections_of_any_length_goes_and_a_note_about_the_text_does_not_take_the_book_with_it():
@@ -139,27 +183,47 @@ def test_a_list_of_corrections_of_any_length_goes_and_a_note_about_the_text_does
 
 def test_tags_go_over_lines_and_with_brackets_inside():
     text = "One.\n\n[Illustration: A cat\n\n[_see page 3_] on a mat]\n\n[Illustration]\n\nTwo [he said] three."
-    assert run(gutenberg.bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
+    assert run(gutenberg_pages.bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
 
 
 @pytest.mark.parametrize(
-    "tag", ["[Sidenote: A cat.]", "[Figure 3]", "[Abbildung: Katze]", "[Illustratie]", "[Ilustración]"]
+    "tag",
+    [
+        *(
+            "[Sidenote: A cat.]",
+            "[Figure 3]",
+            "[Abbildung: Katze]",
+            "[Illustratie]",
+            "[Ilustración]",
+            "[Illus.: A cat]",
+        ),
+        *("[Music illustration]", "[Decoration]", "[Tailpiece]", "[To face p. 12]", "[Nota del transcriptor: sic.]"),
+    ],
 )
 def test_pictures_of_other_names_and_notes_in_the_margin_go(tag):
-    assert run(gutenberg.bracketed_tags, f"One {tag} two [Greek: logos] [sic].") == "One  two [Greek: logos] [sic]."
+    assert (
+        run(gutenberg_pages.bracketed_tags, f"One {tag} two [Greek: logos] [sic].") == "One  two [Greek: logos] [sic]."
+    )
 
 
 @pytest.mark.parametrize(
     "said", ["[_Drawing his sword._]", "[Music, and he sings.]", "[Figure a man in black.]", "[Map in hand]"]
 )
 def test_what_is_said_in_brackets_on_a_stage_stays(said):
-    assert run(gutenberg.bracketed_tags, f"{said} Stand!") == f"{said} Stand!"
+    assert run(gutenberg_pages.bracketed_tags, f"{said} Stand!") == f"{said} Stand!"
+
+
+def test_a_tag_between_the_lines_of_a_paragraph_does_not_part_them():
+    assert run(gutenberg_pages.bracketed_tags, "One\n[Illustration]\ntwo.\n\n[Music]\n\nThree") == (
+        "One\ntwo.\n\n\n\nThree"
+    )
+    assert run(gutenberg_pages.bracketed_tags, "One.\n[Illustration]\n\nTwo") == "One.\n\n\nTwo"
 
 
 def test_names_of_pictures_go_that_stand_alone():
     text = "One.\n\n0023m\n\n\n\nTwo.\n\np012.jpg (99K)\n\nFull Size\n\nThree.\n\n1849\n\n12th\n\nIn 0023m of it."
-    assert run(gutenberg.bracketed_tags, text).split("\n\n")[-3:] == ["1849", "12th", "In 0023m of it."]
-    assert run(gutenberg.bracketed_tags, text).split()[:3] == ["One.", "Two.", "Three."]
+    assert run(gutenberg_pages.bracketed_tags, text).split("\n\n")[-3:] == ["1849", "12th", "In 0023m of it."]
+    assert run(gutenberg_pages.bracketed_tags, text).split()[:3] == ["One.", "Two.", "Three."]
 
 
 CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
@@ -183,37 +247,178 @@ CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
         "VOLUME II\n\nCHAPTER\n   I. The Cat\n  II. The Mat",
         "CONTENTS\n\nI The Cat\nII The Mat\n\n\n\nLIST OF COLOUR PLATES\n\n           FACING PAGE\n"
         "A cat that looks at nothing but the sun,\nand sleeps      _Frontispiece_\n\nA cat      7",
+        "CONTENTS\n\nI. THE CAT     1\n\n  It sits there for ever--What the\n  dog says of it--Why.\n\nII. THE MAT  7",
+        "LIST OF CHAPTERS\n               PAGE\nThe Cat     1\n\nThe Mat     7",
     ],
 )
 def test_tables_of_contents_go_and_headings_stay(table):
     text = f"A BOOK\n\nby Somebody\n\n\n{table}\n\n\n\n\n{CHAPTERS}\n"
-    assert run(gutenberg.tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
+    assert run(gutenberg_lists.tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
 
 
 def test_a_table_ends_where_prose_begins_and_takes_no_heading_with_it():
     text = f"CONTENTS\n\nThe Cat\n\nThe Mat\n\n\n\nPRELUDE\n\n{PROSE}\n\nAnd so on."
-    assert run(gutenberg.tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
+    assert run(gutenberg_lists.tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
+
+
+def test_a_paragraph_of_somebody_who_says_i_is_no_entry():
+    story = (
+        "I propose, in what is to follow, to trace the methods adopted by the cat in\n"
+        "different ages and countries to come to its mat, to use it, and to make it its\n"
+        "own, so that nobody else is able to sit there, or to sleep on\n"
+        "the mat.\n\nAnd so on."
+    )
+    text = f"ILLUSTRATIONS\n\n1. The cat in the sun   3\n\n2. The mat in the sun   7\n\n\n\nPREFACE\n\n{story}"
+    assert run(gutenberg_lists.tables_of_contents, text) == f"PREFACE\n\n{story}"
+
+
+def test_a_second_table_below_the_first_goes_too():
+    entries = "INTRODUCTION\n\nCHAPTER I. THE CAT\n\n  Where it sits.\n  Why.\n\nCHAPTER II. THE MAT\n\n  Its use."
+    text = f"CONTENTS\n\nINTRODUCTION\nI. THE CAT\nII. THE MAT\n\n\n{entries}\n\n\n\nINTRODUCTION\n\n{PROSE}"
+    assert run(gutenberg_lists.tables_of_contents, text) == f"INTRODUCTION\n\n{PROSE}"
+
+
+def test_a_title_of_several_lines_said_again_stays():
+    title = "THE CAT\nAND\nTHE MAT\n\n\n\n"
+    text = f"{title}CONTENTS\n\nI. It sat   1\n\nII. It lay   7\n\n\n\nTHE CAT & THE MAT\n\n\n\nI\n\n{PROSE}"
+    assert run(gutenberg_lists.tables_of_contents, text) == f"{title}THE CAT & THE MAT\n\n\n\nI\n\n{PROSE}"
+
+
+NAMES = ["The Cat", "The Mat", "A Dog", "The Log", "An End"]
+STORIES = "".join(f"{name.upper()}\n\n{PROSE}\n\n\n\n" for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "".join(f"{number}. {name}\n" for number, name in zip(["I", "II", "III", "IV", "V"], NAMES, strict=True)),
+        "".join(f"{name}      {page}\n\n" for page, name in enumerate(NAMES, 7)),
+    ],
+)
+def test_a_table_without_a_heading_goes_if_its_lines_are_headings_later(table):
+    text = f"A BOOK\n\nby Somebody\n\n\n\n{table}\n\n\n{STORIES}"
+    assert run(gutenberg_lists.unnamed_tables, text).split() == f"A BOOK by Somebody {STORIES}".split()
+
+
+def test_a_table_of_pages_goes_though_no_line_of_it_is_a_heading():
+    table = "".join(f"  {number}. It was there   {number * 7}\n\n" for number in range(1, 7))
+    text = f"A BOOK\n\n\n\n{{}}{table}\n\n\n{STORIES}"
+    assert run(gutenberg_lists.unnamed_tables, text.format("CHAPTERS.\n\n")).split() == f"A BOOK {STORIES}".split()
+    assert (
+        run(gutenberg_lists.unnamed_tables, text.format("BALLADS.\n\n")).split() == f"A BOOK BALLADS. {STORIES}".split()
+    )
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "".join(f"{number}. Cats   {cats}\n" for number, cats in enumerate([7, 3, 9, 2, 8, 1], 1)),  # no pages
+        "".join(f"{number}. {name}\n" for number, name in enumerate(reversed(NAMES), 1)),  # in another order
+        "".join(f"{number}. {name} went home and slept\n" for number, name in enumerate(NAMES, 1)),  # not said again
+        "".join(f"{number}. {name}\n" for number, name in enumerate(NAMES[:3], 1)),  # too few
+    ],
+)
+def test_a_numbered_list_that_is_no_table_stays(table):
+    text = f"A BOOK\n\n\n\n{table}\n\n\n{STORIES}"
+    assert run(gutenberg_lists.unnamed_tables, text) == text
+
+
+def test_the_persons_of_a_play_stay():
+    persons = "".join(f"{number}. {name}\n" for number, name in enumerate(NAMES, 1))
+    speeches = "".join(f"{name.upper()}\n\nI am here.\n\n" for name in NAMES * 3)
+    text = f"PERSONS\n\n{persons}\n\n\nACT I\n\n{speeches}"
+    assert run(gutenberg_lists.unnamed_tables, text) == text
+
+
+WORDS = ["Abbot", "Bear", "Cat", "Dog", "Eagle", "Fox", "Goat", "Hare", "Jackal", "King", "Monk", "Queen", "Rook"]
+LONG = f"{PROSE}\n\n" * 12
+
+
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_an_index_goes_and_what_follows_it_stays(between):
+    index = between.join(f"{word}, {page}, {page + 9};\n  its house, 3" for page, word in enumerate(WORDS))
+    assert (
+        run(gutenberg_lists.indexes, f"{LONG}INDEX\n\n\n{index}\n\nNOTES\n\n1. One.") == f"{LONG}\n\nNOTES\n\n1. One."
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{LONG}INDEX\n\n{PROSE}",
+        f"{LONG}INDEX\n\n" + "\n".join(reversed(WORDS)),
+        f"{LONG}GLOSSARY\n\n" + "\n".join(WORDS),
+        "INDEX\n\n" + "\n".join(WORDS) + f"\n\n{LONG * 2}",
+    ],
+    ids=["prose", "not in order", "another heading", "at the front"],
+)
+def test_what_is_no_index_stays(text):
+    assert run(gutenberg_lists.indexes, text) == text
+
+
+SOLD = "A CAT. With six pictures. Crown 8vo, cloth, gilt edges, price 6s.\n\nA MAT. 12mo, boards, $1.25 net, postpaid."
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        f"Printed by Clay & Sons, Bungay.\n\n\nWORKS BY SOMEBODY\n\n{SOLD}",
+        f"BOOKS BY THE SAME AUTHOR\n\n{SOLD}",
+        "_Printed in Great Britain by\nClay & Sons, Limited_",
+    ],
+)
+def test_what_publishers_say_behind_the_end_goes(back):
+    story = f"{LONG}THE END"
+    assert run(gutenberg_lists.advertisements, f"{story}\n\n\n{back}\n").rstrip() == story
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        f"APPENDIX\n\n{LONG}",
+        "NOTE\n\nThe price of a cat was then six pounds, and nobody in the town below had ever paid it or "
+        "been seen to climb the road that led up to its door with so much money, or with any, in a bag or a box.",
+        "",
+    ],
+    ids=["appendix", "one word of trade", "nothing"],
+)
+def test_what_an_author_says_behind_the_end_stays(back):
+    text = f"{LONG * 2}THE END\n\n\n{back}\n"
+    assert run(gutenberg_lists.advertisements, text) == text
+    assert (
+        run(gutenberg_lists.advertisements, f"{LONG}BOOKS BY THE FIRE\n\n{PROSE}")
+        == f"{LONG}BOOKS BY THE FIRE\n\n{PROSE}"
+    )
+
+
+def test_other_books_of_the_author_go_from_the_front_and_his_preface_does_not():
+    text = f"A BOOK\n\n_By the Same Author_\n\n  A CAT\n  A MAT\n  A DOG\n\n\n\nCHAPTER I\n\n{PROSE}"
+    assert run(gutenberg_lists.advertisements, text).split() == f"A BOOK CHAPTER I {PROSE}".split()
+    preface = f"ADVERTISEMENT.\n\n{PROSE}\n\n\n\nCHAPTER I"
+    assert run(gutenberg_lists.advertisements, preface) == preface
+    letter = f"STORIES BY THE FIRE\n\n{PROSE}\n\n\n\nCHAPTER I"
+    assert run(gutenberg_lists.advertisements, letter) == letter
 
 
 def test_the_title_said_again_behind_a_table_and_lists_of_other_things_stay():
     title = "EPOCH THE FIRST.\n\n1703.\n\n\n\nTHE CAT\n\n\n\n"
     text = f"The Cat\n\n\n\nCONTENTS\n\nEPOCH THE FIRST, 1703.\n\nI. It sat   1\n\n\n\n{title}{PROSE}"
-    assert run(gutenberg.tables_of_contents, text) == f"The Cat\n\n\n\n{title}{PROSE}"
+    assert run(gutenberg_lists.tables_of_contents, text) == f"The Cat\n\n\n\n{title}{PROSE}"
     words = "LIST OF WORDS\n\n  Cat    1842   C.\n  Mat    1843   M.\n\n\n\n"
     text = f"CONTENTS\n\nI. It sat   1\n\nII. It lay   7\n\n\n\n{words}CHAPTER I\n\n{PROSE}"
-    assert run(gutenberg.tables_of_contents, text) == f"{words}CHAPTER I\n\n{PROSE}"
+    assert run(gutenberg_lists.tables_of_contents, text) == f"{words}CHAPTER I\n\n{PROSE}"
 
 
 def test_a_table_may_stand_at_the_end():
     assert (
-        run(gutenberg.tables_of_contents, f"{PROSE}\n\n\nINDICE\n\nI. Il gatto  1\n\nII. La stuoia  7\n")
+        run(gutenberg_lists.tables_of_contents, f"{PROSE}\n\n\nINDICE\n\nI. Il gatto  1\n\nII. La stuoia  7\n")
         == f"{PROSE}\n\n\n"
     )
 
 
 def test_a_heading_named_contents_without_a_table_stays():
     for text in (f"CONTENTS\n\n{PROSE}", "CONTENTS\n\n"):
-        assert run(gutenberg.tables_of_contents, text) == text
+        assert run(gutenberg_lists.tables_of_contents, text) == text
 
 
 @pytest.mark.parametrize(
@@ -236,57 +441,84 @@ def test_a_heading_named_contents_without_a_table_stays():
             "A word[1] here.\n\n1. The first of a list.\n\n2. The second.",
             "A word here. 1. The first of a list. 2. The second.",
         ),
+        ("Ein Wort[1] hier.\n\n[Fußnote 1: Seine Note.]\n\nWeiter.", "Ein Wort hier. Weiter."),
+        ("Un mot[1] ici.\n\n[Note 1: Sa note.]\n\nSuite.", "Un mot ici. Suite."),
+        ("He said [Note the cat] this.", None),
+        (
+            "A one[1] and a two.[2]\n\n\nNOTES\n\n[1] Of one:\n\nA letter.\n\nCAT.\n\n[2] Of two.\n\n\n\n\nCHAPTER II",
+            "A one and a two. CHAPTER II",
+        ),
+        (
+            "A one.[1]\n\n\nNOTES\n\n[1] Of one.\n\nThe story goes on.\n\n[9] The ninth of them.",
+            "A one. The story goes on. [9] The ninth of them.",
+        ),
         ("From [1854], by [V] and (2) of it: f[x].\n\n(a) One.\n\n* A bullet", None),
         ("1. One\n\n2. Two [A]\n\nThen (3) and (4) in a row.", None),
     ],
 )
 def test_footnotes_go_with_their_references_and_nothing_else(text, clean):
-    assert run(gutenberg.footnotes, text).split() == (text if clean is None else clean).split()
+    assert run(gutenberg_pages.footnotes, text).split() == (text if clean is None else clean).split()
 
 
 def test_page_numbers_in_brackets_go_and_lone_ones_if_they_count_and_interrupt():
-    assert run(gutenberg.page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]") == "one two three four [12]"
+    assert (
+        run(gutenberg_pages.page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]")
+        == "one two three four [12]"
+    )
     pages = "".join(f"words that go on and\n\n\n{page}\n\n\ninto the next. The end.\n\n" for page in range(5, 17))
-    assert run(gutenberg.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
+    assert run(gutenberg_pages.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
     poems = "\n\n".join(f"{number}\n\nA line of verse.\nAnother one." for number in range(1, 40))
-    assert run(gutenberg.page_numbers, poems) == poems
+    assert run(gutenberg_pages.page_numbers, poems) == poems
 
 
 def test_bracketed_numbers_that_count_up_are_pages_wherever_they_stand():
     pages = "".join(f"{{{page}}} Words that go on{{{page + 1}}} and on.\n\n" for page in range(1, 40, 2))
-    assert run(gutenberg.page_numbers, pages).split() == ("Words that go on and on. " * 20).split()
+    assert run(gutenberg_pages.page_numbers, pages).split() == ("Words that go on and on. " * 20).split()
     notes = "\n\n".join(f"[{note}] A note." for note in range(1, 30))
     text = " ".join(f"word[{note}]" for note in range(1, 30)) + "\n\n" + notes
-    assert run(gutenberg.page_numbers, text) == text
+    assert run(gutenberg_pages.page_numbers, text) == text
+
+
+def test_pages_of_other_languages_go_and_what_looks_like_them_stays():
+    assert run(gutenberg_pages.page_numbers, "one [S. 12] two [Seite 13] three [Blz. 14]") == "one two three"
+    assert run(gutenberg_pages.page_numbers, "one [sic] two [pix] three [s 5]") == "one [sic] two [pix] three [s 5]"
 
 
 def test_pages_that_the_author_names_stay_and_lines_of_them_join_the_sentence_they_broke():
     assert (
-        run(gutenberg.page_numbers, "as said elsewhere (p. 57), and (page 12)")
+        run(gutenberg_pages.page_numbers, "as said elsewhere (p. 57), and (page 12)")
         == "as said elsewhere (p. 57), and (page 12)"
     )
     for line in ("Page {}", "[{}]", "[Pg {}]", "- {} -", "| {} |"):
         pages = "".join(
             f"words that go on and\n\n{line.format(page)}\n\ninto the next. The end.\n\n" for page in range(5, 17)
         )
-        assert run(gutenberg.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12, line
+        assert run(gutenberg_pages.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12, (
+            line
+        )
 
 
 def test_decorative_lines_go_and_words_between_stars_stay():
     text = "One.\n\n   *       *       *\n\nTwo.\n\n-----\n\n=====\nThree *stars*\n. . . . .\n* * * four\n____"
-    assert run(gutenberg.decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
+    assert run(gutenberg_pages.decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
 
 
 def test_marks_of_emphasis_go_and_names_keep_their_underscores():
     text = "_One_, sure_ly_, _two\nwords_ and =bold=; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
-    assert run(gutenberg.emphasis, text) == (
+    assert run(gutenberg_pages.emphasis, text) == (
         "One, surely, two\nwords and bold; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
     )
 
 
+def test_marks_of_other_types_go_and_sums_and_numbers_stay():
+    assert run(gutenberg_pages.emphasis, "#Honesty# and +the cat+ on ~a mat~.") == "Honesty and the cat on a mat."
+    text = "C# and F# are notes, #1 and #2, a + b + c = d, x+y+z, ~5 or ~6 days"
+    assert run(gutenberg_pages.emphasis, text) == text
+
+
 def test_divided_words_are_joined_with_a_hyphen_where_they_have_one():
     text = "to-day, having, wolf.\nHav-\ning come to-\n  day, the she-\nwolf went on--\nand X-\nRay qqq-\nzzz"
-    assert run(gutenberg.hyphenation, text) == (
+    assert run(gutenberg_pages.hyphenation, text) == (
         "to-day, having, wolf.\nHaving come to-day, the she-wolf went on--\nand X-\nRay qqqzzz"
     )
 
@@ -298,51 +530,51 @@ LETTER = "Dear Sir,\n\n10 High Street,\nLondon."
 
 
 def test_prose_is_joined_into_paragraphs():
-    assert run(gutenberg.hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
+    assert run(gutenberg_pages.hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
 
 
 @pytest.mark.parametrize("text", [VERSE, RHYME, PLAY, LETTER])
 def test_verse_plays_and_addresses_stay_in_lines(text):
     whole = f"{PROSE}\n\n{text}\n\n{PROSE}\n\n{PROSE}"
-    lines = [line.strip() for line in run(gutenberg.hard_wraps, whole).split("\n")]
+    lines = [line.strip() for line in run(gutenberg_pages.hard_wraps, whole).split("\n")]
     assert [line.strip() for line in text.split("\n")] == lines[2:-4]
 
 
 def test_a_whole_book_of_verse_stays_in_lines_and_an_overlong_line_is_made_whole():
-    assert run(gutenberg.hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
+    assert run(gutenberg_pages.hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
     long = "  Come, I will make the continent indissoluble, I will make the most\n      splendid race\n  The sun shone"
-    assert "make the most splendid race\nThe sun" in run(gutenberg.hard_wraps, f"{PROSE}\n\n{long}")
+    assert "make the most splendid race\nThe sun" in run(gutenberg_pages.hard_wraps, f"{PROSE}\n\n{long}")
 
 
 def test_capitals_of_any_alphabet_begin_verse():
     lines = ["À l'heure où le soleil se couche sur la mer et les bois"] * 6
     text = "\n\n".join(["\n".join(lines)] * 9)
-    assert run(gutenberg.hard_wraps, text) == text
+    assert run(gutenberg_pages.hard_wraps, text) == text
 
 
 def test_verse_of_small_letters_stays_in_lines():
     lines = ["In the midst of the road that we go", "i found me again in a wood", "for the straight way was lost to me"]
     text = "\n\n".join(["\n".join(lines)] * 20)
-    assert run(gutenberg.hard_wraps, text) == text
+    assert run(gutenberg_pages.hard_wraps, text) == text
 
 
 def test_paragraphs_told_by_indentation_alone_stay_apart():
     text = PROSE + "\n   Then came the morning, and with it a letter that had been on its way for a\n" + PROSE
-    assert run(gutenberg.hard_wraps, text).count("\n") == 1
+    assert run(gutenberg_pages.hard_wraps, text).count("\n") == 1
 
 
 def test_a_text_with_a_paragraph_in_each_line_is_not_joined():
     text = "\n".join([JOINED] * 5)
-    assert run(gutenberg.hard_wraps, text) == text
+    assert run(gutenberg_pages.hard_wraps, text) == text
 
 
 def test_a_line_of_blanks_is_no_word():
-    assert run(gutenberg.hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
+    assert run(gutenberg_pages.hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
 
 
 def test_dashes_at_line_ends_are_joined_without_a_space():
     text = PROSE.replace("lived in\nthe", "lived in--\nthe")
-    assert "lived in--the town" in run(gutenberg.hard_wraps, text)
+    assert "lived in--the town" in run(gutenberg_pages.hard_wraps, text)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +664,14 @@ BODIES = {
     "28054-8.txt": ("Alexey Fyodorovitch Karamazov was the third son", 'exclamation: "Hurrah for Karamazov!"'),
     "345-8.txt": ("(_Kept in shorthand._)", "they did dare much for her sake."),
 }
-BOILERPLATE_RULES = {"footnotes", "bracketed_tags", "tables_of_contents", "page_numbers", "decorative_lines"}
+BOILERPLATE_RULES = {
+    "footnotes",
+    "bracketed_tags",
+    "tables_of_contents",
+    "unnamed_tables",
+    "page_numbers",
+    "decorative_lines",
+}
 LEFT_OVER = re.compile(
     r"gutenberg|pgdp|proofreading team|\betext|\[illustration|\[footnote|transcriber's note|small print|^\W*\*\*\*",
     re.IGNORECASE,
