@@ -7,12 +7,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.devices import model_shares, resolve_compile
+from smallm_hf.training.devices import accelerator_type, model_shares, resolve_compile
 from smallm_hf.training.optimization import parameter_groups
 
-# What a step holds in 16 bits, by whether it is compiled: bytes for each token, layer and channel; for each logit; and
-# for the code. Least squares over the peaks of docs/speed.md, "Knowing beforehand", which they meet within 5 %.
-MEMORY = {True: (51, 1.8, 142 << 20), False: (112, 10.9, 72 << 20)}
+# What a step holds in 16 bits, by whether it is compiled: bytes for each token, layer and channel; for each weight of
+# the attention, which dropout has a CPU keep; for each logit; and for the code. Least squares over the peaks of
+# docs/speed.md, "Knowing beforehand", which they meet within 10 %.
+MEMORY = {True: (45, 4.5, 2.3, 156 << 20), False: (78, 18, 13.8, 299 << 20)}
+FLOAT32 = 1.5  # times that, without autocast, under which some of it is float32 too
 
 
 def embedding_parameters(model: PreTrainedModel) -> int:
@@ -100,12 +102,14 @@ def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: st
     moments = 2 * parameters - (sum(p.numel() for p in groups["hidden"]) if training.optimizer == "muon" else 0)
     config = model.config.get_text_config()
     tokens = training.batch_size * training.context_length
-    per_channel, per_logit, constant = MEMORY[compiled]
+    per_channel, per_weight, per_logit, constant = MEMORY[compiled]
+    dropout = getattr(config, "attention_dropout", getattr(config, "attn_pdrop", 0.0))
+    if not dropout or accelerator_type() != "cpu":
+        per_weight = 0
+    layer = config.hidden_size * per_channel + config.num_attention_heads * training.context_length * per_weight
     if training.activation_checkpointing:  # a layer keeps its input alone (Korthikanti et al. 2022, section 5)
-        per_channel = 2
-    if precision == "fp32":
-        per_channel *= 2
-    activations = tokens * config.num_hidden_layers * config.hidden_size * per_channel
+        layer = config.hidden_size * 2
+    activations = tokens * config.num_hidden_layers * layer * (FLOAT32 if precision == "fp32" else 1)
     logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * per_logit
     shares = model_shares()
     held = 4 * (2 * parameters + moments) / shares + (4 * parameters if shares > 1 else 0)
