@@ -16,6 +16,7 @@ from filelock import Timeout
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.card import write_card
 from smallm_hf.command_line import is_main_process
 from smallm_hf.config import CommandOptions, RunConfig, model_config
@@ -95,6 +96,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         say(describe_plan(plan, config, precision))
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
+            keep_freed_memory()
             training = dataclasses.replace(config.training, precision=precision, compile=plan.compiled)
             say(describe_probe(probe(architecture, training, precision), plan, training))
         return None
@@ -151,6 +153,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if checkpoint is not None:
         check_fingerprints(checkpoint, files, ["tokenizer"] if cools_down else list(fingerprints))
     architecture = _architecture(config, files)
+    keep_freed_memory()
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
     model = _model(config, architecture, checkpoint)

@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
 from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.batching import WindowOrder, next_token_batch
@@ -36,8 +37,8 @@ from smallm_hf.training.optimization import parts_of
 from smallm_hf.training.plan import flops_per_token
 from smallm_hf.training.validation import ValidationSet
 
-FUSED = "fused"
-# Ours without one ingredient: what is set instead; for the fused AdamW, which no recipe can do without, nothing.
+FUSED, KEPT_MEMORY = "fused", "kept_memory"
+# Ours without one ingredient: what is set instead; nothing for what no recipe can do without.
 WITHOUT: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "fp32"},
     "compile": {"compile": False},
@@ -45,6 +46,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "length_warmup": {"length_warmup": []},
     "logits": {"loss": "chunked"},
     FUSED: {},
+    KEPT_MEMORY: {},
 }
 # The recipe that others are given: AdamW in float32 with an early warm-up and a linear decay over the second half.
 PLAIN = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
@@ -92,7 +94,7 @@ def compare_training(
     for name in without:
         changed = dataclasses.replace(config.training, **WITHOUT[name])
         changed = dataclasses.replace(config, training=changed)
-        train = functools.partial(_train_ours, config=changed, fused=name != FUSED, **given)
+        train = functools.partial(_train_ours, config=changed, without=name, **given)
         contestants[f"ours without {name}"] = train
     for name in against:
         train = _train_with_trainer if name == "trainer" else functools.partial(_train_plainly, model_type=name)
@@ -113,10 +115,12 @@ def compare_training(
 
 
 def _train_ours(
-    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float, fused: bool = True
+    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float, without: str = ""
 ) -> dict[str, Any]:
     began = time.perf_counter()
     _begin_process(threads)
+    if without != KEPT_MEMORY:
+        keep_freed_memory()
     files = open_token_files(folder)
     precision = resolve_precision(config.training.precision)
     compiled = config.training.compile if config.training.compile != "auto" else True
@@ -140,7 +144,7 @@ def _train_ours(
             flops_per_token=flops,
             identity={},
         )
-        if not fused:
+        if without == FUSED:
             step_by_foreach(loop.optimizer)
         optimizing = _timed(loop.optimizer, "step")
         set_up = time.perf_counter() - began

@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 from torch.utils._triton import has_triton
 
-from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.errors import UserError
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.sharding import sharding_plugin
@@ -306,14 +305,12 @@ def build_accelerator(precision: str) -> Accelerator:
     """The Accelerator of a run.
 
     Accumulation is ours (its own divides the loss a second time), so it is told 1. On a machine without a GPU
-    `cpu=True` is what makes several processes find each other, and this one keeps the memory it frees.
+    `cpu=True` is what makes several processes find each other.
 
     Raises:
         UserError: processes that have not found each other, or nothing to split a model among.
     """
     fsdp, zero = map(parse_flag_from_env, SPLITTING)
-    if accelerator_type() == "cpu":
-        keep_freed_memory()
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" or zero else precision,
         gradient_accumulation_steps=1,

@@ -46,11 +46,18 @@ def test_everybody_trains_in_turns_and_is_scored_on_the_same_text(run):
         seconds=0.6,
         turn=0.2,
         against=["gpt2", "trainer"],
-        without=["muon", "fused"],
+        without=["muon", "fused", "kept_memory"],
         threads=1,
         say=lambda line: None,
     )
-    assert list(results["contestants"]) == ["ours", "ours without muon", "ours without fused", "gpt2", "trainer"]
+    assert list(results["contestants"]) == [
+        "ours",
+        "ours without muon",
+        "ours without fused",
+        "ours without kept_memory",
+        "gpt2",
+        "trainer",
+    ]
     for name, row in results["contestants"].items():
         assert row["rate"] > 0 and row["steps"] > 0, name
         assert 0 < row["bits_per_byte"] < 10, name
