@@ -1,5 +1,6 @@
 """The card says what the records say, and nothing that they do not."""
 
+import configparser
 import json
 import os
 import subprocess
@@ -256,6 +257,14 @@ def installed(tmp_path, monkeypatch) -> Path:
 def test_template_and_licence_are_those_of_the_checkout():
     top = SCRIPT.parent.parent
     assert [top_file(name) for name in ("model_card.md", "LICENSE")] == [top / "model_card.md", top / "LICENSE"]
+
+
+def test_an_installation_is_given_them():
+    top = Path(__file__).resolve().parent.parent.parent
+    settings = configparser.ConfigParser()
+    settings.read(top / "setup.cfg")
+    assert settings["options.data_files"]["share/smallm_hf"].split() == ["model_card.md"]
+    assert (top / "LICENSE").exists()  # setuptools adds files of this name by itself
 
 
 def test_a_package_without_its_checkout_takes_them_from_the_installation(installed, finished_run):
