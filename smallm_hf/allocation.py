@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
     """Has a CPU's tensors take the memory that earlier ones have left, rather than new pages at every step.
 
     Those the system zeroes and maps one by one: at 30M parameters 100,000 of them and a sixth of the time of a step,
-    and a fifth of that of scoring with the vocabulary of GPT-2.
-    For the whole process, and with glibc alone; other allocators are left as they are.
+    and a fifth of that of scoring with the vocabulary of GPT-2. For the whole process, and with glibc alone; other
+    allocators are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -172,7 +172,7 @@ def save_checkpoint(
     fingerprints: dict[str, str],
     kept: Callable[[int], bool],
     newest: int,
-) -> None:
+) -> Path:
     """Writes `checkpoints/step-N`, reads it back, and only then removes older ones; every process calls it.
 
     Args:
@@ -185,6 +185,9 @@ def save_checkpoint(
         fingerprints: of tokenizer and token files, for the manifest.
         kept: whether the checkpoint of a step stays though it is old.
         newest: how many of the newest stay in any case.
+
+    Returns:
+        Where it is.
 
     Raises:
         DiskFull: no space was left; nothing has changed.
@@ -227,6 +230,7 @@ def save_checkpoint(
             if not kept(int(old.name.removeprefix("step-"))):
                 remove(old)
     accelerator.wait_for_everyone()
+    return checkpoint
 
 
 def load_state(checkpoint: Path) -> LoopState:

@@ -83,7 +83,7 @@ class Saver:
                 training.keep_every and step % training.keep_every == 0
             )
 
-        save_checkpoint(
+        return save_checkpoint(
             self.run_folder,
             self.accelerator,
             self.model,
@@ -93,7 +93,6 @@ class Saver:
             kept=kept,
             newest=training.keep_checkpoints,
         )
-        return self.run_folder / "checkpoints" / f"step-{state.step}"
 
     def save_model(self, name: str, validated: dict[str, float]) -> None:
         """Writes a plain `save_pretrained` folder with its tokenizer and the last validation, replaced whole."""
