@@ -1,7 +1,6 @@
 """Measures speed, taking turns with other ways: python scripts/benchmark.py train --config configs/quickstart.yaml"""
 
 import argparse
-import json
 from pathlib import Path
 
 from smallm_hf.command_line import exit_clearly
@@ -32,11 +31,9 @@ def main() -> None:
     if needed and getattr(given, needed) is None:
         parser.error(f"{given.what} needs --{needed}")
 
-    from smallm_hf.benchmarks import showing
+    from smallm_hf.benchmarks.showing import show
 
-    results = getattr(showing, f"show_{given.what}")(config_words, **vars(given))
-    if given.output:
-        given.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    show(config_words=config_words, **vars(given))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
+from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.command_line import exit_clearly
-from smallm_hf.generation import lay_out_for_decoding, stream
+from smallm_hf.generation import lay_out_for_decoding, stream, stream_samples
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.training.devices import resolve_decoding_compile
 
@@ -25,16 +26,12 @@ def main() -> None:
     parser.add_argument("--compile", type=bool | Literal["auto"], default="auto", help=compiling)
     parser.add_function_arguments(stream, as_group=False, skip=NOT_ASKED)
     given = parser.parse_args().as_dict()
-    prompt, num_samples, seed = (given.pop(name) for name in ("prompt", "num_samples", "seed"))
     loading = {name: given.pop(name) for name in ("model", "dtype", "device", "trust_remote_code")}
-    given["compile"] = resolve_decoding_compile(given["compile"], num_samples * given["max_new_tokens"])
+    given["compile"] = resolve_decoding_compile(given["compile"], given["num_samples"] * given["max_new_tokens"])
+    keep_freed_memory()  # logits of each token would else take new pages
     model, tokenizer = load_causal_lm(**loading)
-    lay_out_for_decoding(model)
     write = functools.partial(print, end="", flush=True)
-    for index in range(num_samples):
-        write(f"--- {index + 1} of {num_samples}, seed {seed + index}\n{prompt}" if num_samples > 1 else prompt)
-        stream(model, tokenizer, prompt, write, seed=seed + index, **given)
-        print()
+    stream_samples(lay_out_for_decoding(model), tokenizer, write=write, **given)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
 
@@ -172,10 +171,8 @@ def lay_out_for_decoding(model: PreTrainedModel) -> PreTrainedModel:
     """Stores the weights of linear maps by columns, where that makes them faster to multiply with one vector.
 
     The values stay, and so does the shape. On a CPU in float32, the libraries' product reads the usual rows of small
-    matrices at half the speed of memory, and columns at nearly all of it. To be saved, a model is loaded again. This
-    process keeps the memory it frees from now on: logits of a batch would else take new pages for each token.
+    matrices at half the speed of memory, and columns at nearly all of it. To be saved, a model is loaded again.
     """
-    keep_freed_memory()
     if model.device.type == "cpu" and model.dtype == torch.float32:
         for module in model.modules():
             if isinstance(module, nn.Linear):
@@ -269,6 +266,25 @@ def stream(
             written += len(text) - len(window)
             window = text
     output.end()
+
+
+def stream_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    write: Callable[[str], None],
+    *,
+    num_samples: int = 1,
+    seed: int = 42,
+    **settings: Any,
+) -> None:
+    """Writes a prompt and its continuation `num_samples` times, each with the next seed; `settings` are of `stream`."""
+    for index in range(num_samples):
+        if num_samples > 1:
+            write(f"--- {index + 1} of {num_samples}, seed {seed + index}\n")
+        write(prompt)
+        stream(model, tokenizer, prompt, write, seed=seed + index, **settings)
+        write("\n")
 
 
 def sample(

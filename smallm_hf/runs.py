@@ -215,9 +215,9 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         _write_json(run / "environment.json", origin)
     if loop.finished():
         end = f"at step {loop.state.step} ({training.limits})"
-        if loop.state.closed:
+        if loop.state.closed and (run / "results.json").is_file():
             say(f"nothing left to train {end}; raise the limit that was reached to go on")
-        else:  # it was stopped in its last validation
+        else:  # it ended in its last validation, or behind its last checkpoint
             say(f"all steps are done {end}; only the last validation, samples and saving are left")
     with trackers.mirroring(dataclasses.asdict(config), loop.state.step):
         trained = loop.run()

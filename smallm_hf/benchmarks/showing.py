@@ -1,20 +1,24 @@
 """Each benchmark, measured and shown: what `scripts/benchmark.py` calls."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.benchmarks.data import compare_preparing, print_preparing
 from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
 from smallm_hf.benchmarks.size import measure_size, print_size
 from smallm_hf.benchmarks.training import compare_training, print_training
 from smallm_hf.config import parse_command_line
+from smallm_hf.folders import require_writable, write_whole
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
 
 
-def show_train(config_words: Sequence[str], **given: Any) -> dict[str, Any]:
+def _show_train(*, config_words: Sequence[str], **given: Any) -> dict[str, Any]:
     """Measures and shows training, see `compare_training`."""
     config, options = parse_command_line("", config_words, training=False)
     asked = {name: given[name] for name in ("seconds", "turn", "against", "without", "threads")}
@@ -23,9 +27,7 @@ def show_train(config_words: Sequence[str], **given: Any) -> dict[str, Any]:
     return results
 
 
-def show_data(
-    _: Sequence[str], *, source: str, tokenizer: str, workers: list[int], quick: bool, **given: Any
-) -> dict[str, Any]:
+def _show_data(*, source: str, tokenizer: str, workers: list[int], quick: bool, **given: Any) -> dict[str, Any]:
     """Measures and shows preparing with each number of processes, see `compare_preparing`."""
     runs = []
     for number in workers:
@@ -34,17 +36,39 @@ def show_data(
     return {"runs": runs}
 
 
-def show_size(
-    _: Sequence[str], *, source: str, tokenizer: str, megabytes: float, workers: list[int], **given: Any
-) -> dict[str, Any]:
+def _show_size(*, source: str, tokenizer: str, megabytes: float, workers: list[int], **given: Any) -> dict[str, Any]:
     """Measures and shows preparing a large text, see `measure_size`."""
     results = measure_size(source, megabytes=megabytes, workers=workers, tokenizer=tokenizer)
     print_size(results, Console())
     return results
 
 
-def show_generate(_: Sequence[str], *, model: str, quick: bool, **given: Any) -> dict[str, Any]:
+def _show_generate(*, model: str, quick: bool, **given: Any) -> dict[str, Any]:
     """Measures and shows decoding, see `compare_decoding`."""
+    keep_freed_memory()
     results = compare_decoding(load_causal_lm(model, dtype="float32")[0], compile=not quick, quick=quick)
     print_decoding(results, Console())
     return results
+
+
+# Each measures and shows one thing, with what the command line says.
+SHOWN: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": _show_train,
+    "data": _show_data,
+    "size": _show_size,
+    "generate": _show_generate,
+}
+
+
+def show(what: str, output: Path | None, **given: Any) -> None:
+    """Measures and shows one of `SHOWN`, and writes all of it to `output` as JSON if asked.
+
+    Raises:
+        UserError: nothing can be written there, found before anything is measured.
+    """
+    if output:
+        require_writable(output, "--output", folder=False)
+        output.parent.mkdir(parents=True, exist_ok=True)
+    results = SHOWN[what](**given)
+    if output:
+        write_whole(output, json.dumps(results, indent=2) + "\n")

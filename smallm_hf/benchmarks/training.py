@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from smallm_hf.allocation import keep_freed_memory
+from smallm_hf.benchmarks.rounds import ratio_of, spread
 from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
 from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.batching import WindowOrder, next_token_batch
@@ -52,6 +53,10 @@ WITHOUT: dict[str, dict[str, Any]] = {
 PLAIN = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
 PLAIN_WINDOWS, PLAIN_WARMUP, PLAIN_DECAY = 8, 0.04, 0.5
 AGAINST = ("gpt2", "llama", "qwen3", "trainer")
+# What a step could do at most: products of square matrices, so large that nothing but multiplying takes time.
+MATRICES = "matrix products"
+CPU_MATRIX_WIDTH, MATRIX_WIDTH = 2048, 8192
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compare_training(
@@ -80,7 +85,9 @@ def compare_training(
     Returns:
         `contestants`, by name: tokens per second (`rate`, `rates`), `ratio` of ours over it within each round, updates,
         tokens, `peak_memory_bytes`, `loss` and `bits_per_byte` of the validation set (packed, float32), seconds of
-        set-up, and of ours the share of a step that the optimizer takes; and where it was measured.
+        set-up, and of ours the share of a step that the optimizer takes. `mfu` is a contestant's share of what matrix
+        products reach in the precision of ours within the same round, by the operations of full rows (Chowdhery et al.
+        2022, 4.1); `matrix_products` says what they reach, in operations per second. And where it was measured.
 
     Raises:
         UserError: an unknown contestant, one that failed, or a launcher's settings that would not hold.
@@ -99,11 +106,18 @@ def compare_training(
     for name in against:
         train = _train_with_trainer if name == "trainer" else functools.partial(_train_plainly, model_type=name)
         contestants[name] = functools.partial(train, config=config, **given)
+    precision = resolve_precision(config.training.precision)
+    contestants[MATRICES] = functools.partial(_multiply, threads=threads, precision=precision)
     results = take_turns(contestants, seconds=seconds, turn=turn, say=say)
+    matrices = results.pop(MATRICES)
+    for row in results.values():
+        shares = zip(row["rates"], matrices["rates"], strict=False)
+        row["mfu"] = ratio_of([rate * row["flops_per_token"] / most for rate, most in shares])
     return {
         "seconds": seconds,
         "turn": turn,
         "contestants": results,
+        "matrix_products": {"dtype": precision, "rate": matrices["rate"], "rates": matrices["rates"]},
         "context_length": config.training.context_length,
         "config": dataclasses.asdict(config),
         "hardware": hardware(),
@@ -311,6 +325,19 @@ def _plain_result(
     }
 
 
+def _multiply(turns: Turns, *, threads: int | None, precision: str) -> dict[str, Any]:
+    """Multiplies matrices (N, N), and counts operations."""
+    _begin_process(threads)
+    width = CPU_MATRIX_WIDTH if accelerator_type() == "cpu" else MATRIX_WIDTH
+    left, right = torch.randn(2, width, width, device=accelerator_type(), dtype=DTYPES[precision])
+    product = left @ right
+    turns.begin()
+    while turns.share < 1:
+        torch.mm(left, right, out=product)
+        turns.did(2 * width**3)
+    return {}
+
+
 # --- for all ---------------------------------------------------------------------------------------------------------
 
 
@@ -336,17 +363,21 @@ def _scored(model: PreTrainedModel, validation: ValidationSet, training: Trainin
 
 def print_training(results: dict[str, Any], console: Console) -> None:
     """Shows the comparison as a table."""
-    table = Table(title=f"{results['seconds']:g} s of training each, in turns of {results['turn']:g} s")
+    matrices = results["matrix_products"]
+    table = Table(
+        title=f"{results['seconds']:g} s of training each, in turns of {results['turn']:g} s; matrix products reach "
+        f"{matrices['rate'] / 1e12:.3g} TFLOP/s in {matrices['dtype']}"
+    )
     table.add_column("")
-    headers = ("tokens/s", "ours is faster by (lowest-highest)", "peak MiB", "bits per byte", "updates", "set-up s")
+    headers = ("tokens/s", "ours is faster by", "MFU", "peak MiB", "bits per byte", "updates", "set-up s")
     for header in headers:
         table.add_column(header, justify="right")
     for name, row in results["contestants"].items():
-        ratio = row["ratio"]
         table.add_row(
             name,
             f"{row['rate']:,.0f}",
-            f"{ratio['median']:.2f}x ({ratio['lowest']:.2f}-{ratio['highest']:.2f})",
+            spread(row["ratio"]),
+            f"{row['mfu']['median']:.0%}",
             f"{row['peak_memory_bytes'] / 2**20:,.0f}",
             f"{row['bits_per_byte']:.4f}",
             f"{row['steps']:,}",

@@ -12,6 +12,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from smallm_hf.benchmarks.rounds import ratio_of
 from smallm_hf.errors import UserError
 
@@ -45,9 +47,11 @@ class Turns:
     def did(self, work: int) -> None:
         """Counts work, in tokens; where the turn is over, tells of it and waits for the next."""
         self._work += work
-        now = time.perf_counter()
-        if now < self._until and self.share < 1:
+        if time.perf_counter() < self._until and self.share < 1:
             return
+        if torch.accelerator.is_available():  # what a device still has to do belongs to this turn
+            torch.accelerator.synchronize()
+        now = time.perf_counter()
         self._spent += now - self._began
         self._connection.send({"work": self._work, "seconds": now - self._began})
         self._wait()

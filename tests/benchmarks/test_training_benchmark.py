@@ -62,13 +62,16 @@ def test_everybody_trains_in_turns_and_is_scored_on_the_same_text(run):
         assert row["rate"] > 0 and row["steps"] > 0, name
         assert 0 < row["bits_per_byte"] < 10, name
         assert row["peak_memory_bytes"] > 2**26, name
+        rounds = zip(row["rates"], results["matrix_products"]["rates"], strict=False)
+        assert row["mfu"]["highest"] == max(rate * row["flops_per_token"] / most for rate, most in rounds) < 1, name
         assert row["tokens"] == row["steps"] * (64 if name.startswith("ours") else 8 * 32), name
     assert 0 < results["contestants"]["ours"]["optimizer_share"] < 1
     assert results["hardware"]["cpu_threads"]
+    assert results["matrix_products"]["dtype"] == "fp32"
     assert {"commit", "versions"} <= results.keys()
     shown = io.StringIO()
     print_training(results, Console(file=shown, width=140))
-    assert "ours without muon" in shown.getvalue()
+    assert "ours without muon" in shown.getvalue() and "TFLOP/s in fp32" in shown.getvalue()
 
 
 @pytest.mark.parametrize("options", [{"against": ["bloom"]}, {"without": ["bloom"]}])

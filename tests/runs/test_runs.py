@@ -505,6 +505,15 @@ def test_resuming_what_was_stopped_behind_its_last_step_says_what_is_left(recipe
     assert "nothing left to train" not in said
 
 
+def test_resuming_what_was_killed_behind_its_last_checkpoint_leaves_its_results(recipe, tmp_path, capsys):
+    expected = train(recipe, tmp_path / "run")["last"]
+    (tmp_path / "run" / "results.json").unlink()
+    capsys.readouterr()
+    assert train(recipe, tmp_path / "run", "--resume")["last"] == expected
+    assert "only the last validation, samples and saving are left" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["last"] == expected
+
+
 def test_of_two_runs_that_begin_in_one_folder_the_second_is_refused(recipe, tmp_path, monkeypatch):
     def meanwhile(*arguments, **options):
         (tmp_path / "run").mkdir()
