@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +19,13 @@ from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.card import write_card
 from smallm_hf.command_line import is_main_process
 from smallm_hf.config import CommandOptions, RunConfig, model_config
-from smallm_hf.data.batching import WindowOrder, refuse_mixing
+from smallm_hf.data.batching import refuse_mixing
 from smallm_hf.data.documents import has_splits
+from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
 from smallm_hf.data.request import Request
+from smallm_hf.describing import describe_data, describe_end, describe_plan, describe_probe, describe_results
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
@@ -46,7 +47,6 @@ from smallm_hf.training.devices import (
     build_accelerator,
     check_launch,
     hardware,
-    held_bytes,
     peak_memory_bytes,
     resolve_batch_size,
     resolve_loss,
@@ -57,10 +57,14 @@ from smallm_hf.training.devices import (
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
 from smallm_hf.training.loss import has_plain_head
 from smallm_hf.training.plan import Plan, make_plan, memory_bytes
-from smallm_hf.training.probe import Probe, probe
-from smallm_hf.training.progress import count, duration
+from smallm_hf.training.probe import probe
 from smallm_hf.training.tracking import Trackers
 from smallm_hf.training.validation import ValidationSet
+
+# A run that was asked to stop, or whose launcher is gone, ends within this time.
+OTHERS_END_SECONDS = 40.0
+# What saving adds to a config, or what says nothing of its shape.
+UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
 
 
 def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles | None:
@@ -91,13 +95,13 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     say = print if is_main_process() else _silent
     if options.dry_run:
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
-        config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
+        config = _with_sizes(config, architecture, precision)
         plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
         say(describe_plan(plan, config, precision))
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
-            training = dataclasses.replace(config.training, precision=precision, compile=plan.compiled)
+            training = _with_training(config, precision=precision, compile=plan.compiled).training
             say(describe_probe(probe(architecture, training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
@@ -129,20 +133,16 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None]) -> dict[str, Any]:
     """The whole of a run, from its text to its results."""
-    run = options.output_dir
+    began, run = time.perf_counter(), options.output_dir
     checkpoint = find_checkpoint(options, say)
     if checkpoint is not None:
         config = resumed_config(config, checkpoint, say)
-    precision = resolve_precision(config.training.precision)
-    architecture, requested = model_config(config.model), config.training
-    config = dataclasses.replace(config, training=_resolve_sizes(config.training, architecture, precision))
-    trackers = Trackers(config.logging, run, say)
-    set_cpu_threads(config.training.cpu_threads)
-    disable_progress_bar()  # of saving and loading: the run has its own
-    began = time.perf_counter()
-    if config.training.deterministic:
-        set_determinism()
     cools_down = checkpoint is None and config.training.cooldown_from is not None
+    precision = resolve_precision(config.training.precision)
+    requested_loss = config.training.loss
+    config = _with_sizes(config, model_config(config.model), precision)
+    trackers = Trackers(config.logging, run, say)
+    _set_up_process(config.training)
     if cools_down:
         checkpoint = Path(config.training.cooldown_from)
         check_cooldown(config.training, checkpoint)
@@ -157,51 +157,31 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
     model = _model(config, architecture, checkpoint)
-    with evaluation_mode(model):
-        refuse_lookahead(model)
-        if config.batching.within_documents:
-            refuse_mixing(model, files.meta.eos_token_id)
-    if config.training.loss == "chunked" and not has_plain_head(model):
-        if requested.loss == "chunked":
-            raise UserError(
-                "training.loss=chunked needs logits that are a linear map of the hidden states, and those of "
-                f"{type(model).__name__} are not; set it to logits"
-            )
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, loss="logits"))
-    for prompt in config.training.sample_prompts:
-        prompt_window(model, files.tokenizer, prompt)  # one that is too long is refused now, not after the training
+    config = _fitting(config, requested_loss, model, files)
 
     shape = (len(files.train), config.training.context_length, config.training.seed)
     order = WindowOrder(*shape, config.batching, files.meta.sources)
-    planned_steps = plan_steps(config.training, order.windows_per_epoch)
-    plan = make_plan(architecture, config.training, precision, planned_steps)
-    training = dataclasses.replace(config.training, precision=precision, compile=plan.compiled)
-    config = dataclasses.replace(config, training=training)
+    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, order.windows_per_epoch))
+    config = _with_training(config, precision=precision, compile=plan.compiled)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
-
     if config.batching.curriculum:
         say(f"reading the training text for batching.curriculum={config.batching.curriculum}")
         order.read_difficulty(files.train, files.meta.eos_token_id)
-    set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
+    set_seed(config.training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
     state = LoopState() if checkpoint is None else load_state(checkpoint)
-    if cools_down:
-        state = cooldown_state(state)
-    all_bytes = files.meta.validation.bytes + files.meta.validation.documents  # an eos counts as one
     loop = TrainingLoop(
         model=model,
         tokenizer=files.tokenizer,
         train_tokens=files.train,
-        validation=ValidationSet.choose(
-            files.validation, all_bytes, training.validation_tokens, files.tokenizer, config.batching.within_documents
-        ),
-        training=training,
+        validation=_validation(config, files),
+        training=config.training,
         run=run,
         accelerator=accelerator,
         flops_per_token=plan.flops_per_token,
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints},
         checkpoint=checkpoint,
-        state=state,
+        state=cooldown_state(state) if cools_down else state,
         mirror=trackers.write,
         push_every=config.hub.push_every,
         order=order,
@@ -214,11 +194,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         config.save(run / "config.yaml")
         _write_json(run / "environment.json", origin)
     if loop.finished():
-        end = f"at step {loop.state.step} ({training.limits})"
-        if loop.state.closed and (run / "results.json").is_file():
-            say(f"nothing left to train {end}; raise the limit that was reached to go on")
-        else:  # it ended in its last validation, or behind its last checkpoint
-            say(f"all steps are done {end}; only the last validation, samples and saving are left")
+        has_results = loop.state.closed and (run / "results.json").is_file()
+        say(describe_end(loop.state.step, config.training, has_results))
     with trackers.mirroring(dataclasses.asdict(config), loop.state.step):
         trained = loop.run()
     if loop.pushes:
@@ -226,16 +203,59 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     measured = {"wall_seconds": time.perf_counter() - began, "peak_memory_bytes": peak_memory_bytes()}
     results = {"name": run.name, **trained, **measured, **_describe_run(config, plan, files, trained["tokens"], origin)}
     if accelerator.is_main_process:
-        _write_json(run / "results.json", results)
-        for name in ("best", "final"):
-            write_card(run / name)
-        from smallm_hf.plots import draw_runs  # matplotlib, which a dry run and the other processes do without
-
-        draw_runs([run])
+        _leave_results(run, results)
         say(describe_results(results, run))
     loop.close()
     accelerator.end_training()
     return results
+
+
+def _set_up_process(training: TrainingConfig) -> None:
+    """What holds for the whole process, before its first tensor."""
+    set_cpu_threads(training.cpu_threads)
+    disable_progress_bar()  # of saving and loading: the run has its own
+    if training.deterministic:
+        set_determinism()
+
+
+def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, files: TokenFiles) -> RunConfig:
+    """The config of a run that can be trained with this model; what only its weights tell is refused now, or decided.
+
+    Raises:
+        UserError: a model that looks ahead or mixes documents, a loss that is not its own, or a prompt too long for it.
+    """
+    with evaluation_mode(model):
+        refuse_lookahead(model)
+        if config.batching.within_documents:
+            refuse_mixing(model, files.meta.eos_token_id)
+    for prompt in config.training.sample_prompts:
+        prompt_window(model, files.tokenizer, prompt)
+    if config.training.loss != "chunked" or has_plain_head(model):
+        return config
+    if requested_loss == "chunked":
+        raise UserError(
+            "training.loss=chunked needs logits that are a linear map of the hidden states, and those of "
+            f"{type(model).__name__} are not; set it to logits"
+        )
+    return _with_training(config, loss="logits")
+
+
+def _validation(config: RunConfig, files: TokenFiles) -> ValidationSet:
+    """What a run is validated on."""
+    side = files.meta.validation
+    all_bytes = side.bytes + side.documents  # an eos counts as one
+    apart = config.batching.within_documents
+    return ValidationSet.choose(files.validation, all_bytes, config.training.validation_tokens, files.tokenizer, apart)
+
+
+def _leave_results(run: Path, results: dict[str, Any]) -> None:
+    """Writes what came out of a run: its results, the cards of its weights, its plots."""
+    _write_json(run / "results.json", results)
+    for name in ("best", "final"):
+        write_card(run / name)
+    from smallm_hf.plots import draw_runs  # matplotlib, which a dry run and the other processes do without
+
+    draw_runs([run])
 
 
 def _describe_run(
@@ -286,15 +306,20 @@ def _request(config: RunConfig) -> Request:
     return Request(config.data, config.tokenizer, config.vocab_size, config.cleaning, config.selection)
 
 
-def _resolve_sizes(training: TrainingConfig, architecture: PreTrainedConfig, precision: str) -> TrainingConfig:
+def _with_training(config: RunConfig, **changes: Any) -> RunConfig:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
+
+
+def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: str) -> RunConfig:
     """Decides `batch_size: auto` and `loss: auto`, which depend on what fits into memory."""
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
-    training = resolve_batch_size(training, needed, processes)
+    training = resolve_batch_size(config.training, needed, processes)
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
-    return dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+    training = dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+    return dataclasses.replace(config, training=training)
 
 
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
@@ -341,83 +366,3 @@ def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path |
                     "resume with the config of the run or give another --output_dir"
                 )
         return load_weights(checkpoint, architecture, exact=True)
-
-
-# A run that was asked to stop, or whose launcher is gone, ends within this time.
-OTHERS_END_SECONDS = 40.0
-# What saving adds to a config, or what says nothing of its shape.
-UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
-
-
-def describe_data(files: TokenFiles) -> str:
-    """What token files hold, as the lines a user reads."""
-    sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
-    return "\n".join(
-        f"{name:<17} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens "
-        f"({side.bytes / side.tokens:.2f} bytes per token)"
-        for name, side in sides
-    )
-
-
-def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
-    """The plan of a run as the lines a user reads before it starts."""
-    training = config.training
-    other = plan.parameters - plan.embedding_parameters
-    end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
-    if training.epochs and not plan.tokens:
-        end = f"{training.epochs:g} epochs of data not counted yet"
-    total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
-    return "\n".join(
-        [
-            f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
-            f"tokens per step   {plan.tokens_per_step:,} "
-            f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
-            f"total tokens      {end} ({training.limits})",
-            f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
-            f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
-            f"precision         {precision}, compile {plan.compiled}, loss {training.loss}",
-        ]
-    )
-
-
-def describe_probe(probe: Probe, plan: Plan, training: TrainingConfig) -> str:
-    """What a probe measured and what follows from it, as the lines a user reads."""
-    speed = plan.tokens_per_step / probe.step_seconds
-    whole = f"{training.epochs or 0:g} epochs of data not counted yet"
-    if plan.steps:
-        whole = f"{plan.steps:,} updates take {duration(plan.steps * probe.step_seconds)}"
-    elif training.max_seconds:
-        whole = f"{duration(training.max_seconds)} are {count(speed * training.max_seconds)} tokens"
-    return "\n".join(
-        [
-            f"probe             {probe.updates} updates of {probe.step_seconds:.3g} s (one in ten above "
-            f"{probe.slowest:.3g} s), {count(speed)} tokens/s; set up in {duration(probe.set_up_seconds)}",
-            f"                  {whole}, without validation, samples and checkpoints",
-            f"                  peak memory {probe.peak_memory_bytes / 2**30:.2f} GiB (measured)",
-        ]
-    )
-
-
-def describe_results(results: dict[str, Any], run: Path) -> str:
-    """How a run ended, and what to do with it next."""
-    early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
-    last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
-    windows = sum(source["windows"] for source in results["sources"])
-    drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
-    return "\n".join(
-        [
-            "",
-            f"validation        loss {last['validation_loss']:.4f}, perplexity {last['validation_perplexity']:.2f}, "
-            f"bits per byte {last['validation_bits_per_byte']:.4f} ({results['protocol']})",
-            f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
-            f"trained           {count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
-            f"{duration(results['wall_seconds'])} in all{early}",
-            *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
-            "",
-            "next:",
-            f"  python scripts/generate.py --model {run}/best --prompt {shlex.quote(prompt)}",
-            f"  python scripts/score.py --model {run}/best --data YOUR_TEXT.txt",
-            '  python -c "from transformers import pipeline; '
-            f"print(pipeline('text-generation', '{run}/best')('The')[0]['generated_text'])\"",
-        ]
-    )

@@ -36,7 +36,7 @@ LEVELS = [
         "hub",
         "comparison",
     ],
-    ["resuming"],
+    ["describing", "resuming"],
     ["runs", "benchmarks"],
 ]
 

@@ -19,7 +19,8 @@ from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.benchmarks.rounds import ratio_of, spread
 from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
 from smallm_hf.config import RunConfig, model_config
-from smallm_hf.data.batching import WindowOrder, next_token_batch
+from smallm_hf.data.batching import next_token_batch
+from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.data.packing import TokenFiles, open_token_files
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
@@ -369,7 +370,7 @@ def print_training(results: dict[str, Any], console: Console) -> None:
         f"{matrices['rate'] / 1e12:.3g} TFLOP/s in {matrices['dtype']}"
     )
     table.add_column("")
-    headers = ("tokens/s", "ours is faster by", "MFU", "peak MiB", "bits per byte", "updates", "set-up s")
+    headers = ("tokens/s", "ours is faster by", "MFU", "optimizer", "peak MiB", "bits per byte", "updates", "set-up s")
     for header in headers:
         table.add_column(header, justify="right")
     for name, row in results["contestants"].items():
@@ -378,6 +379,7 @@ def print_training(results: dict[str, Any], console: Console) -> None:
             f"{row['rate']:,.0f}",
             spread(row["ratio"]),
             f"{row['mfu']['median']:.0%}",
+            f"{row['optimizer_share']:.0%}" if row.get("optimizer_share") else "",
             f"{row['peak_memory_bytes'] / 2**20:,.0f}",
             f"{row['bits_per_byte']:.4f}",
             f"{row['steps']:,}",

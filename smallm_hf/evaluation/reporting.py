@@ -26,6 +26,22 @@ COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e
 WEIGHTS_OF_A_RUN = ("best", "final")
 # The plot of a chart inside its 340 by 230 picture: left, right, top, bottom.
 PLOT = (40, 324, 12, 184)
+# The charts of the loss, by the table they show: title, note, what goes across, and the edge of a bin that is its name.
+LOSS_CHARTS = {
+    "by_position": (
+        "Loss by position",
+        "nats per token, by its place in the window",
+        "tokens before it, up to",
+        1,
+    ),
+    "by_frequency": ("Loss by token frequency", "nats per token, by how often it occurs", "occurrences, at least", 0),
+    "by_word_frequency": (
+        "Loss by word frequency",
+        "nats of its tokens together, by how often it occurs",
+        "occurrences, at least",
+        0,
+    ),
+}
 
 Row = dict[str, Any]
 # Title, and the picture: a fragment of HTML, or the bytes of a PNG that holds its title. Either holds its caption.
@@ -305,69 +321,64 @@ def _shown(title: str, picture: str | bytes) -> Markup:
 
 def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The reliability diagram and those of the loss: titles, ticks, and for each model the points of its line."""
-    reliability = [[(bin["confidence"], bin["accuracy"]) for bin in row["tables"]["by_confidence"]] for row in rows]
-    tenths = [(tick / 4, f"{tick / 4:.0%}") for tick in range(5)]
-    drawn = [
-        {
-            "title": "Reliability",
-            "note": "how often the first choice is right, by its probability; on the dashed line a model is as good as "
-            "it thinks, below it overconfident",
-            "across": "probability of the first choice",
-            "diagonal": True,
-            "x_ticks": tenths,
-            "y_ticks": tenths,
-            "lines": reliability,
-        }
-    ]
-    occurrences = ("occurrences, at least", 0)
-    for name, title, note, across, edge in (
-        ("by_position", "Loss by position", "nats per token, by its place in the window", "tokens before it, up to", 1),
-        ("by_frequency", "Loss by token frequency", "nats per token, by how often it occurs", *occurrences),
-        (
-            "by_word_frequency",
-            "Loss by word frequency",
-            "nats of its tokens together, by how often it occurs",
-            *occurrences,
-        ),
-    ):
-        bins = sorted({(bin["from"], bin["to"]) for row in rows for bin in row["tables"][name]})
-        if not bins:
-            continue
-        places = {bin: (number + 0.5) / len(bins) for number, bin in enumerate(bins)}
-        losses = [bin["loss"] for row in rows for bin in row["tables"][name] if math.isfinite(bin["loss"])]
-        highest = max(losses, default=0)
-        steps = (first * 10**power for power in itertools.count() for first in (0.5, 1, 2))
-        step = next(step for step in steps if highest / step <= 5)
-        ticks = [step * tick for tick in range(int(highest / step) + 2)]
-        top = ticks[-1]
-        drawn.append(
-            {
-                "title": title,
-                "note": note,
-                "across": across,
-                "diagonal": False,
-                "x_ticks": [(place, _short(bin[edge])) for bin, place in places.items()],
-                "y_ticks": [(tick / top, f"{tick:g}") for tick in ticks],
-                "lines": [
-                    [
-                        (places[bin["from"], bin["to"]], bin["loss"] / top)
-                        for bin in row["tables"][name]
-                        if math.isfinite(bin["loss"])
-                    ]
-                    for row in rows
-                ],
-            }
-        )
+    known = [name for name in LOSS_CHARTS if any(row["tables"][name] for row in rows)]
+    return [_placed(chart) for chart in (_reliability(rows), *(_losses(rows, name) for name in known))]
+
+
+def _reliability(rows: Sequence[Row]) -> dict[str, Any]:
+    """How sure each model is and how right; places in the plot are shares of it."""
+    quarters = [(tick / 4, f"{tick / 4:.0%}") for tick in range(5)]
+    return {
+        "title": "Reliability",
+        "note": "how often the first choice is right, by its probability; on the dashed line a model is as good as "
+        "it thinks, below it overconfident",
+        "across": "probability of the first choice",
+        "diagonal": True,
+        "x_ticks": quarters,
+        "y_ticks": quarters,
+        "lines": [[(bin["confidence"], bin["accuracy"]) for bin in row["tables"]["by_confidence"]] for row in rows],
+    }
+
+
+def _losses(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    """The loss of each model in the bins of one of its tables; places in the plot are shares of it."""
+    title, note, across, edge = LOSS_CHARTS[name]
+    tables = [row["tables"][name] for row in rows]
+    bins = sorted({(bin["from"], bin["to"]) for table in tables for bin in table})
+    places = {bin: (number + 0.5) / len(bins) for number, bin in enumerate(bins)}
+    drawn = [[bin for bin in table if math.isfinite(bin["loss"])] for table in tables]
+    highest = max((bin["loss"] for table in drawn for bin in table), default=0)
+    steps = (first * 10**power for power in itertools.count() for first in (0.5, 1, 2))
+    step = next(step for step in steps if highest / step <= 5)
+    ticks = [step * tick for tick in range(int(highest / step) + 2)]
+    top = ticks[-1]
+    return {
+        "title": title,
+        "note": note,
+        "across": across,
+        "diagonal": False,
+        "x_ticks": [(place, _short(bin[edge])) for bin, place in places.items()],
+        "y_ticks": [(tick / top, f"{tick:g}") for tick in ticks],
+        "lines": [[(places[bin["from"], bin["to"]], bin["loss"] / top) for bin in table] for table in drawn],
+    }
+
+
+def _placed(chart: dict[str, Any]) -> dict[str, Any]:
+    """A chart with its places in pixels of the picture."""
     left, right, top, bottom = PLOT
-    for chart in drawn:
-        chart["plot"] = {"left": left, "right": right, "top": top, "bottom": bottom}
-        chart["x_ticks"] = [(round(left + x * (right - left), 1), text) for x, text in chart["x_ticks"]]
-        chart["y_ticks"] = [(round(bottom - y * (bottom - top), 1), text) for y, text in chart["y_ticks"]]
-        chart["lines"] = [
-            [(round(left + x * (right - left), 1), round(bottom - y * (bottom - top), 1)) for x, y in line]
-            for line in chart["lines"]
-        ]
-    return drawn
+
+    def x(share: float) -> float:
+        return round(left + share * (right - left), 1)
+
+    def y(share: float) -> float:
+        return round(bottom - share * (bottom - top), 1)
+
+    return chart | {
+        "plot": {"left": left, "right": right, "top": top, "bottom": bottom},
+        "x_ticks": [(x(place), text) for place, text in chart["x_ticks"]],
+        "y_ticks": [(y(place), text) for place, text in chart["y_ticks"]],
+        "lines": [[(x(across), y(up)) for across, up in line] for line in chart["lines"]],
+    }
 
 
 def _short(number: int) -> str:

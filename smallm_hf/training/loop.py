@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smallm_hf.data.batching import WindowOrder
+from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.generation import sample
 from smallm_hf.training.checkpoints import LoopState, load_training_state

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
-from smallm_hf.data.batching import WindowOrder, next_token_batch, positions_in_documents
+from smallm_hf.data.batching import next_token_batch, positions_in_documents
+from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.errors import Interrupted, UserError, one_line
 from smallm_hf.generation import forked_random
 from smallm_hf.training.checkpoints import LoopState, random_state, set_random_state

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.data.batching import WindowOrder
+from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.errors import UserError
 from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.clock import Clock

@@ -1,0 +1,96 @@
+"""What a run is told to hold, cost and have reached, as the lines a user reads."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from smallm_hf.config import RunConfig
+from smallm_hf.data.packing import TokenFiles
+from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.devices import held_bytes
+from smallm_hf.training.plan import Plan
+from smallm_hf.training.probe import Probe
+from smallm_hf.training.progress import count, duration
+
+
+def describe_data(files: TokenFiles) -> str:
+    """What token files hold."""
+    sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
+    return "\n".join(
+        f"{name:<17} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens "
+        f"({side.bytes / side.tokens:.2f} bytes per token)"
+        for name, side in sides
+    )
+
+
+def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
+    """The plan of a run before it starts."""
+    training = config.training
+    other = plan.parameters - plan.embedding_parameters
+    end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
+    if training.epochs and not plan.tokens:
+        end = f"{training.epochs:g} epochs of data not counted yet"
+    total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
+    return "\n".join(
+        [
+            f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
+            f"tokens per step   {plan.tokens_per_step:,} "
+            f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
+            f"total tokens      {end} ({training.limits})",
+            f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
+            f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
+            f"precision         {precision}, compile {plan.compiled}, loss {training.loss}",
+        ]
+    )
+
+
+def describe_probe(probe: Probe, plan: Plan, training: TrainingConfig) -> str:
+    """What a probe measured and what follows from it."""
+    speed = plan.tokens_per_step / probe.step_seconds
+    whole = f"{training.epochs or 0:g} epochs of data not counted yet"
+    if plan.steps:
+        whole = f"{plan.steps:,} updates take {duration(plan.steps * probe.step_seconds)}"
+    elif training.max_seconds:
+        whole = f"{duration(training.max_seconds)} are {count(speed * training.max_seconds)} tokens"
+    return "\n".join(
+        [
+            f"probe             {probe.updates} updates of {probe.step_seconds:.3g} s (one in ten above "
+            f"{probe.slowest:.3g} s), {count(speed)} tokens/s; set up in {duration(probe.set_up_seconds)}",
+            f"                  {whole}, without validation, samples and checkpoints",
+            f"                  peak memory {probe.peak_memory_bytes / 2**30:.2f} GiB (measured)",
+        ]
+    )
+
+
+def describe_end(step: int, training: TrainingConfig, has_results: bool) -> str:
+    """What a resumed run has left to do that is at its end already."""
+    end = f"at step {step} ({training.limits})"
+    if has_results:
+        return f"nothing left to train {end}; raise the limit that was reached to go on"
+    # it ended in its last validation, or behind its last checkpoint
+    return f"all steps are done {end}; only the last validation, samples and saving are left"
+
+
+def describe_results(results: dict[str, Any], run: Path) -> str:
+    """How a run ended, and what to do with it next."""
+    early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
+    last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
+    windows = sum(source["windows"] for source in results["sources"])
+    drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
+    return "\n".join(
+        [
+            "",
+            f"validation        loss {last['validation_loss']:.4f}, perplexity {last['validation_perplexity']:.2f}, "
+            f"bits per byte {last['validation_bits_per_byte']:.4f} ({results['protocol']})",
+            f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
+            f"trained           {count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
+            f"{duration(results['wall_seconds'])} in all{early}",
+            *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
+            "",
+            "next:",
+            f"  python scripts/generate.py --model {run}/best --prompt {shlex.quote(prompt)}",
+            f"  python scripts/score.py --model {run}/best --data YOUR_TEXT.txt",
+            '  python -c "from transformers import pipeline; '
+            f"print(pipeline('text-generation', '{run}/best')('The')[0]['generated_text'])\"",
+        ]
+    )
