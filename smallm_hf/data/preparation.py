@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from smallm_hf.data.cleaning import find_repeated_lines
 from smallm_hf.data.documents import Document
+from smallm_hf.data.features import Features
 from smallm_hf.data.files import ReadingReport
+from smallm_hf.data.general_rules import find_repeated_lines
 from smallm_hf.data.report import merged
 from smallm_hf.data.request import BPE, Input, Request
-from smallm_hf.data.selection import Features, Selection, select
+from smallm_hf.data.selection import Selection, select
 from smallm_hf.data.splitting import TRAIN, InsidePlan, hash_fraction
 from smallm_hf.data.stages import (
     FEATURES,

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from smallm_hf.data.features import Features
 from smallm_hf.data.finished_parts import finished_parts, shared_parts
 from smallm_hf.data.joining import join
 from smallm_hf.data.packing import FORMAT, Meta, TokenFiles, id_type, open_token_files
 from smallm_hf.data.preparation import Preparation
 from smallm_hf.data.report import make_report, merged, readable
 from smallm_hf.data.request import BPE, Request, default_folder
-from smallm_hf.data.selection import Features, check_split
+from smallm_hf.data.selection import check_split
 from smallm_hf.data.splitting import SIDES, VALIDATION
 from smallm_hf.data.stages import FEATURES, PARTS_FORMAT, Workers
 from smallm_hf.errors import UserError

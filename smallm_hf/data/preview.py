@@ -10,10 +10,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from smallm_hf.data.cleaning import WHOLE_CHARACTERS, Cleaned, clean_text, find_repeated_lines, why_dropped
+from smallm_hf.data.cleaning import WHOLE_CHARACTERS, clean_text, why_dropped
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
 from smallm_hf.data.documents import Document, has_splits
+from smallm_hf.data.edits import Cleaned
 from smallm_hf.data.files import local_files
+from smallm_hf.data.general_rules import find_repeated_lines
 from smallm_hf.data.request import Request
 from smallm_hf.data.splitting import hash_fraction
 from smallm_hf.errors import UserError

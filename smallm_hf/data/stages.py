@@ -30,8 +30,9 @@ import pyarrow
 
 from smallm_hf.data.cleaning import Cleaner, CleaningConfig
 from smallm_hf.data.documents import Document
+from smallm_hf.data.features import FeatureBuilder
 from smallm_hf.data.packing import id_type
-from smallm_hf.data.selection import FeatureBuilder, Selection, SelectionConfig
+from smallm_hf.data.selection import Selection, SelectionConfig
 from smallm_hf.data.splitting import SIDES
 from smallm_hf.errors import UserError
 from smallm_hf.folders import replacing
@@ -190,7 +191,7 @@ def clean_part(
     with replacing(part) as folder:
         cleaner = Cleaner(cleaning, repeated) if cleaning.enabled else None
         documents = read_part(raw)
-        builder = FeatureBuilder(selection)
+        builder = FeatureBuilder(near_duplicates=selection.duplicates == "near")
         size = 0
 
         def counted(documents: Iterable[Document]) -> Iterator[Document]:

@@ -5,9 +5,16 @@ import random
 import pytest
 
 from smallm_hf.data import cleaning
-from smallm_hf.data.cleaning import Cleaner, CleaningConfig, clean_text, find_repeated_lines, why_dropped
+from smallm_hf.data.cleaning import Cleaner, CleaningConfig, clean_text, why_dropped
 from smallm_hf.data.documents import cut_pieces, read_documents
 from smallm_hf.data.edits import apply_edits
+from smallm_hf.data.general_rules import (
+    broken_unicode,
+    find_repeated_lines,
+    html_remains,
+    invisible_characters,
+    line_ends,
+)
 from smallm_hf.errors import UserError
 
 DEFAULT = CleaningConfig()
@@ -43,38 +50,35 @@ def documents(texts):
 
 
 def test_all_line_ends_become_newlines():
-    assert run(cleaning.line_ends, "a\r\nb\rc\u2028d\fe\vf\x85g\nh") == "a\nb\nc\nd\ne\nf\ng\nh"
+    assert run(line_ends, "a\r\nb\rc\u2028d\fe\vf\x85g\nh") == "a\nb\nc\nd\ne\nf\ng\nh"
 
 
 def test_what_cannot_be_seen_goes_and_joiners_stay():
-    assert run(cleaning.invisible_characters, "a\0b\u200bc\u00add\ufeffe\xa0f\tg\nh") == "abcde f\tg\nh"
+    assert run(invisible_characters, "a\0b\u200bc\u00add\ufeffe\xa0f\tg\nh") == "abcde f\tg\nh"
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
-    assert run(cleaning.invisible_characters, family) == family
+    assert run(invisible_characters, family) == family
 
 
 def test_mojibake_is_mended_and_curly_quotes_stay_curly():
-    assert run(cleaning.broken_unicode, "She said, â€œHi, cafÃ© peopleâ€\x9d.") == "She said, “Hi, café people”."
-    assert (
-        run(cleaning.broken_unicode, "“It’s 5 µm — ﬁne”, Ｗide, naïve, 你好！")
-        == "“It’s 5 µm — ﬁne”, Ｗide, naïve, 你好！"
-    )
+    assert run(broken_unicode, "She said, â€œHi, cafÃ© peopleâ€\x9d.") == "She said, “Hi, café people”."
+    assert run(broken_unicode, "“It’s 5 µm — ﬁne”, Ｗide, naïve, 你好！") == "“It’s 5 µm — ﬁne”, Ｗide, naïve, 你好！"
 
 
 def test_a_closing_quote_that_lost_its_last_byte_is_one():
-    assert run(cleaning.broken_unicode, "â€œCome here,â€ she said. â€œNow!â€\nHe came.") == (
+    assert run(broken_unicode, "â€œCome here,â€ she said. â€œNow!â€\nHe came.") == (
         "“Come here,” she said. “Now!”\nHe came."
     )
 
 
 def test_letters_and_their_accents_are_composed():
-    assert run(cleaning.broken_unicode, "cafe\u0301\nplain") == "café\nplain"
+    assert run(broken_unicode, "cafe\u0301\nplain") == "café\nplain"
 
 
 def test_entities_are_decoded_and_tags_removed_but_code_is_not_touched():
-    assert run(cleaning.html_remains, 'Fish &amp; <b>chips</b><br/>for <a href="x">all</a>') == "Fish & chips\nfor all"
-    assert run(cleaning.html_remains, "couldn #39;t &lt;p&gt;say &quot;so&quot; &copy") == 'couldn\'t \nsay "so" &copy'
+    assert run(html_remains, 'Fish &amp; <b>chips</b><br/>for <a href="x">all</a>') == "Fish & chips\nfor all"
+    assert run(html_remains, "couldn #39;t &lt;p&gt;say &quot;so&quot; &copy") == 'couldn\'t \nsay "so" &copy'
     code = "`<b>` and ```\n<p>&amp;</p>\n``` and a < b, <unk> <name> &unknown; R&D; <a statement>"
-    assert run(cleaning.html_remains, code) == code
+    assert run(html_remains, code) == code
 
 
 def test_blanks_at_line_ends_and_superfluous_blank_lines_go():

@@ -8,23 +8,14 @@ import numpy as np
 import pytest
 
 import smallm_hf.data.documents as documents_module
-from smallm_hf.data import ngrams
 from smallm_hf.data.documents import Document, cut_pieces, read_documents
-from smallm_hf.data.selection import (
-    DUPLICATE,
-    LEAKED,
-    TRAIN,
-    VALIDATION,
-    FeatureBuilder,
-    Features,
-    SelectionConfig,
-    select,
-)
+from smallm_hf.data.features import FeatureBuilder
+from smallm_hf.data.selection import DUPLICATE, LEAKED, TRAIN, VALIDATION, SelectionConfig, select
 from smallm_hf.errors import UserError
 
 
 def features_of(documents, config):
-    builder = FeatureBuilder(config)
+    builder = FeatureBuilder(config.duplicates == "near")
     for document in documents:
         builder.add(document)
     return builder.features()
@@ -33,7 +24,7 @@ def features_of(documents, config):
 def read(sources, source, is_wanted):
     starts = itertools.accumulate(piece.piece == 0 for piece in sources[source])
     pairs = zip(starts, sources[source], strict=True)
-    return (piece for number, piece in pairs if is_wanted is None or is_wanted[number - 1])
+    return (piece for number, piece in pairs if is_wanted[number - 1])
 
 
 def choose(*sources, sides=(None,), ratio=0.25, **settings):
@@ -58,48 +49,6 @@ def story(number, words=200, changed=0.0, seed=0):
 
 
 STORIES = [story(number) for number in range(40)]
-
-
-# --- features --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("duplicates", ["keep", "exact", "near"])
-@pytest.mark.parametrize("characters", [1, 300, 1 << 16])
-def test_features_are_the_same_however_the_text_comes(monkeypatch, characters, duplicates):
-    texts = ["", "a b", *(story(number, 10 * number) for number in range(1, 12)), "!", "one two three four five"]
-    config = SelectionConfig(duplicates=duplicates)
-    whole = features_of([Document(text, str(number)) for number, text in enumerate(texts)], config)
-    assert whole.words.tolist() == [0, 2, *range(10, 120, 10), 1, 5]
-    assert whole.signatures.shape == (15, 128 if duplicates == "near" else 0)
-    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(ngrams, "BATCH_CHARACTERS", characters)
-    pieces = [
-        piece for number, text in enumerate(texts) for piece in cut_pieces(str(number), {}, text.splitlines(True))
-    ]
-    middle = next(place for place, piece in enumerate(pieces) if piece.id == "7")
-    in_parts = Features.joined([features_of(pieces[:middle], config), features_of(pieces[middle:], config)])
-    for features in (features_of(pieces, config), in_parts):
-        for name, array in vars(whole).items():
-            assert np.array_equal(getattr(features, name), array), name
-
-
-def test_features_are_saved_in_one_file_and_stay_there(tmp_path):
-    for texts in ([], STORIES[:3]):
-        features = features_of([Document(text, text) for text in texts], SelectionConfig())
-        features.save(tmp_path / "features.part")
-        loaded = Features.load(tmp_path / "features.part")
-        assert [path.name for path in tmp_path.iterdir()] == ["features.part"]
-        assert isinstance(loaded.signatures, np.memmap) or not texts
-        for name, array in vars(features).items():
-            assert np.array_equal(getattr(loaded, name), array)
-            assert getattr(loaded, name).dtype == array.dtype
-
-
-def test_blanks_alone_make_no_difference_to_the_hash_but_all_else_does():
-    texts = ["a b\nc", "a  b c", "A b c", "a b, c", "ab c"]
-    hashes = features_of([Document(text, text) for text in texts], SelectionConfig()).hashes.tolist()
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 4
 
 
 # --- duplicates ------------------------------------------------------------------------------------------------------

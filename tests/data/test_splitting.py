@@ -5,7 +5,8 @@ import pytest
 
 import smallm_hf.data.documents as documents_module
 from smallm_hf.data.documents import Document, cut_pieces
-from smallm_hf.data.selection import FeatureBuilder, SelectionConfig, select
+from smallm_hf.data.features import FeatureBuilder
+from smallm_hf.data.selection import SelectionConfig, select
 from smallm_hf.data.splitting import (
     TRAIN,
     VALIDATION,
@@ -22,7 +23,7 @@ def split(texts, ratio, mode="random"):
     """Returns the texts on either side, pieces joined; nothing is left out."""
     documents = [piece for n, text in enumerate(texts) for piece in cut_pieces(f"d{n}", {}, text.splitlines(True))]
     config = SelectionConfig(duplicates="keep", split=mode, max_leakage=1)
-    builder = FeatureBuilder(config)
+    builder = FeatureBuilder(near_duplicates=False)
     for document in documents:
         builder.add(document)
 
