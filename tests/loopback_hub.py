@@ -440,6 +440,7 @@ def connected_hub(home: Path, port: int = 0) -> Iterator[LoopbackHub]:
             patch.setenv(name, value)
         for name, value in already_read.items():
             patch.setattr(constants, name, value)
+        patch.setattr("transformers.utils.hub._hf_api", None)  # the shared client keeps the address of its first Hub
         close_session()
         yield hub
         close_session()

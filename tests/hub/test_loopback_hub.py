@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from loopback_hub import connected_hub
+from transformers.utils.hub import hf_api
 
 CARD = "---\nlicense: mit\ntags: [x]\n---\n# Card\n"
 
@@ -143,3 +144,9 @@ def test_a_hub_on_the_port_of_an_earlier_one_is_another_hub(tmp_path):
         with connected_hub(tmp_path / name, port) as hub:
             HfApi().create_repo("user/tiny")
             port = hub.server.server_port
+
+
+def test_transformers_asks_the_hub_of_now_and_not_its_first(tmp_path):
+    for name in ("earlier", "later"):
+        with connected_hub(tmp_path / name) as hub:
+            assert hf_api().endpoint == hub.url
