@@ -5,17 +5,17 @@ from pathlib import Path
 
 from smallm_hf.command_line import exit_clearly
 
-DESCRIPTION = "Compares our speed with other ways to do the same: in one run, taking turns, as a ratio with its spread."
 WHAT = "train: our step against others; data: prepare against datasets.map; size: large texts; generate: decoding"
+WITHOUT = "train: ours without any of bf16, compile, muon, logits, fused, length_warmup, kept_memory"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Our speed against other ways, taking turns.", allow_abbrev=False)
     parser.add_argument("what", choices=["train", "data", "size", "generate"], help=WHAT)
     parser.add_argument("--seconds", type=float, default=60.0, help="train: of each contestant (default: 60)")
     parser.add_argument("--turn", type=float, default=5.0, help="train: seconds before the next goes on (default: 5)")
     parser.add_argument("--against", nargs="*", default=["gpt2"], help="train: of gpt2, llama, qwen3, trainer")
-    parser.add_argument("--without", nargs="*", default=[], help="train: ours without bf16, compile, muon ...")
+    parser.add_argument("--without", nargs="*", default=[], help=WITHOUT)
     parser.add_argument("--threads", type=int, help="train: of each process on a CPU")
     parser.add_argument("--source", help="data: a .jsonl, .json, .parquet or .csv of texts; size: any text")
     parser.add_argument("--tokenizer", default="gpt2", help="data, size: gpt2, or the folder of one like it")
