@@ -12,10 +12,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 from smallm_hf.benchmarks.rounds import ratio_of
 from smallm_hf.errors import UserError
+from smallm_hf.training.clock import synchronize
 
 # What a contestant does: takes its turns, and returns what it has to say at the end. Importable, as it is sent.
 Contestant = Callable[["Turns"], dict[str, Any]]
@@ -49,8 +48,7 @@ class Turns:
         self._work += work
         if time.perf_counter() < self._until and self.share < 1:
             return
-        if torch.accelerator.is_available():  # what a device still has to do belongs to this turn
-            torch.accelerator.synchronize()
+        synchronize()  # what a device still has to do belongs to this turn
         now = time.perf_counter()
         self._spent += now - self._began
         self._connection.send({"work": self._work, "seconds": now - self._began})

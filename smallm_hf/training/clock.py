@@ -22,16 +22,16 @@ class Clock:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Time spent inside does not count."""
-        _synchronize()
+        synchronize()
         self._before, self._since = self.seconds, None
         try:
             yield
-            _synchronize()
+            synchronize()
         finally:  # a run may go on without what failed
             self._since = time.perf_counter()
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
     """Waits for the accelerator, whose work a clock on the CPU would otherwise miss."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate.utils import set_seed
 from transformers import PreTrainedConfig
 
 from smallm_hf.pretrained import fresh_model
+from smallm_hf.training.clock import synchronize
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import build_accelerator, peak_memory_bytes
 from smallm_hf.training.loop import TrainingLoop
@@ -68,8 +68,7 @@ def probe(architecture: PreTrainedConfig, training: TrainingConfig, precision: s
         for update in range(UPDATES):
             began = time.perf_counter()
             loop.advance(1.0 - 1 / (update + 2))
-            if torch.accelerator.is_available():
-                torch.accelerator.synchronize()
+            synchronize()
             seconds.append(time.perf_counter() - began)
         loop.close()
     timed = seconds[UNCOUNTED:]
