@@ -34,6 +34,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+from smallm_hf.models.modeling_smallm import CACHE_NAME
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
 # that Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
@@ -91,7 +92,7 @@ class _NewTokens(BaseStreamer):
 
 def _step(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache) -> torch.Tensor:
     """The logits (B, V) after the last of the ids (B, T), which go into the cache."""
-    return model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    return model(input_ids=input_ids, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
 @functools.cache
@@ -136,7 +137,7 @@ def decode(
     Draws what `generate` itself would draw, and ends when all rows have; one that ends earlier is not padded. `put` is
     called with each step's tokens (B, 1).
     """
-    tokens, cache, step = input_ids, model_inputs["past_key_values"], _step
+    tokens, cache, step = input_ids, model_inputs[CACHE_NAME], _step
     with _compiling(model) if compile else nullcontext():
         while True:
             logits = step(model, tokens, cache)
@@ -237,7 +238,7 @@ def stream(
     if decodes_directly(model):
         loop = {"custom_generate": functools.partial(decode, compile=compile, put=output.put)}
         if compile:
-            cache = loop["past_key_values"] = fixed_cache(model, len(window) + max_new_tokens)
+            cache = loop[CACHE_NAME] = fixed_cache(model, len(window) + max_new_tokens)
     else:
         loop = {"streamer": _NewTokens(output)}
     written = 0

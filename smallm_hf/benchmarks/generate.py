@@ -18,6 +18,7 @@ from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import position_limit
 from smallm_hf.generation import decode, decodes_directly, fixed_cache, lay_out_for_decoding
+from smallm_hf.models.modeling_smallm import CACHE_NAME
 from smallm_hf.training.devices import hardware
 
 PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 112, 5
@@ -130,7 +131,7 @@ def _write(model: PreTrainedModel, prompts: torch.Tensor, new_tokens: int, compi
     if compile is not None:
         loop["custom_generate"] = functools.partial(decode, compile=compile)
         if compile:
-            loop["past_key_values"] = fixed_cache(model, prompts.shape[1] + new_tokens)
+            loop[CACHE_NAME] = fixed_cache(model, prompts.shape[1] + new_tokens)
     with torch.inference_mode():
         return model.generate(
             prompts,

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedConfig, PreTrain
 from smallm_hf.evaluation.scoring import encode_ordinary
 from smallm_hf.export.native import plain_config
 from smallm_hf.export.parity import Engine, Step
+from smallm_hf.models.modeling_smallm import CACHE_NAME
 from smallm_hf.tokenization import save_tokenizer
 
 ONNX_FILE = "onnx/model.onnx"
@@ -39,10 +40,10 @@ class _Step(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=DynamicCache(ddp_cache_data=zip(past[::2], past[1::2], strict=True)),
             use_cache=True,
+            **{CACHE_NAME: DynamicCache(ddp_cache_data=zip(past[::2], past[1::2], strict=True))},
         )
-        present = [tensor for layer in output.past_key_values.layers for tensor in (layer.keys, layer.values)]
+        present = [tensor for layer in output[CACHE_NAME].layers for tensor in (layer.keys, layer.values)]
         return output.logits, *present
 
 

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+from smallm_hf.models.modeling_smallm import CACHE_NAME
 
 # Prose, numbers, code, other scripts, runs of spaces and newlines, and a special token spelled out.
 PROMPTS = (
@@ -72,7 +73,7 @@ def begin_text(model: PreTrainedModel) -> Step:
     @torch.inference_mode()
     def step(token_ids: Sequence[int]) -> np.ndarray:
         mask = torch.ones(1, cache.get_seq_length() + len(token_ids), dtype=torch.long)
-        output = model(torch.tensor([token_ids]), attention_mask=mask, past_key_values=cache, use_cache=True)
+        output = model(torch.tensor([token_ids]), attention_mask=mask, **{CACHE_NAME: cache}, use_cache=True)
         return output.logits[0].float().numpy()
 
     return step

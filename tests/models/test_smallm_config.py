@@ -22,7 +22,9 @@ from smallm_hf.models.configuration_smallm import from_native, native_type, to_n
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a size; set it to 1 or more"),
         ({"num_attention_heads": 0}, "num_attention_heads=0 is not a size"),
         ({"dropout": 1.5}, "dropout=1.5 is not a probability"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear' is not supported; set it to"),
+        ({"rope_parameters": {"rope_type": "liner"}}, "rope_parameters.rope_type='liner' is unknown; did you mean 'lin"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "of rope_type='yarn' lack 'factor'; add it"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "'factor': '4'.* do not fit rope_type='yarn'"),
     ],
 )
 def test_a_contradiction_is_one_line_naming_both_values_and_the_fix(fields, error):
@@ -36,6 +38,23 @@ def test_a_contradiction_made_later_stops_saving(tmp_path):
     config.num_key_value_heads = 3
     with pytest.raises(Exception, match="num_key_value_heads=3 does not divide num_attention_heads=4"):
         config.save_pretrained(tmp_path)
+
+
+def test_a_contradiction_made_later_stops_the_model_from_being_built():
+    config = SmaLLMConfig()
+    config.norm_type = "nope"
+    with pytest.raises(ValueError, match="norm_type='nope' is unknown; did you mean 'layer'"):
+        SmaLLMForCausalLM(config)
+
+
+def test_a_field_given_while_loading_is_checked_and_completed_as_a_written_one(tmp_path):
+    SmaLLMConfig(rope_parameters={"rope_type": "default", "rope_theta": 500.0}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="norm_type='nope' is unknown; did you mean 'layer'"):
+        SmaLLMConfig.from_pretrained(tmp_path, norm_type="nope")
+    stretched = SmaLLMConfig.from_pretrained(tmp_path, rope_parameters={"rope_type": "linear", "factor": 2.0})
+    assert stretched.rope_parameters == {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+    again, unused = SmaLLMConfig.from_pretrained(tmp_path, dropout=0.5, nonsense=1, return_unused_kwargs=True)
+    assert (again.dropout, unused) == (0.5, {"nonsense": 1})
 
 
 def test_modern_is_the_default_and_derives_what_is_not_given():

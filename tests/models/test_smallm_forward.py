@@ -4,9 +4,20 @@ import pytest
 import torch
 import transformers
 from smallm_kinds import KINDS, make_model
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, Qwen3Config, StaticCache
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    Qwen3Config,
+    StaticCache,
+)
+from transformers.utils import TransformersKwargs
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.models.modeling_smallm import CACHE_NAME
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -74,6 +85,35 @@ def test_logits_equal_those_of_gpt2_on_the_same_weights(activation, tied, tokens
     assert largest_difference(dropped[0], ours.eval()(tokens).logits) > 1e-2
 
 
+ROPE_TYPES = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0},
+    "llama3": {
+        **{"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    },
+    "longrope": {
+        **{"factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 16}
+    },
+}
+
+
+@pytest.mark.parametrize("rope_type", ROPE_TYPES)
+def test_rotary_positions_of_every_type_equal_qwen3s_also_beyond_the_first_length(rope_type, tmp_path):
+    make_model("modern").save_pretrained(tmp_path / "plain")
+    stretched = {"rope_type": rope_type, "rope_theta": 10000.0, **ROPE_TYPES[rope_type]}
+    ours = SmaLLMForCausalLM.from_pretrained(tmp_path / "plain", rope_parameters=dict(stretched)).eval()
+    native = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", rope_parameters=dict(stretched)).eval()
+    text = torch.randint(3, 64, (1, 48), generator=torch.Generator().manual_seed(1))
+    expected = native(text).logits
+    assert largest_difference(ours(text).logits, expected) < 1e-5
+    assert largest_difference(make_model("modern")(text).logits, expected) > 1e-2
+    ours.save_pretrained(tmp_path / "stretched")
+    for model_class in (AutoModelForCausalLM, SmaLLMForCausalLM):
+        again = model_class.from_pretrained(tmp_path / "stretched").eval()
+        assert largest_difference(again(text).logits, expected) < 1e-5
+
+
 # Laws of a causal language model
 
 
@@ -103,10 +143,44 @@ def test_the_order_of_earlier_tokens_matters(model, tokens):
 def test_a_cache_fed_in_pieces_equals_the_plain_forward(model, tokens, cache):
     past = DynamicCache() if cache == "dynamic" else StaticCache(config=model.config, max_cache_len=12)
     pieces = [
-        model(piece, past_key_values=past, use_cache=True).logits
+        model(piece, cache=past, use_cache=True).logits
         for piece in (tokens[:, :5], tokens[:, 5:11], tokens[:, 11:])
     ]
     assert largest_difference(torch.cat(pieces, dim=1), model(tokens).logits) < 1e-5
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_the_cache_goes_in_by_either_of_its_names_and_comes_out_by_the_librarys(model, tokens, headless):
+    reads = model.model if headless else model
+    expected = reads(tokens)[0]
+    for name in ("cache", "past_key_values"):
+        past = reads(tokens[:, :5], use_cache=True)[CACHE_NAME]
+        assert past.get_seq_length() == 5
+        assert largest_difference(reads(tokens[:, 5:], **{name: past})[0], expected[:, 5:]) < 1e-5
+    assert CACHE_NAME not in reads(tokens, use_cache=False)
+    with pytest.raises(ValueError, match="cache and past_key_values are two names of one argument"):
+        reads(tokens, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("unknown", ["cach", "token_type_ids", "cache_params", "past_key_value", "attention_maks"])
+def test_an_argument_that_nothing_reads_is_refused_where_ignoring_it_would_give_wrong_results(model, tokens, unknown):
+    for reads in (model, model.model):
+        with pytest.raises(TypeError, match=f"forward\\(\\) got an unexpected keyword argument '{unknown}'"):
+            reads(tokens, **{unknown: tokens})
+
+
+def test_the_options_of_the_loss_are_none_of_the_model_without_a_head(tokens):
+    model = make_model("modern")
+    shifted = torch.cat([tokens[:, 1:], torch.full((2, 1), -100)], dim=1)
+    assert torch.equal(model(tokens, labels=tokens, shift_labels=shifted).loss, model(tokens, labels=tokens).loss)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'shift_labels'"):
+        model.model(tokens, shift_labels=shifted)
+
+
+def test_every_option_that_the_librarys_own_models_name_is_taken(model, tokens):
+    expected = model(tokens).logits
+    options = {name: None for name in TransformersKwargs.__annotations__} | {"return_dict": True, "debug_io": False}
+    assert torch.equal(model(tokens, **options).logits, expected)
 
 
 @pytest.mark.parametrize("pieces", [(12,), (5, 7), (5, 6, 1)])
@@ -118,7 +192,7 @@ def test_left_padding_changes_nothing_whether_prefilled_at_once_or_in_chunks(mod
     past, end, logits = DynamicCache(), 0, []
     for length in (padding + pieces[0], *pieces[1:]):
         start, end = end, end + length
-        logits.append(model(padded[:, start:end], attention_mask=mask[:, :end], past_key_values=past).logits)
+        logits.append(model(padded[:, start:end], attention_mask=mask[:, :end], cache=past).logits)
     assert largest_difference(torch.cat(logits, dim=1)[:, padding:], model(tokens).logits) < 1e-5
 
 
@@ -393,6 +467,15 @@ def test_sampling_and_beams_continue_the_prompt(model, tokens, options):
     copies = options.get("num_return_sequences", 1)
     assert written.shape == (2 * copies, 18)
     assert torch.equal(written[:, :12], tokens.repeat_interleave(copies, dim=0))
+
+
+def test_continuous_batching_writes_what_each_prompt_generates_alone(model, tokens):
+    prompts = [tokens[0, :4].tolist(), tokens[1].tolist(), tokens[0, 5:8].tolist()]
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    written = model.generate_batch(prompts, generation_config=settings, progress_bar=False)
+    for prompt, request in zip(prompts, written.values(), strict=True):
+        alone = model.generate(torch.tensor([prompt]), generation_config=settings)
+        assert request.generated_tokens == alone[0, len(prompt) :].tolist()
 
 
 def test_prompts_of_different_length_generate_in_one_left_padded_batch_what_they_generate_alone(model, tokens):

@@ -84,6 +84,8 @@ for kind, folder in json.loads(sys.argv[1]).items():
     tokens = torch.tensor([[5, 9, 33, 12]])
     remote = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     report[kind] = {"remote": [type(remote).__name__, remote(tokens).logits.flatten().tolist()]}
+    length = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    report[kind]["written"] = [remote.generate(tokens, **length, use_cache=use).tolist() for use in (True, False)]
     if kind != "classic-rms":
         generator = pipeline("text-generation", model=folder)
         native = generator.model
@@ -110,10 +112,36 @@ def test_where_our_package_is_not_installed_pipeline_and_remote_code_work(tmp_pa
     report = json.loads(done.stdout.splitlines()[-1])
     for kind, model in models.items():
         logits = model(torch.tensor([[5, 9, 33, 12]])).logits.flatten()
+        cached, uncached = report[kind].pop("written")
+        assert cached == uncached
         for road, (name, found, *_) in report[kind].items():
             assert name == (KINDS[kind][1] if road == "native" else "SmaLLMForCausalLM")
             assert (torch.tensor(found) - logits).abs().max() < 1e-5
     assert report["modern"]["native"][2].startswith("w5 w9")
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_the_weights_of_a_folder_are_copied_into_a_model_that_is_there_already(kind, base, tmp_path):
+    model, other = make_model(kind), make_model(kind, initializer_range=0.5)
+    (model.model if base else model).save_pretrained(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    found = (other.model if base else other).load_state_dict(weights, strict=False)
+    tied = [] if base or not model.config.tie_word_embeddings else ["lm_head.weight"]
+    assert (found.unexpected_keys, found.missing_keys) in (([], []), ([], tied))
+    for (name, copied), weight in zip(other.model.named_parameters(), model.model.parameters(), strict=True):
+        assert torch.equal(copied, weight), name
+
+
+def test_weights_in_gpt2s_layout_that_are_missing_or_foreign_are_named(tmp_path):
+    model = make_model("classic-untied-relu")
+    model.save_pretrained(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights["foreign.weight"] = weights.pop("transformer.h.1.mlp.c_fc.weight")
+    found = model.load_state_dict(weights, strict=False)
+    assert found.missing_keys == ["model.layers.1.mlp.up_proj.weight"]
+    assert found.unexpected_keys == ["foreign.weight"]
+    with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        model.load_state_dict(weights)
 
 
 # What lies in the folder
@@ -188,6 +216,19 @@ def test_what_no_native_class_expresses_is_saved_as_ours_and_says_why(kind, tmp_
     assert (config["model_type"], config["architectures"]) == ("smallm", ["SmaLLMForCausalLM"])
     assert len(lines) == 1
     assert "model type 'smallm'" in lines[0] and "norm_type='rms' (it needs 'layer')" in lines[0]
+
+
+def test_weights_keep_our_names_where_the_librarys_layout_is_not_wanted(tokens, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(modeling_smallm.logger, "warning", lines.append)
+    for kind, model_type in (("modern", "qwen3"), ("classic", "smallm")):
+        model = make_model(kind)
+        model.save_pretrained(tmp_path / kind, save_original_format=False)
+        assert json.loads((tmp_path / kind / "config.json").read_text())["model_type"] == model_type
+        names = safetensors.torch.load_file(tmp_path / kind / "model.safetensors").keys()
+        assert names <= model.state_dict().keys()
+        assert (load(tmp_path / kind, "ours")(tokens).logits - model(tokens).logits).abs().max() < 1e-5
+    assert len(lines) == 1 and "save_original_format=False" in lines[0]
 
 
 # What survives
