@@ -9,12 +9,17 @@ from typing import Any
 
 from smallm_hf import __version__
 
-RECORDED = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "evaluate", "huggingface_hub", "tiktoken")
+RECORDED = ("transformers", "tokenizers", "datasets", "accelerate", "evaluate", "huggingface_hub", "tiktoken")
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of the libraries a result depends on."""
-    found = {"python": platform.python_version(), "smallm_hf": __version__}
+    """The versions of Python, of this package and of the libraries a result depends on.
+
+    torch's is its own word, which tells builds apart (`2.14.1+cu130` where the installed package says `2.14.1`).
+    """
+    import torch
+
+    found = {"python": platform.python_version(), "smallm_hf": __version__, "torch": str(torch.__version__)}
     return found | {name: importlib.metadata.version(name) for name in RECORDED}
 
 

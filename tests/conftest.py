@@ -22,8 +22,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
+# The rooms that a new release of a library may break.
+NEWEST = ("models", "runs", "hub", "evaluation", "test_tokenization.py", "test_generation.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes comes first: begun last, one worker would wait for the other."""
+    """Marks what `.ci/newest` runs. What takes minutes comes first: begun last, one worker would wait for the other."""
+    for item in items:
+        apart = any(item.get_closest_marker(name) for name in ("slow", "network", "ecosystem"))
+        if not apart and item.path.relative_to(REPOSITORY / "tests").parts[0] in NEWEST:
+            item.add_marker("newest")
     items.sort(key=lambda item: item.name != "test_every_command_runs")
 
 

@@ -30,6 +30,11 @@ def load(model, **flag):
     loaded = AutoModelForCausalLM.from_pretrained(model, **flag)
     return [type(loaded).__name__, loaded(torch.tensor([token_ids])).logits[0].tolist()]
 
+def write(model, **flag):  # with a cache and without
+    loaded = AutoModelForCausalLM.from_pretrained(model, **flag)
+    settings = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    return [loaded.generate(torch.tensor([token_ids]), use_cache=use, **settings)[0].tolist() for use in (True, False)]
+
 def tokenize(model):
     return AutoTokenizer.from_pretrained(model)(prompt)["input_ids"]
 
@@ -49,7 +54,7 @@ FLAG = {"trust_remote_code": True}
 
 
 def ask(token_ids: list[int], jobs: dict[str, tuple[str, str, dict]], python: str = sys.executable) -> dict:
-    """Does each job, (`load`, `tokenize` or `generate`; model; flag), and says what came of it."""
+    """Does each job, (`load`, `write`, `tokenize` or `generate`; model; flag), and says what came of it."""
     command = [python, "-I", "-c", PROGRAM, json.dumps([jobs, PROMPT, token_ids, NEW_TOKENS])]
     silent = {"env": os.environ, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     done = subprocess.run(command, **silent, timeout=300)

@@ -19,6 +19,7 @@ from outside import FLAG, NEW_TOKENS, PRESETS, PROMPT, REPO, ask, assert_same
 from transformers import AutoModelForCausalLM
 
 import smallm_hf
+from smallm_hf import SmaLLMForCausalLM
 from smallm_hf.card import Statements
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.export.exporting import export_model
@@ -30,6 +31,9 @@ pytestmark = pytest.mark.ecosystem
 # None is longer than the model's 64 positions: lm_eval reads the end of a long text with more context than we do, and
 # the stock metric does not read it at all.
 TEXTS = ["the cat sat on a mat.", "one red bird saw the blue house.", "the bird and the cat saw its house near a mat."]
+# The oldest and the newest release of `transformers` that the code beside the weights works with.
+RELEASES = ("5.23", "5.24")
+FLAGGED = "`trust_remote_code=True`"
 LORA = {"r": 4, "lora_alpha": 16, "task_type": "CAUSAL_LM"}
 
 
@@ -239,20 +243,26 @@ print(llama({PROMPT!r}, max_tokens={NEW_TOKENS}, temperature=0)["choices"][0]["t
     assert run_outside(code, tmp_path) == continuation
 
 
+def python_with(transformers: str, folder: Path) -> tuple[str, str]:
+    """A Python with another `transformers` and what that needs, and its version; torch, too large, is this one's."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = str(folder / "bin" / "python")
+    wanted = f"transformers{transformers}"
+    pip = subprocess.run([python, "-m", "pip", "install", wanted], capture_output=True, text=True)
+    if pip.returncode:
+        pytest.skip(f"pip cannot get {wanted} from a package index")
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    (packages / "torch-of-the-other.pth").write_text(str(Path(torch.__file__).parent.parent))
+    code = "import transformers; print(transformers.__version__)"
+    version = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return python, version
+
+
 @pytest.mark.matrix("transformers 4: plain loading, also of each preset, tokenizer and pipeline", "no flag")
 def test_the_newest_transformers_4_loads_them_plainly(
     hub, presets, token_ids, expected, continuation, tmp_path, record_property
 ):
-    """Its own venv has `transformers` and what that needs; torch, too large to fetch again, is this one's."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
-    python = str(tmp_path / "bin" / "python")
-    pip = subprocess.run([python, "-m", "pip", "install", "transformers>=4,<5"], capture_output=True, text=True)
-    if pip.returncode:
-        pytest.skip("pip cannot get transformers 4 from a package index")
-    packages = next((tmp_path / "lib").glob("python*/site-packages"))
-    (packages / "torch-of-the-other.pth").write_text(str(Path(torch.__file__).parent.parent))
-    code = "import transformers; print(transformers.__version__)"
-    version = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    python, version = python_with(">=4,<5", tmp_path)
     record_property("version", f"transformers {version}")
     assert version.startswith("4.")
     jobs = {"plain": ("load", REPO, {}), "tokenizer": ("tokenize", REPO, {}), "pipeline": ("generate", REPO, {})}
@@ -262,3 +272,29 @@ def test_the_newest_transformers_4_loads_them_plainly(
     for name, (_, native) in PRESETS.items():
         if native:
             assert_same(answers[name], native, presets[name][1])
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        pytest.param(release, marks=pytest.mark.matrix(f"transformers {release}: our class writes the same", FLAGGED))
+        for release in RELEASES
+    ],
+)
+def test_our_code_writes_the_same_text_in_the_oldest_and_the_newest_transformers(
+    release, hub, presets, token_ids, expected, tmp_path, record_property
+):
+    """With a cache and without: the library has renamed what carries it from one release to the other."""
+    python, version = python_with(f"=={release}.*", tmp_path)
+    record_property("version", f"transformers {version}")
+    jobs = {"remote": ("load", REPO, FLAG), "plain": ("write", REPO, {})}
+    answers = ask(
+        token_ids, jobs | {name: ("write", str(folder), FLAG) for name, (folder, _) in presets.items()}, python
+    )
+    assert_same(answers["remote"], "SmaLLMForCausalLM", expected)
+    assert answers["plain"][0] == answers["plain"][1]
+    for name, (folder, _) in presets.items():
+        model = SmaLLMForCausalLM.from_pretrained(folder)
+        settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+        text = model.generate(torch.tensor([token_ids]), use_cache=False, **settings)[0].tolist()
+        assert answers[name] == [text, text], name

@@ -22,7 +22,7 @@ from smallm_hf.models.configuration_smallm import from_native, native_type, to_n
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not a size; set it to 1 or more"),
         ({"num_attention_heads": 0}, "num_attention_heads=0 is not a size"),
         ({"dropout": 1.5}, "dropout=1.5 is not a probability"),
-        ({"rope_parameters": {"rope_type": "liner"}}, "rope_parameters.rope_type='liner' is unknown; did you mean 'lin"),
+        ({"rope_parameters": {"rope_type": "liner"}}, "rope_parameters.rope_type='liner' is unknown; did you mean 'li"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "of rope_type='yarn' lack 'factor'; add it"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "'factor': '4'.* do not fit rope_type='yarn'"),
     ],

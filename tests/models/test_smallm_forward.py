@@ -143,8 +143,7 @@ def test_the_order_of_earlier_tokens_matters(model, tokens):
 def test_a_cache_fed_in_pieces_equals_the_plain_forward(model, tokens, cache):
     past = DynamicCache() if cache == "dynamic" else StaticCache(config=model.config, max_cache_len=12)
     pieces = [
-        model(piece, cache=past, use_cache=True).logits
-        for piece in (tokens[:, :5], tokens[:, 5:11], tokens[:, 11:])
+        model(piece, cache=past, use_cache=True).logits for piece in (tokens[:, :5], tokens[:, 5:11], tokens[:, 11:])
     ]
     assert largest_difference(torch.cat(pieces, dim=1), model(tokens).logits) < 1e-5
 

@@ -20,7 +20,8 @@ def texts() -> Dataset:
 
 
 def trainer(kind: str, folder, texts: Dataset) -> Trainer:
-    every_half = {"save_strategy": "steps", "save_steps": STEPS // 2, "eval_strategy": "steps", "eval_steps": STEPS // 2}
+    half = STEPS // 2
+    every_half = {"save_strategy": "steps", "save_steps": half, "eval_strategy": "steps", "eval_steps": half}
     arguments = TrainingArguments(
         **{"output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.01},
         **{"use_cpu": True, "report_to": [], "logging_steps": 1, "disable_tqdm": True, "lr_scheduler_type": "constant"},
