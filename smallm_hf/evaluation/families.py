@@ -24,7 +24,7 @@ from transformers import (
 from smallm_hf.data.batching import positions_in_documents
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.windows import Window
-from smallm_hf.pretrained import Dtype, existing_device, find_model, load_all_weights, load_causal_lm
+from smallm_hf.pretrained import Dtype, existing_device, find_model, load_causal_lm, load_for_use
 
 Kind = Literal["causal", "seq2seq", "masked"]
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -81,10 +81,9 @@ def load_scorable(
     def load(**options: bool) -> Loaded:
         options["trust_remote_code"] = trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
-        return load_all_weights(model_class, model, dtype=dtype, **options), tokenizer
+        return load_for_use(model_class, model, dtype, found_device, **options), tokenizer
 
-    loaded, tokenizer = find_model(model, load)
-    return loaded.to(found_device).eval(), tokenizer
+    return find_model(model, load)
 
 
 # --- facts about a model and its tokenizer ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from running import interrupt_at, train, without_time
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from smallm_hf import SmaLLMForCausalLM, runs
+from smallm_hf import SmaLLMForCausalLM, arithmetic, runs
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import Interrupted, UserError
@@ -207,6 +207,15 @@ def test_auto_choices_are_written_down(recipe, tmp_path):
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]
     assert written["precision"] in ("bf16", "fp16", "fp32")
     assert written["compile"] is False  # one step does not pay for compiling
+
+
+def test_bf16_is_taken_where_it_is_asked_for_and_said_to_be_slow_where_it_is(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arithmetic, "multiplies_well", lambda dtype, device: dtype == torch.float32)
+    train(recipe, tmp_path / "run", "--training.precision", "bf16", "--dry_run")
+    said = "this cpu multiplies bfloat16 far slower than float32; training.precision=fp32 would be faster"
+    assert said in (plan := capsys.readouterr().out) and "precision         bf16" in plan
+    train(recipe, tmp_path / "run", "--training.precision", "fp32", "--dry_run")
+    assert "slow" not in capsys.readouterr().out
 
 
 def test_a_timed_run_stops_on_time_and_its_rate_ends_at_zero(recipe, tmp_path):
