@@ -12,6 +12,7 @@ needs, and which may run a compiled step.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -33,7 +34,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+from smallm_hf.evaluation.scoring import (
+    encode_ordinary,
+    evaluation_mode,
+    position_limit,
+    start_token_id,
+    trained_length,
+)
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
 # that Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
@@ -278,7 +285,12 @@ def stream_samples(
     seed: int = 42,
     **settings: Any,
 ) -> None:
-    """Writes a prompt and its continuation `num_samples` times, each with the next seed; `settings` are of `stream`."""
+    """Writes a prompt and its continuation `num_samples` times, each with the next seed; `settings` are of `stream`.
+
+    On stderr stands first that a text may grow beyond what the model was trained on, where it may.
+    """
+    if note := _beyond_training(model, tokenizer, prompt, **settings):
+        print(note, file=sys.stderr)
     for index in range(num_samples):
         if num_samples > 1:
             write(f"--- {index + 1} of {num_samples}, seed {seed + index}\n")
@@ -308,6 +320,24 @@ def sample(
             stream(model, tokenizer, prompt, pieces.append, seed=seed + index, **settings)
             texts.append("".join(pieces))
     return texts
+
+
+def _beyond_training(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = stream.__kwdefaults__["max_new_tokens"],
+    **settings: Any,
+) -> str | None:
+    """What to expect of a text that is longer than the windows the model was trained on."""
+    trained, tokens = trained_length(model), len(prompt_window(model, tokenizer, prompt)) + max_new_tokens
+    if trained is None or min(tokens, position_limit(model) or tokens) <= trained:
+        return None
+    return (
+        f"the model was trained on {trained} tokens at once, and prompt and continuation take up to {tokens}: "
+        "it may write worse beyond"
+    )
 
 
 def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:

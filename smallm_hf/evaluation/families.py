@@ -106,6 +106,14 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def trained_length(model: PreTrainedModel) -> int | None:
+    """Tokens of the windows a model was trained on; None where its config does not say, as only ours do.
+
+    What it makes of later positions was never trained, even where it has them.
+    """
+    return getattr(model.config, "trained_context_length", None)
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """The number of logits for each token."""
     return model.config.get_text_config().vocab_size

@@ -110,6 +110,12 @@ def _spread(name: str, style: str, scale: float = 1) -> Callable[[Row], str]:
     return write
 
 
+def window(row: Row) -> str:
+    """The tokens a model was scored with at once, and those it was trained with where that is known."""
+    trained = row.get("trained_context_length")
+    return f"{row['context_length']:,}" + (f" (trained at {trained:,})" if trained else "")
+
+
 def _written(name: str, style: str) -> Callable[[Row], str]:
     return lambda row: NONE if row.get("generated", {}).get(name) is None else format(row["generated"][name], style)
 
@@ -143,7 +149,7 @@ SCORES: dict[str, Callable[[Row], str]] = {
     "protocol": _name("protocol"),
     "attention": lambda row: "within documents" if row["within_documents"] else NONE,
     "stride (tokens)": _number("stride", ","),
-    "window (tokens)": _number("context_length", ","),
+    "window (tokens)": window,
     "dtype": _name("dtype"),
     "device": _name("device"),
     "processes": _number("processes", ""),
@@ -296,7 +302,7 @@ def render(results: dict[str, Any]) -> str:
     return fill_template(
         "report.html",
         __package__,
-        {"on_one_line": on_one_line, "figure": figure},
+        {"on_one_line": on_one_line, "figure": figure, "window": window},
         **{name: value for name, value in results.items() if name not in ("models", "pictures", "data")},
         data=source_name(results["data"]),
         rows=rows,
