@@ -12,6 +12,8 @@ needs, and which may run a compiled step.
 """
 
 import functools
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,7 +35,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.errors import UserError
+from smallm_hf.errors import TooLong, UserError
 from smallm_hf.evaluation.scoring import (
     encode_ordinary,
     evaluation_mode,
@@ -192,6 +194,14 @@ def forked_random(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
 
+def seed_of(*parts: int | str) -> int:
+    """A seed that follows from numbers and texts, on every machine alike; other parts give another one.
+
+    One seed for several prompts would make the same draws behind each, and their texts would repeat each other.
+    """
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
+
+
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -348,7 +358,7 @@ def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
         raise UserError("the prompt is empty and the tokenizer has neither bos nor eos to begin with; give a prompt")
     limit = position_limit(model)
     if limit is not None and len(ids) >= limit:
-        raise UserError(
+        raise TooLong(
             f"the prompt takes {len(ids)} tokens and the model's context holds {limit}, the continuation included; "
             "shorten the prompt"
         )

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from smallm_hf.data.batching import positions_in_documents
-from smallm_hf.errors import UserError
+from smallm_hf.errors import TooLong, UserError
 from smallm_hf.evaluation.windows import Window
 from smallm_hf.pretrained import Dtype, existing_device, find_model, load_causal_lm, load_for_use
 
@@ -220,7 +220,7 @@ class Seq2SeqReader:
         first, last = added_around(self.tokenizer)
         ids = [*first, *encode_ordinary(self.tokenizer, [source])[0], *last] or [self.tokenizer.eos_token_id]
         if self.limit is not None and len(ids) > self.limit:
-            raise UserError(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
+            raise TooLong(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
         return ids
 
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:

@@ -207,6 +207,12 @@ def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
     }
 
 
+def left_out_of(rows: Sequence[Row]) -> list[str]:
+    """What was asked for and is not there, a line each, behind the model's name where there are several."""
+    names = [f"{label}: " if len(rows) > 1 else "" for label in labels([row["model"] for row in rows])]
+    return [name + line for name, row in zip(names, rows, strict=True) for line in row.get("left_out", ())]
+
+
 def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:
     """How often words occur, to the nats per word of such words and their number, for each model."""
     bins = [{(bin["from"], bin["to"]): bin for bin in row["tables"]["by_word_frequency"]} for row in rows]
@@ -279,6 +285,8 @@ def print_results(results: dict[str, Any], console: Console | None = None) -> No
     for name, values in tabulate(rows, AGAINST).items():
         table.add_row(name, *map(Text, values))
     console.print(table)
+    for left_out in left_out_of(rows):
+        console.print(left_out, markup=False, highlight=False, soft_wrap=True)
     if words := by_word(rows):
         title = f"words by how often they occur in {results['frequencies_of']}"
         table = Table("nats per word (words)", *map(Column.copy, columns), title=title)
@@ -310,6 +318,7 @@ def render(results: dict[str, Any]) -> str:
         labels=labels([row["model"] for row in rows]),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],
         tables=tables(rows),
+        left_out=left_out_of(rows),
         charts=charts(rows),
         pictures=[
             {"title": title if isinstance(shown, str) else "", "shown": _shown(title, shown)}
