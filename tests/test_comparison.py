@@ -284,6 +284,13 @@ def test_variety_by_hand():
 # --- one model -------------------------------------------------------------------------------------------------------
 
 
+def test_the_same_prompts_are_drawn_alike_for_every_model_and_different_ones_are_not(folders):
+    prompts = ["a", "b", "ab", "a b"]
+    rows = [measure_model(folders[name], prompts, None, QUICK, ON_CPU)["prompts"] for name in "ab"]
+    assert [answer["seed"] for answer in rows[0]] == [answer["seed"] for answer in rows[1]]
+    assert len({answer["seed"] for answer in rows[0]}) == len(prompts)
+
+
 def test_a_row_says_what_score_documents_and_sample_say(folders, text):
     row = measure_model(folders["a"], ["a b", "ab"], text, QUICK, ON_CPU)
     model, tokenizer = load_causal_lm(folders["a"], device="cpu")
