@@ -59,7 +59,7 @@ def test_a_streams_pieces_are_the_sample(roomy, tokenizer):
 
 
 def test_a_seed_follows_from_its_parts_on_every_machine():
-    assert seed_of(42, 6, "the cat") == 2893846541
+    assert seed_of(42, 6, "the cat") == 1371526393
     assert len({seed_of(*parts) for parts in [(1, 23), (12, 3), (1, "23"), ("1", 23), (1, 23, ""), (123,)]}) == 6
     assert 0 <= seed_of("\udc80") < 2**32
 
