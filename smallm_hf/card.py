@@ -51,6 +51,7 @@ SHAPE = {
     "num_attention_heads": "heads",
     "vocab_size": "entries in the vocabulary",
     "max_position_embeddings": "positions",
+    "trained_context_length": "tokens at once in training",
 }
 
 

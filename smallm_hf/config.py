@@ -160,6 +160,12 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length} exceeds model.max_position_embeddings={positions}; "
             "lower the first or raise the second"
         )
+    stated = config.model.get("trained_context_length")
+    if stated not in (None, training.context_length):
+        raise UserError(
+            f"model.trained_context_length={stated} is what a run writes down of its training.context_length="
+            f"{training.context_length}; leave it out"
+        )
     config.batching.check(training.context_length)
 
 

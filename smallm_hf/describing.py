@@ -4,10 +4,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from smallm_hf.arithmetic import slow_dtype
 from smallm_hf.config import RunConfig
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.devices import held_bytes
+from smallm_hf.training.devices import accelerator_type, held_bytes
 from smallm_hf.training.plan import Plan
 from smallm_hf.training.probe import Probe
 from smallm_hf.training.progress import count, duration
@@ -30,6 +33,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
     end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
     if training.epochs and not plan.tokens:
         end = f"{training.epochs:g} epochs of data not counted yet"
+    slow = slow_dtype(torch.bfloat16, accelerator_type()) if precision == "bf16" else None
     total_flops = f", {plan.flops:.2e} in all" if plan.flops else ""
     return "\n".join(
         [
@@ -40,6 +44,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
             f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
             f"precision         {precision}, compile {plan.compiled}, loss {training.loss}",
+            *([f"                  {slow}; training.precision=fp32 would be faster"] if slow else []),
         ]
     )
 

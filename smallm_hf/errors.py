@@ -15,6 +15,10 @@ class UserError(ValueError):
     """
 
 
+class TooLong(UserError):
+    """A text takes more tokens than a model has positions."""
+
+
 class DiskFull(UserError):
     """There was no space left for something that can be written again later."""
 

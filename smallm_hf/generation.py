@@ -12,6 +12,9 @@ needs, and which may run a compiled step.
 """
 
 import functools
+import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -32,8 +35,14 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+from smallm_hf.errors import TooLong, UserError
+from smallm_hf.evaluation.scoring import (
+    encode_ordinary,
+    evaluation_mode,
+    position_limit,
+    start_token_id,
+    trained_length,
+)
 from smallm_hf.models.modeling_smallm import CACHE_NAME
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
@@ -186,6 +195,14 @@ def forked_random(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
 
+def seed_of(*parts: int | str) -> int:
+    """A seed that follows from numbers and texts, on every machine alike; other parts give another one.
+
+    One seed for several prompts would make the same draws behind each, and their texts would repeat each other.
+    """
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
+
+
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -279,7 +296,12 @@ def stream_samples(
     seed: int = 42,
     **settings: Any,
 ) -> None:
-    """Writes a prompt and its continuation `num_samples` times, each with the next seed; `settings` are of `stream`."""
+    """Writes a prompt and its continuation `num_samples` times, each with the next seed; `settings` are of `stream`.
+
+    On stderr stands first that a text may grow beyond what the model was trained on, where it may.
+    """
+    if note := _beyond_training(model, tokenizer, prompt, **settings):
+        print(note, file=sys.stderr)
     for index in range(num_samples):
         if num_samples > 1:
             write(f"--- {index + 1} of {num_samples}, seed {seed + index}\n")
@@ -311,6 +333,24 @@ def sample(
     return texts
 
 
+def _beyond_training(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = stream.__kwdefaults__["max_new_tokens"],
+    **settings: Any,
+) -> str | None:
+    """What to expect of a text that is longer than the windows the model was trained on."""
+    trained, tokens = trained_length(model), len(prompt_window(model, tokenizer, prompt)) + max_new_tokens
+    if trained is None or min(tokens, position_limit(model) or tokens) <= trained:
+        return None
+    return (
+        f"the model was trained on {trained} tokens at once, and prompt and continuation take up to {tokens}: "
+        "it may write worse beyond"
+    )
+
+
 def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """The start token and the prompt's own, int64 of shape (tokens,)."""
     start = start_token_id(tokenizer)
@@ -319,7 +359,7 @@ def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
         raise UserError("the prompt is empty and the tokenizer has neither bos nor eos to begin with; give a prompt")
     limit = position_limit(model)
     if limit is not None and len(ids) >= limit:
-        raise UserError(
+        raise TooLong(
             f"the prompt takes {len(ids)} tokens and the model's context holds {limit}, the continuation included; "
             "shorten the prompt"
         )

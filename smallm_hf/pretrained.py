@@ -1,5 +1,6 @@
 """Loads models of folders and Hub ids: to use them as they are, or to go on training them."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -15,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from smallm_hf.arithmetic import multiplies_well, slow_dtype
+from smallm_hf.command_line import is_main_process
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.tokenization import require_hub
@@ -33,7 +36,7 @@ def load_causal_lm(
 
     Args:
         model: a folder written by `save_pretrained`, such as RUN/best, or a Hub id (looked for in the cache first).
-        dtype: `auto` keeps the dtype of the weights.
+        dtype: `auto` keeps the dtype of the weights where the device multiplies it well, and else takes float32.
         device: `cpu`, `cuda`, `cuda:1` or `mps`; by default the accelerator where there is one.
         trust_remote_code: whether to run the modeling code that comes with the model.
 
@@ -50,10 +53,19 @@ def load_causal_lm(
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the cache has none
             raise OSError("there is no tokenizer with it")
-        return load_all_weights(AutoModelForCausalLM, model, dtype=dtype, **options), tokenizer
+        return load_for_use(AutoModelForCausalLM, model, dtype, found_device, **options), tokenizer
 
-    loaded, tokenizer = find_model(model, load)
-    return loaded.to(found_device).eval(), tokenizer
+    return find_model(model, load)
+
+
+def load_for_use(model_class: type, source: str, dtype: Dtype, device: torch.device, **options: Any) -> PreTrainedModel:
+    """A model to be used on a device, in the dtype that `load_causal_lm` promises; a slow one is said on stderr."""
+    loaded = load_all_weights(model_class, source, dtype=dtype, **options)
+    if dtype == "auto" and not multiplies_well(loaded.dtype, device):
+        loaded = loaded.float()
+    elif dtype != "auto" and is_main_process() and (note := slow_dtype(loaded.dtype, device)):
+        print(f"{note}; leave out --dtype to be faster", file=sys.stderr)
+    return loaded.to(device).eval()
 
 
 def pretrained_config(

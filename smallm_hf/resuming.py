@@ -21,9 +21,12 @@ from smallm_hf.training.checkpoints import (
     read_manifest,
 )
 from smallm_hf.training.configuration import TrainingConfig, share_done
+from smallm_hf.training.devices import accelerator_type
+from smallm_hf.training.optimization import muon_dtype
 
 # The `auto` choices that a run makes once.
 DECIDED = ("precision", "compile", "loss", "batch_size")
+MUON = "products of Muon in"  # as it is said where they differ
 # Keys that a resumed run may change: how long it is, how it is watched and kept, and where its text lies.
 FREE_ON_RESUME = re.compile(
     r"training\.(max_steps|max_seconds|epochs|patience|cpu_threads|peak_tflops|interval_unit|.*_every|sample_.*"
@@ -90,10 +93,13 @@ def resumed_config(config: RunConfig, checkpoint: Path, say: Callable[[str], Non
                     f"{checkpoint} was trained with {name}={before[key]}, this config says {keys[key]}; resume with "
                     "the config of the run (--resume --output_dir alone takes it) or give another --output_dir"
                 )
-    others = {name: version for name, version in versions().items() if manifest.versions.get(name) != version}
+    then, now = manifest.versions, versions()
+    if config.training.optimizer == "muon":  # it follows the machine: kept, it could be hundreds of times slower here
+        dtype = str(muon_dtype(accelerator_type())).removeprefix("torch.")
+        then, now = then | {MUON: manifest.muon_dtype}, now | {MUON: dtype}
+    others = [f"{name} {then.get(name)} then, {ours} now" for name, ours in now.items() if then.get(name) != ours]
     if others:
-        said = ", ".join(f"{name} {manifest.versions.get(name)} then, {ours} now" for name, ours in others.items())
-        say(f"the resumed run may differ from an uninterrupted one: {said}")
+        say(f"the resumed run may differ from an uninterrupted one: {', '.join(others)}")
     return config
 
 

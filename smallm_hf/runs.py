@@ -64,7 +64,7 @@ from smallm_hf.training.validation import ValidationSet
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
 # What saving adds to a config, or what says nothing of its shape.
-UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map"}
+UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map", "trained_context_length"}
 
 
 def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles | None:
@@ -323,7 +323,7 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
 
 
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
-    """The model's config, with the special tokens of the tokenizer."""
+    """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
     if len(tokenizer) != config.vocab_size:
         raise UserError(
@@ -342,6 +342,7 @@ def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
             f"the tokenizer of model.init_from={config.init_from} has {len(tokenizer)} entries, its model only "
             f"{embedded}; give a model and a tokenizer that fit"
         )
+    architecture.trained_context_length = config.training.context_length  # what scores it later takes by default
     return architecture
 
 

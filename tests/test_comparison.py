@@ -46,7 +46,7 @@ from smallm_hf.comparison.words import (
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.generation import prompt_window, sample
+from smallm_hf.generation import prompt_window, sample, seed_of
 from smallm_hf.pretrained import load_causal_lm
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
@@ -284,6 +284,13 @@ def test_variety_by_hand():
 # --- one model -------------------------------------------------------------------------------------------------------
 
 
+def test_the_same_prompts_are_drawn_alike_for_every_model_and_different_ones_are_not(folders):
+    prompts = ["a", "b", "ab", "a b"]
+    rows = [measure_model(folders[name], prompts, None, QUICK, ON_CPU)["prompts"] for name in "ab"]
+    assert [answer["seed"] for answer in rows[0]] == [answer["seed"] for answer in rows[1]]
+    assert len({answer["seed"] for answer in rows[0]}) == len(prompts)
+
+
 def test_a_row_says_what_score_documents_and_sample_say(folders, text):
     row = measure_model(folders["a"], ["a b", "ab"], text, QUICK, ON_CPU)
     model, tokenizer = load_causal_lm(folders["a"], device="cpu")
@@ -293,7 +300,9 @@ def test_a_row_says_what_score_documents_and_sample_say(folders, text):
     assert row["weights_bytes"] == 4 * row["parameters"]
     second = row["prompts"][1]
     assert [second["greedy"]] == sample(model, tokenizer, ["ab"], temperature=0, max_new_tokens=6)
-    assert second["samples"] == sample(model, tokenizer, ["ab"], num_samples=2, seed=42, max_new_tokens=6)
+    assert second["samples"] == sample(
+        model, tokenizer, ["ab"], num_samples=2, seed=seed_of(42, "ab"), max_new_tokens=6
+    )
     logits = model(prompt_window(model, tokenizer, "ab")[None]).logits[0, -1].double()
     assert second["confidence"] == pytest.approx(logits.softmax(-1).max().item())
     entropy = torch.distributions.Categorical(logits=logits).entropy().item() / np.log(2)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from smallm_hf.errors import UserError
-from smallm_hf.generation import decode, decodes_directly, lay_out_for_decoding, sample, stream
+from smallm_hf.generation import decode, decodes_directly, lay_out_for_decoding, sample, seed_of, stream
 from smallm_hf.pretrained import load_causal_lm
 
 PROMPT = "Once upon a time there was a pumpkin."
@@ -56,6 +56,12 @@ def test_a_streams_pieces_are_the_sample(roomy, tokenizer):
     stream(roomy, tokenizer, PROMPT, pieces.append, max_new_tokens=20, seed=3)
     assert len(pieces) > 1
     assert ["".join(pieces)] == sample(roomy, tokenizer, [PROMPT], max_new_tokens=20, seed=3)
+
+
+def test_a_seed_follows_from_its_parts_on_every_machine():
+    assert seed_of(42, 6, "the cat") == 1371526393
+    assert len({seed_of(*parts) for parts in [(1, 23), (12, 3), (1, "23"), ("1", 23), (1, 23, ""), (123,)]}) == 6
+    assert 0 <= seed_of("\udc80") < 2**32
 
 
 def test_samples_are_those_of_consecutive_seeds_whatever_stands_beside_them(roomy, tokenizer):

@@ -7,8 +7,8 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "allocation", "folders", "tokenization", "models", "pretrained"],
-    ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
+    ["errors", "allocation", "arithmetic", "command_line", "folders", "tokenization", "models", "pretrained"],
+    ["environment", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",
         "training.devices",

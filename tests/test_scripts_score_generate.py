@@ -119,7 +119,6 @@ def test_help_names_every_option(script, options, monkeypatch, capsys):
             ["--model", "{model}", "--data", "{text}", "--stride", "4"],
             "stride=4 belongs to protocol sliding",
         ),
-        ("score.py", ["--model", "{model}", "--data", "{text}", "--generate", "1"], "no document has two words"),
         ("score.py", ["--model", "nowhere-*/best", "--data", "{text}"], "nowhere-*/best: no folder is called so"),
         ("generate.py", ["--model", "{model}", "--prompt", "a " * 20], "and the model's context holds 16"),
     ],

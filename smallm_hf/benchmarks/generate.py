@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from smallm_hf.arithmetic import slow_dtype
 from smallm_hf.benchmarks.rounds import in_rounds, spread
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
@@ -38,6 +39,8 @@ def compare_decoding(
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Times greedy texts of one length by `generate` and by our loop, in float32 and with weights in bfloat16.
+
+    The latter only where the device multiplies it well: elsewhere nobody would write so.
 
     A text's time is that of its prompt too. All ways take turns with one another and with a sum over a large tensor,
     which tells how fast memory is read; `share_of_bound` is of the texts per second that reading all multiplied weights
@@ -67,8 +70,12 @@ def compare_decoding(
         if new_tokens < 2:
             raise UserError(f"the model's context of {limit} tokens leaves no room behind {PROMPT_TOKENS} of a prompt")
     plain = copy.deepcopy(model).float().eval()
-    models = {"fp32": plain, "bf16": copy.deepcopy(plain).bfloat16()}
-    ours = {"fp32": lay_out_for_decoding(copy.deepcopy(plain)), "bf16": models["bf16"]}
+    models = {"fp32": plain}
+    if slow := slow_dtype(torch.bfloat16, model.device):
+        say(f"leaving out bf16: {slow}")
+    else:
+        models["bf16"] = copy.deepcopy(plain).bfloat16()
+    ours = models | {"fp32": lay_out_for_decoding(copy.deepcopy(plain))}
     tensor = torch.ones((QUICK_READ_BYTES if quick else READ_BYTES) // 4, device=model.device)
     found: dict[str, Any] = {}
     memory = []

@@ -34,7 +34,7 @@ from smallm_hf.evaluation.scoring import Rules, score_documents
 from smallm_hf.evaluation.speed import peak_memory, spread
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.generation import prompt_window, sample
+from smallm_hf.generation import prompt_window, sample, seed_of
 from smallm_hf.pretrained import load_causal_lm
 
 Peak = Callable[[], int]  # the bytes that were taken at most so far
@@ -53,7 +53,7 @@ class Questions(Rules):
         max_new_tokens: tokens of a continuation at most.
         num_samples: continuations drawn for each prompt, each with the next seed, beside the greedy one.
         temperature: of the drawn continuations.
-        seed: of the first draw.
+        seed: what the seed of each prompt's first draw is made of, beside the prompt.
         speed_tokens: tokens written each time that speed is measured.
         repetitions: times that it is measured, after one that does not count.
         text_column: column of the data that holds the text, in all but text files.
@@ -164,10 +164,11 @@ def _measure_causal(
     for answer, (predict, _) in zip(answers, predictors, strict=True):
         answer |= _certainty(predict([()])[0])  # refuses NaN before anything is drawn
     length = {"max_new_tokens": questions.max_new_tokens}
-    drawn = {"temperature": questions.temperature, "num_samples": questions.num_samples, "seed": questions.seed}
+    drawn = {"temperature": questions.temperature, "num_samples": questions.num_samples}
     for answer in answers:
+        answer["seed"] = seed_of(questions.seed, answer["prompt"])
         answer["greedy"] = sample(model, tokenizer, [answer["prompt"]], temperature=0, **length)[0]
-        answer["samples"] = sample(model, tokenizer, [answer["prompt"]], **drawn, **length)
+        answer["samples"] = sample(model, tokenizer, [answer["prompt"]], seed=answer["seed"], **drawn, **length)
     speed = measure_speed(model, tokenizer, prompts[0], questions)
     memory = peak()  # of loading and writing; what follows is our way of looking, not its need
     vocabulary = read_vocabulary(tokenizer, vocab_size)

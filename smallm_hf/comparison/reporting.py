@@ -12,7 +12,7 @@ from rich.text import Text
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.page import fill_template
-from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size, to_json
+from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size, to_json, window
 from smallm_hf.evaluation.texts import source_name
 
 TEMPLATES = ("comparison.md", "comparison.html")
@@ -58,7 +58,7 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "bytes per token": lambda row: f"{row['scores']['bytes'] / row['scores']['tokens']:.2f}" if row["scores"] else NONE,
     "protocol": _score("protocol", ""),
     "attention": lambda row: "within documents" if row["scores"] and row["scores"]["within_documents"] else NONE,
-    "scored window (tokens)": _score("context_length", ","),
+    "scored window (tokens)": lambda row: window(row["scores"]) if row["scores"] else NONE,
     "scored documents": _score("documents", ","),
     "scored bytes": _score("bytes", ","),
     "tokens/s": lambda row: rate(row.get("tokens_per_second")),

@@ -46,10 +46,11 @@ class Questions(Rules):
         top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
         training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
             binned by how frequent a token or a word is there instead of in the scored text.
-        generate: documents whose second half is written from the first, or the text from the source, and compared.
+        generate: documents whose second half is written from the first, or the text from the source, and compared; what
+            the context does not hold is left out.
         max_new_tokens: tokens of each of these texts at most.
         temperature: of these texts; 0 takes the most probable token always.
-        seed: of these texts, and of the resampling of documents for --against.
+        seed: of these texts, beside what each continues, and of the resampling of documents for --against.
         speed: whether reading and writing are timed.
         speed_batch_size: texts at a time.
         speed_prompt_tokens: tokens of each prompt.
@@ -217,8 +218,9 @@ def _evaluate(
     if questions.generate and first:
         documents = itertools.islice(_read_pairs(texts, questions), questions.generate)
         settings = {name: getattr(questions, name) for name in ("max_new_tokens", "temperature", "seed")}
-        continued = continue_documents(loaded, tokenizer, documents, **settings)
-        row["generated"] = judge(continued, tokenizer, training.train if training else None)
+        continued, row["left_out"] = continue_documents(loaded, tokenizer, documents, **settings)
+        if continued:
+            row["generated"] = judge(continued, tokenizer, training.train if training else None)
     counts = ()
     if training is not None and first:
         counts = _count_tokens(training.train, len(scored.profile.by_token[0])), _count_words(questions.training_tokens)

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from smallm_hf.data.batching import positions_in_documents
-from smallm_hf.errors import UserError
+from smallm_hf.errors import TooLong, UserError
 from smallm_hf.evaluation.windows import Window
-from smallm_hf.pretrained import Dtype, existing_device, find_model, load_all_weights, load_causal_lm
+from smallm_hf.pretrained import Dtype, existing_device, find_model, load_causal_lm, load_for_use
 
 Kind = Literal["causal", "seq2seq", "masked"]
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -81,10 +81,9 @@ def load_scorable(
     def load(**options: bool) -> Loaded:
         options["trust_remote_code"] = trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
-        return load_all_weights(model_class, model, dtype=dtype, **options), tokenizer
+        return load_for_use(model_class, model, dtype, found_device, **options), tokenizer
 
-    loaded, tokenizer = find_model(model, load)
-    return loaded.to(found_device).eval(), tokenizer
+    return find_model(model, load)
 
 
 # --- facts about a model and its tokenizer ---------------------------------------------------------------------------
@@ -105,6 +104,14 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 def position_limit(model: PreTrainedModel) -> int | None:
     """The longest input the model was built for, in tokens; None where it names none."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def trained_length(model: PreTrainedModel) -> int | None:
+    """Tokens of the windows a model was trained on; None where its config does not say, as only ours do.
+
+    What it makes of later positions was never trained, even where it has them.
+    """
+    return getattr(model.config, "trained_context_length", None)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -213,7 +220,7 @@ class Seq2SeqReader:
         first, last = added_around(self.tokenizer)
         ids = [*first, *encode_ordinary(self.tokenizer, [source])[0], *last] or [self.tokenizer.eos_token_id]
         if self.limit is not None and len(ids) > self.limit:
-            raise UserError(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
+            raise TooLong(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
         return ids
 
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.errors import UserError
+from smallm_hf.errors import TooLong, UserError
 from smallm_hf.evaluation.families import Seq2SeqReader, encode_ordinary, evaluation_mode, kind_of, require_writer
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.generation import forked_random, sample
+from smallm_hf.generation import forked_random, sample, seed_of
 
 COPIED = 8  # tokens in a row that count as copied
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -39,35 +39,47 @@ def continue_documents(
     max_new_tokens: int,
     temperature: float,
     seed: int,
-) -> list[Continuation]:
+) -> tuple[list[Continuation], list[str]]:
     """Lets a model go on with the first half of the words of each document; a seq2seq model answers its source.
+
+    Documents of less than two words and without a source are passed over, and those whose half, or source, the context
+    of the model does not hold.
 
     Args:
         model: causal or seq2seq.
         tokenizer: the model's own.
-        documents: texts with their sources; one of less than two words and without a source is passed over.
+        documents: texts with their sources.
         max_new_tokens: of each continuation at most; an end of text ends it earlier.
         temperature: 0 for the most probable token always.
-        seed: of the draw of each.
+        seed: what the seed of each draw is made of, beside the prompt.
+
+    Returns:
+        The continuations, and in a line for each reason how many documents have none.
 
     Raises:
-        UserError: a masked model, a half that the model's context does not hold, or no document to continue.
+        UserError: a masked model.
     """
     require_writer(model)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     write = {"causal": _go_on, "seq2seq": _answer}[kind_of(model)]
-    continued = []
-    for number, (text, source) in enumerate(documents, start=1):
+    continued, short, too_long, asked = [], 0, [], 0
+    for asked, (text, source) in enumerate(documents, start=1):
         prompt, reference = (source, text) if source else _halves(text)
         if not prompt or not reference:
+            short += 1
             continue
         try:
-            continued.append(Continuation(prompt, reference, write(model, tokenizer, prompt, **settings)))
-        except UserError as error:
-            raise UserError(f"document {number}: {error}") from error
-    if not continued:
-        raise UserError("no document has two words, a half to begin with and one to compare with; give longer ones")
-    return continued
+            written = write(model, tokenizer, prompt, seed=seed_of(seed, prompt), **settings)
+        except TooLong as error:
+            too_long.append(f"the first of them number {asked}: {error}")
+            continue
+        continued.append(Continuation(prompt, reference, written))
+    left_out = []
+    if short or not asked:
+        left_out.append(f"not continued: {short} of {asked} documents, which lack two words, one for each half")
+    if too_long:
+        left_out.append(f"not continued: {len(too_long)} of {asked} documents, {too_long[0]}")
+    return continued, left_out
 
 
 def _halves(text: str) -> tuple[str, str]:

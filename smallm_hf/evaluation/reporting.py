@@ -110,6 +110,12 @@ def _spread(name: str, style: str, scale: float = 1) -> Callable[[Row], str]:
     return write
 
 
+def window(row: Row) -> str:
+    """The tokens a model was scored with at once, and those it was trained with where that is known."""
+    trained = row.get("trained_context_length")
+    return f"{row['context_length']:,}" + (f" (trained at {trained:,})" if trained else "")
+
+
 def _written(name: str, style: str) -> Callable[[Row], str]:
     return lambda row: NONE if row.get("generated", {}).get(name) is None else format(row["generated"][name], style)
 
@@ -143,7 +149,7 @@ SCORES: dict[str, Callable[[Row], str]] = {
     "protocol": _name("protocol"),
     "attention": lambda row: "within documents" if row["within_documents"] else NONE,
     "stride (tokens)": _number("stride", ","),
-    "window (tokens)": _number("context_length", ","),
+    "window (tokens)": window,
     "dtype": _name("dtype"),
     "device": _name("device"),
     "processes": _number("processes", ""),
@@ -199,6 +205,12 @@ def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
         "written": tabulate(rows, WRITTEN),
         "speed": tabulate(rows, SPEED) if any("speed" in row for row in rows) else {},
     }
+
+
+def left_out_of(rows: Sequence[Row]) -> list[str]:
+    """What was asked for and is not there, a line each, behind the model's name where there are several."""
+    names = [f"{label}: " if len(rows) > 1 else "" for label in labels([row["model"] for row in rows])]
+    return [name + line for name, row in zip(names, rows, strict=True) for line in row.get("left_out", ())]
 
 
 def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -273,6 +285,8 @@ def print_results(results: dict[str, Any], console: Console | None = None) -> No
     for name, values in tabulate(rows, AGAINST).items():
         table.add_row(name, *map(Text, values))
     console.print(table)
+    for left_out in left_out_of(rows):
+        console.print(left_out, markup=False, highlight=False, soft_wrap=True)
     if words := by_word(rows):
         title = f"words by how often they occur in {results['frequencies_of']}"
         table = Table("nats per word (words)", *map(Column.copy, columns), title=title)
@@ -296,7 +310,7 @@ def render(results: dict[str, Any]) -> str:
     return fill_template(
         "report.html",
         __package__,
-        {"on_one_line": on_one_line, "figure": figure},
+        {"on_one_line": on_one_line, "figure": figure, "window": window},
         **{name: value for name, value in results.items() if name not in ("models", "pictures", "data")},
         data=source_name(results["data"]),
         rows=rows,
@@ -304,6 +318,7 @@ def render(results: dict[str, Any]) -> str:
         labels=labels([row["model"] for row in rows]),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],
         tables=tables(rows),
+        left_out=left_out_of(rows),
         charts=charts(rows),
         pictures=[
             {"title": title if isinstance(shown, str) else "", "shown": _shown(title, shown)}

@@ -49,6 +49,7 @@ from smallm_hf.evaluation.families import (
     refuse_lookahead,
     require_known,
     start_token_id,
+    trained_length,
     vocabulary_size,
 )
 from smallm_hf.evaluation.profile import Profile, TokenScores
@@ -188,7 +189,8 @@ class Rules:
         stride: tokens from one window to the next under `sliding`; by default half a window.
         within_documents: under `packed` attention does not reach across the eos between documents, as in a model that
             was trained with batching.within_documents.
-        context_length: tokens per window; by default each model's own, 2,048 at most. Longer texts go on in the next.
+        context_length: tokens per window; by default the length each model was trained at where its config says so,
+            else all its positions, 2,048 at most. Longer texts go on in the next.
         batch_size: windows per forward pass at most; changes speed and memory, not the result.
     """
 
@@ -236,7 +238,7 @@ class Plan:
         if no_start or (protocol == "packed" and tokenizer.eos_token_id is None):
             raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")
         reader = READERS[kind](model, tokenizer)
-        context_length = resolve_context_length(reader.limit, rules.context_length)
+        context_length = resolve_context_length(reader.limit, rules.context_length, trained_length(model))
         stride = resolve_stride(protocol, rules.stride, context_length)
         with evaluation_mode(model):
             if kind == "causal":
@@ -257,10 +259,10 @@ def score_texts(
 
     Arguments and errors are those of `score_corpus`.
     """
-    yield from _score(Plan.make(model, tokenizer, Rules(**rules)), texts)
+    yield from score_planned(Plan.make(model, tokenizer, Rules(**rules)), texts)
 
 
-def _score(
+def score_planned(
     plan: Plan,
     texts: Iterable[str],
     sources: Iterable[str] | None = None,
@@ -269,7 +271,10 @@ def _score(
     advance: Callable[[int], None] | None = None,
     profile: Profile | None = None,
 ) -> Iterator[Sums]:
-    """`score_texts` of every `processes`-th text or window from this process's rank on; `profile` takes all in."""
+    """`score_texts` by a plan, of every `processes`-th text or window from this process's rank on.
+
+    `profile` takes in every token, and `advance` is told how many.
+    """
     reader, rules, (rank, processes) = plan.reader, plan.rules, shard
     if rules.protocol == "packed":
         # Every process packs the whole; the first one alone counts it.
@@ -423,7 +428,7 @@ def score_corpus(
 
     plan = Plan.make(model, tokenizer, Rules(**rules), with_sources=sources is not None)
     with _progress(show_progress) as advance:
-        own = list(_score(plan, counted(), sources, shard=shard, advance=advance, profile=profile))
+        own = list(score_planned(plan, counted(), sources, shard=shard, advance=advance, profile=profile))
     processes = shard[1]
     profiles, parts = zip(*gather((profile, own), processes), strict=True)
     profile = functools.reduce(operator.iadd, profiles, Profile.empty(top_k, vocab_size))
@@ -431,6 +436,7 @@ def score_corpus(
         "model": model.config.name_or_path or type(model).__name__,
         "kind": kind_of(model),
         **asdict(plan.rules),
+        "trained_context_length": trained_length(model),
         **summarize(sum(itertools.chain(*parts), Sums())),
         **profile.figures(),
         "documents": documents,

@@ -37,14 +37,17 @@ class Window:
         return self.token_ids[len(self.token_ids) - self.scored :]
 
 
-def resolve_context_length(limit: int | None, requested: int | None) -> int:
-    """The tokens per window: the number asked for, or the model's own up to `LONGEST_DEFAULT_CONTEXT`.
+def resolve_context_length(limit: int | None, requested: int | None, trained: int | None = None) -> int:
+    """The tokens per window: the number asked for, or what the model was trained on.
+
+    Where that is not known they are the model's own `limit`, or `LONGEST_DEFAULT_CONTEXT` where that is less.
 
     Raises:
         UserError: more than the `limit` of the model, or less than one.
     """
     if requested is None:
-        return min(limit or LONGEST_DEFAULT_CONTEXT, LONGEST_DEFAULT_CONTEXT)
+        trained = trained or LONGEST_DEFAULT_CONTEXT
+        return min(limit or trained, trained)
     if requested < 1:
         raise UserError(f"context_length={requested} is not a number of tokens; give 1 or more")
     if limit is not None and requested > limit:

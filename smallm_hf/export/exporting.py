@@ -88,6 +88,7 @@ def _load(model: str, to: Target) -> tuple[PreTrainedModel, PreTrainedModel, Pre
                 raise UserError(f"--model {model} is a run, which holds several models; give one, such as {best}")
     exported, tokenizer = load_causal_lm(model, device="cpu")
     config = exported.config
+    exported.to(config.dtype)  # as it is stored: what is written does not depend on what this machine multiplies well
     if config.model_type not in {*NATIVE_SWITCHES, SmaLLMConfig.model_type}:
         known = ", ".join([*NATIVE_SWITCHES, SmaLLMConfig.model_type])
         raise UserError(f"--model {model} is of type {config.model_type}; the types that can be exported are {known}")

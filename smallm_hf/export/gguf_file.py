@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.scoring import encode_ordinary, start_token_id
+from smallm_hf.evaluation.scoring import encode_ordinary, start_token_id, trained_length
 from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, Engine, Step, Tolerance, torch_engine
 from smallm_hf.generation import stream
 
@@ -252,7 +252,8 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    modelfile = _modelfile(file.name, tokenizer, model.config.max_position_embeddings)
+    context_length = trained_length(model) or model.config.max_position_embeddings
+    modelfile = _modelfile(file.name, tokenizer, context_length)
     (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
     return file
 

@@ -12,9 +12,11 @@ from smallm_hf.tokenization import save_tokenizer
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config with the fields of its class only: neither our `auto_map` nor what rode along for our class.
 
-    Two keys are added that its class does not read and others do.
+    Keys are added that its class does not read and others do.
     """
     plain = type(config)(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+    if trained := getattr(config, "trained_context_length", None):
+        plain.trained_context_length = trained
     if config.model_type == "gpt2":
         plain.n_ctx = config.n_positions  # GGUF converters
     elif config.rope_parameters:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import remove, replacing, restore_all
+from smallm_hf.training.optimization import muon_dtype
 from smallm_hf.training.sharding import SHARDS, is_sharded, load_shards, save_shards, share_out_states, whole
 from smallm_hf.training.zero import load_zero, save_zero, zero_engine
 
@@ -78,6 +79,7 @@ class Manifest:
         fingerprints: sha256 of the tokenizer and of the token files.
         versions: of Python and the libraries.
         files: size in bytes and sha256 of every other file.
+        muon_dtype: what Muon multiplied in on the device of the run; bfloat16 in those that do not say.
     """
 
     format: int
@@ -88,6 +90,7 @@ class Manifest:
     fingerprints: dict[str, str]
     versions: dict[str, str]
     files: dict[str, dict[str, int | str]]
+    muon_dtype: str = "bfloat16"
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -221,6 +224,7 @@ def save_checkpoint(
                 fingerprints=fingerprints,
                 versions=versions(),
                 files=_describe_files(folder),
+                muon_dtype=str(muon_dtype(accelerator.device)).removeprefix("torch."),
             )
             (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     if writes:

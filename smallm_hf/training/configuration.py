@@ -47,7 +47,8 @@ class TrainingConfig:
         accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
         global_batch_size: windows per optimizer update; null is batch_size x accumulation_steps, as the recipe states
             them where batch_size is set to auto on the line.
-        optimizer: muon takes the hidden matrices and leaves the rest to AdamW; adamw takes everything.
+        optimizer: muon takes the hidden matrices, multiplied in bfloat16 where the device does that well and else in
+            float32, and leaves the rest to AdamW; adamw takes everything.
         learning_rate: peak rate of AdamW.
         muon_learning_rate: peak rate of Muon; ignored by adamw.
         weight_decay: decoupled decay of matrices and tables; biases and norms have none.
@@ -60,7 +61,7 @@ class TrainingConfig:
         warmup_fraction: share of the run spent warming up where warmup_steps is null.
         decay_fraction: share of the run over which wsd falls.
         final_learning_rate_fraction: where cosine and wsd end, as a share of the peak.
-        precision: auto takes bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32.
+        precision: auto takes bf16 where the hardware multiplies it well, fp16 on older GPUs, else fp32.
         compile: auto compiles the training step where the run is long enough to pay for it.
         loss: logits makes them all at once; chunked computes the loss from hidden states and never holds float32 logits
             for more than a part of the batch; auto does so on a GPU whose memory they would fill.

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 from torch.utils._triton import has_triton
 
+from smallm_hf.arithmetic import multiplies_well
 from smallm_hf.errors import UserError
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.sharding import sharding_plugin
@@ -91,19 +92,11 @@ def resolve_precision(requested: str) -> str:
         requested = launcher
     device = accelerator_type()
     if requested == "auto":
-        requested = _hardware_precision(device)
+        # float16 needs its gradients scaled, which was written for CUDA.
+        requested = "bf16" if multiplies_well(torch.bfloat16, device) else "fp16" if device == "cuda" else "fp32"
     if requested == "fp16" and device == "cpu":
         raise UserError("training.precision=fp16 needs a GPU, this machine has a CPU only; use bf16, fp32 or auto")
     return requested
-
-
-def _hardware_precision(device: str) -> str:
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu":
-        features = torch.cpu.get_capabilities()
-        return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32"
-    return "fp32"
 
 
 def resolve_compile(requested: bool | str, *, planned_flops: float | None, planned_seconds: float | None) -> bool:

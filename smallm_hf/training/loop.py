@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.errors import Interrupted, UserError
-from smallm_hf.generation import sample
+from smallm_hf.generation import sample, seed_of
 from smallm_hf.training.checkpoints import LoopState, load_training_state
 from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import (
@@ -359,7 +359,7 @@ class TrainingLoop:
                 state.validations_without_gain += 1
 
     def sample(self) -> None:
-        """Continues the fixed prompts into `samples.jsonl`, by the run's seed; the main process alone."""
+        """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own; the main process alone."""
         training = self.training
 
         def look_up() -> None:
@@ -369,9 +369,11 @@ class TrainingLoop:
         with self.clock.stopped():
             with suppress(Interrupted), whole(self.model) as model:
                 for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
-                    settings = {"max_new_tokens": training.sample_tokens, "seed": training.seed, **SAMPLING}
+                    seed = seed_of(training.seed, self.state.step, prompt)
+                    settings = {"max_new_tokens": training.sample_tokens, "seed": seed, **SAMPLING}
                     text = sample(model, self.tokenizer, [prompt], heard=look_up, **settings)[0]
-                    self.saver.write("samples", {"step": self.state.step, "prompt": prompt, "text": text})
+                    record = {"step": self.state.step, "prompt": prompt, "seed": seed, "text": text}
+                    self.saver.write("samples", record)
                     self.reporter.say(f"\nsample | {prompt}{text}")
             self.agree()  # the others have waited for the one that wrote
 

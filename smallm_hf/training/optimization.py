@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from smallm_hf.arithmetic import multiplies_well
+
 # A timed run does not know the length of its first updates: they warm up from this share of the run on, not from zero.
 FIRST_PROGRESS = 1e-3
 # `warmup_steps` of a long run would swallow a short one: no warm-up takes more than this share of a run.
@@ -85,15 +87,20 @@ def shared_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def muon_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype Muon multiplies in: bfloat16, which is exact enough for it, or float32 where that is faster."""
+    return torch.bfloat16 if multiplies_well(torch.bfloat16, device) else torch.float32
+
+
 def orthogonalize(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> torch.Tensor:
-    """Sends the singular values of wide matrices (N, rows, columns) near to 1, by Newton-Schulz steps in bfloat16.
+    """Sends the singular values of wide matrices (N, rows, columns) near to 1, by Newton-Schulz steps in `muon_dtype`.
 
     The quintic iteration of Jordan et al. 2024 ("Muon: an optimizer for hidden layers"), as torch.optim.Muon has it.
     """
     a, b, c = coefficients
-    matrices = matrices.bfloat16()
+    matrices = matrices.to(muon_dtype(matrices.device))
     matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = matrices @ matrices.mT

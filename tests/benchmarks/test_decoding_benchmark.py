@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from smallm_hf import arithmetic
 from smallm_hf.benchmarks.generate import _same, compare_decoding, multiplied_bytes, print_decoding
 from smallm_hf.errors import UserError
 
@@ -18,7 +19,8 @@ def model(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=100, max_position_embeddings=32, **SIZES, **changes)).eval()
 
 
-def test_a_quick_run_reports_every_way_beside_the_bound():
+def test_a_quick_run_reports_every_way_beside_the_bound(monkeypatch):
+    monkeypatch.setattr(arithmetic, "multiplies_well", lambda dtype, device: True)
     ours = model()
     before = {name: (tensor.clone(), tensor.stride()) for name, tensor in ours.state_dict().items()}
     results = json.loads(json.dumps(compare_decoding(ours, batch_sizes=[1, 3], quick=True, say=lambda line: None)))
@@ -37,6 +39,14 @@ def test_a_quick_run_reports_every_way_beside_the_bound():
     print_decoding(results, console)
     text = console.export_text()
     assert "ours, bf16" in text and "GB/s" in text
+
+
+def test_weights_in_bfloat16_are_left_out_where_it_is_slow_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(arithmetic, "multiplies_well", lambda dtype, device: False)
+    said = []
+    results = compare_decoding(model(), batch_sizes=[1], quick=True, say=said.append)
+    assert list(results["ways"]["1"]) == ["generate, fp32", "ours, fp32"]
+    assert said[0] == "leaving out bf16: this cpu multiplies bfloat16 far slower than float32"
 
 
 def test_the_weights_of_a_step_are_its_matrices_and_the_head_once():

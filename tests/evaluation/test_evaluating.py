@@ -70,7 +70,7 @@ def test_a_row_says_what_the_parts_say(folders, data):
     }
     assert row["tables"] == scored.profile.tables()
     settings = {"max_new_tokens": 5, "temperature": 0.8, "seed": 42}
-    continued = continue_documents(*loaded, [(story, "") for story in STORIES[:2]], **settings)
+    continued, _ = continue_documents(*loaded, [(story, "") for story in STORIES[:2]], **settings)
     assert row["generated"] == judge(continued, loaded[1])
     assert row["speed"]["decode_tokens_per_second"]["median"] > 0
     assert row["speed"]["peak_memory_bytes"] > 0
@@ -311,10 +311,21 @@ def test_what_a_model_cannot_answer_is_told_in_one_line(folders, data, model, qu
     assert "\n" not in str(error.value)
 
 
-def test_a_prompt_longer_than_the_context_is_told(folders, tmp_path):
-    (tmp_path / "long.txt").write_text("bad " * 200)
-    with pytest.raises(UserError, match="document 1: the prompt takes 400 tokens and the model's context holds 128"):
-        ask([folders["seed0"]], str(tmp_path / "long.txt"), generate=1)
+def test_scores_stay_where_a_document_is_too_long_to_be_continued_and_that_is_said(folders, tmp_path):
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": "bad " * size}) + "\n" for size in (200, 9)))
+    said = "of {} documents, the first of them number 1: the prompt takes 400 tokens and the model's context holds 128"
+    for generate in (1, 2):
+        results = ask([folders["seed0"]], str(tmp_path / "long.jsonl"), generate=generate, max_new_tokens=5)
+        (row,) = results["models"]
+        assert row["bits_per_byte"] > 0 and row["documents"] == 2
+        assert [part["prompt"] for part in row.get("generated", {"continuations": []})["continuations"]] == [
+            "bad bad bad bad"
+        ] * (generate - 1)
+        console = Console(record=True, width=100)
+        print_results(results, console)
+        (line,) = [line for line in console.export_text().splitlines() if line.startswith("not continued: 1 ")]
+        assert said.format(generate) in line
+        assert said.format(generate) in Page(render(results)).text
 
 
 def test_a_tokenizer_of_another_model_is_told(folders, data, tmp_path):

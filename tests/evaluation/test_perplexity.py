@@ -54,6 +54,20 @@ def test_texts_sums_and_the_scorer_give_the_same_number(model, tokenizer, folder
             assert scores[key] == pytest.approx(of_sums[key], rel=1e-6)
 
 
+def test_the_window_is_the_length_of_training_where_it_is_known_and_is_told(model, tokenizer, folder):
+    assert load().compute(predictions=TEXTS, model_id=folder)["context_length"] == 16
+    model.config.trained_context_length = 8
+    try:
+        found = load().compute(predictions=TEXTS, model=model, tokenizer=tokenizer)
+        longer = load().compute(predictions=TEXTS, model=model, tokenizer=tokenizer, context_length=12)
+    finally:
+        del model.config.trained_context_length
+    expected = score_documents(model, tokenizer, TEXTS, context_length=8)
+    assert (found["context_length"], found["loss"]) == (8, pytest.approx(expected["loss"], rel=1e-6))
+    assert longer["context_length"] == 12
+    assert load().compute(predictions=[{"nats": 1.0, "tokens": 1, "bytes": 1}])["context_length"] is None
+
+
 def test_it_is_called_as_the_stock_metric_is(folder):
     result = load(module_type="metric").compute(
         model_id=folder, predictions=TEXTS, add_start_token=True, batch_size=1, max_length=8, device="cpu"

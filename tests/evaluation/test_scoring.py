@@ -196,8 +196,8 @@ def test_a_token_file_and_its_texts_get_the_same_packed_score(tmp_path):
 
 def test_a_process_scores_every_other_text_and_all_of_them_score_each_once():
     plan = scoring.Plan.make(gpt2(), letter_tokenizer(), scoring.Rules(context_length=8, batch_size=4))
-    whole = list(scoring._score(plan, TEXTS))
-    halves = [list(scoring._score(plan, TEXTS, shard=(rank, 2))) for rank in range(2)]
+    whole = list(scoring.score_planned(plan, TEXTS))
+    halves = [list(scoring.score_planned(plan, TEXTS, shard=(rank, 2))) for rank in range(2)]
     assert [part.tokens for part in halves[0]] == [part.tokens for part in whole[::2]]
     assert sum(map(sum_of, halves)) == pytest.approx(sum_of(whole), rel=1e-6)
 

@@ -83,6 +83,12 @@ def test_classic_is_one_word_and_gpt2s_own_defaults():
     )
 
 
+def test_the_length_of_training_is_a_number_of_tokens_or_unknown():
+    assert SmaLLMConfig().trained_context_length is None
+    with pytest.raises(ValueError, match="trained_context_length=0 is not a size; set it to 1 or more"):
+        SmaLLMConfig(trained_context_length=0)
+
+
 def test_a_stated_field_beats_its_preset():
     config = SmaLLMConfig(preset="classic", hidden_act="relu", dropout=0.0, attention_bias=False)
     assert (config.hidden_act, config.dropout, config.attention_dropout) == ("relu", 0.0, 0.0)

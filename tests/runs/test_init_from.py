@@ -47,6 +47,7 @@ def test_the_recipe_is_set_aside_for_the_models_own_shape_and_tokenizer(pretrain
     train(recipe, tmp_path / "run", "--model.init_from", source)
     best = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "best")
     assert (best.config.model_type, best.config.hidden_size, best.config.vocab_size) == (family.model_type, 16, 280)
+    assert best.config.trained_context_length == 32  # of its 64 positions, which it was not said to be trained on
     assert len(AutoTokenizer.from_pretrained(tmp_path / "run" / "best")) == 270
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["model"] == {"init_from": str(source)}

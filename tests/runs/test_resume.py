@@ -15,7 +15,7 @@ from running import HARD, interrupt_at, outcome, tensors, train
 
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.training import loop as loop_module
-from smallm_hf.training import watch
+from smallm_hf.training import optimization, watch
 from smallm_hf.training.checkpoints import damage, list_checkpoints, load_state, read_manifest
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.update import Updater
@@ -200,6 +200,21 @@ def test_a_manifest_tells_what_the_checkpoint_is_of(recipe, tmp_path):
     assert manifest.fingerprints.keys() == {"tokenizer", "train.bin", "validation.bin"}
     assert manifest.versions["torch"] == torch.__version__
     assert {"model.safetensors", "optimizer.pt", "random-0.pt", "state.json"} <= manifest.files.keys()
+
+
+def test_a_run_that_goes_on_where_bfloat16_is_slow_says_that_muon_multiplies_otherwise(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    for well, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(optimization, "multiplies_well", lambda dtype, device, well=well: well)
+        train(recipe, tmp_path / dtype, "--training.max_steps", 3)
+        assert read_manifest(tmp_path / dtype / "checkpoints" / "step-3").muon_dtype == dtype
+        assert "differ" not in capsys.readouterr().out
+    train(recipe, tmp_path / "bfloat16", "--resume")
+    said = "may differ from an uninterrupted one: products of Muon in bfloat16 then, float32 now"
+    assert said in capsys.readouterr().out
+    train(recipe, tmp_path / "float32", "--resume")
+    assert "differ" not in capsys.readouterr().out
 
 
 def test_the_newest_the_best_and_every_so_many_checkpoints_stay(recipe, tmp_path, monkeypatch):

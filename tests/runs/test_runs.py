@@ -11,12 +11,15 @@ from running import interrupt_at, train, without_time
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from smallm_hf import SmaLLMForCausalLM, runs
+from smallm_hf import SmaLLMForCausalLM, arithmetic, runs
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.generation import sample, seed_of
+from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
+from smallm_hf.training.loop import SAMPLING
 from smallm_hf.training.progress import read_records
 
 NATIVE = {"modern": "Qwen3ForCausalLM", "classic": "GPT2LMHeadModel"}
@@ -209,6 +212,15 @@ def test_auto_choices_are_written_down(recipe, tmp_path):
     assert written["compile"] is False  # one step does not pay for compiling
 
 
+def test_bf16_is_taken_where_it_is_asked_for_and_said_to_be_slow_where_it_is(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(arithmetic, "multiplies_well", lambda dtype, device: dtype == torch.float32)
+    train(recipe, tmp_path / "run", "--training.precision", "bf16", "--dry_run")
+    said = "this cpu multiplies bfloat16 far slower than float32; training.precision=fp32 would be faster"
+    assert said in (plan := capsys.readouterr().out) and "precision         bf16" in plan
+    train(recipe, tmp_path / "run", "--training.precision", "fp32", "--dry_run")
+    assert "slow" not in capsys.readouterr().out
+
+
 def test_a_timed_run_stops_on_time_and_its_rate_ends_at_zero(recipe, tmp_path):
     words = ["--training.max_seconds", 1.5, "--training.max_steps", "null", "--training.evaluate_every", "null"]
     results = train(recipe, tmp_path / "run", *words, "--training.log_every", 1)
@@ -397,6 +409,21 @@ def test_a_resumed_run_remembers_its_best(recipe, tmp_path, monkeypatch):
     worsening(monkeypatch)
     train(recipe, tmp_path / "run", "--training.max_steps", 3)
     assert train(recipe, tmp_path / "run", "--resume")["best"]["step"] == 3
+
+
+def test_every_prompt_and_step_is_sampled_by_a_seed_of_its_own(recipe, tmp_path):
+    prompts = ["the cat", "the", "", "a", "one"]
+    words = ["--training.sample_prompts", json.dumps(prompts), "--training.sample_tokens", 8]
+    rates = ["--training.learning_rate", 1e-9, "--training.muon_learning_rate", 1e-9]  # hardly a prediction changes
+    train(recipe, tmp_path / "run", *words, *rates, "--training.sample_every", 3)
+    samples = read_records(tmp_path / "run", "samples")
+    assert [record["step"] for record in samples] == [3] * 5 + [6] * 5
+    assert len({record["text"] for record in samples}) == 10
+    loaded = load_causal_lm(str(tmp_path / "run" / "final"), dtype="float32", device="cpu")
+    for record in samples[5:]:
+        assert record["seed"] == seed_of(42, 6, record["prompt"])
+        options = {"seed": record["seed"], "max_new_tokens": 8, **SAMPLING}
+        assert sample(*loaded, [record["prompt"]], **options) == [record["text"]]
 
 
 def test_samples_are_drawn_at_intervals(recipe, tmp_path):

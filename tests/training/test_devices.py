@@ -42,6 +42,7 @@ def on(monkeypatch):
     def pretend(device: str, **features: bool) -> None:
         monkeypatch.setattr(devices, "accelerator_type", lambda: device)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: features.get("onednn", True))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: features.get("bf16", False))
 
     return pretend
@@ -53,6 +54,7 @@ def on(monkeypatch):
         ("cpu", {}, "fp32"),
         ("cpu", {"avx512_bf16": True}, "bf16"),
         ("cpu", {"amx_bf16": True}, "bf16"),
+        ("cpu", {"avx512_bf16": True, "onednn": False}, "fp32"),  # as ONEDNN_MAX_CPU_ISA=AVX2 makes it
         ("cuda", {"bf16": True}, "bf16"),
         ("cuda", {"bf16": False}, "fp16"),
         ("mps", {}, "fp32"),

@@ -20,7 +20,8 @@ Args:
     protocol (str): `documents` (default), each text stripped and on its own, `sliding`, the same in windows that
         overlap by half, or `packed`, all in one stream; defined in smallm_hf/evaluation/scoring.py.
     batch_size (int): windows per forward pass, 16 by default; changes speed and memory only.
-    context_length (int): tokens per window; by default the model's own. Longer texts go on in the next window.
+    context_length (int): tokens per window; by default the length the model was trained at where its config says so,
+        else all its positions. Longer texts go on in the next window.
     max_length (int): another name of `context_length`, for calls written for the stock metric, which cut texts there.
     add_start_token (bool): bos (eos where there is none) stands before each text. Only True: without it the first
         token of a text would go unscored.
@@ -31,6 +32,7 @@ Returns:
     loss (float): nats per token.
     bits_per_byte (float): comparable between tokenizers.
     tokens (int), bytes (int): what was scored.
+    context_length (int): tokens per window; None of sums.
     perplexities (list of float): exp of each prediction's own mean; one number for the stream under `packed`.
     mean_perplexity (float): the mean of those, as the stock metric reports it. It gives a short text the weight of a
         long one and is ruled by the worst text: do not compare models by it.
@@ -71,7 +73,7 @@ class Perplexity(evaluate.Metric):
         texts = isinstance(predictions[0], str)
         if options and not texts:
             raise ValueError(f"{', '.join(options)}: sums are counted already; give texts to have them scored")
-        parts = _score(predictions, **options) if texts else predictions
+        parts, context_length = _score(predictions, **options) if texts else (predictions, None)
         for index, part in enumerate(parts):
             if part["tokens"] < 1:
                 raise ValueError(f"predictions[{index}] has no token to score; leave it out")
@@ -83,6 +85,7 @@ class Perplexity(evaluate.Metric):
             "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
             "tokens": tokens,
             "bytes": num_bytes,
+            "context_length": context_length,
             "perplexities": perplexities,
             "mean_perplexity": sum(perplexities) / len(perplexities),
         }
@@ -104,12 +107,12 @@ def _score(
     add_start_token: bool = True,
     device: str | None = None,
     trust_remote_code: bool = False,
-) -> list[dict]:
+) -> tuple[list[dict], int]:
     # Imported here: sums need neither torch nor our package, so the file also works where they are not.
     from dataclasses import asdict
 
     from smallm_hf.errors import UserError
-    from smallm_hf.evaluation.scoring import score_texts
+    from smallm_hf.evaluation.scoring import Plan, Rules, score_planned
     from smallm_hf.pretrained import load_causal_lm
 
     if not add_start_token:
@@ -121,7 +124,6 @@ def _score(
     if model is None:
         device = "cuda" if device == "gpu" else device
         model, tokenizer = load_causal_lm(model_id, device=device, trust_remote_code=trust_remote_code)
-    sums = score_texts(
-        model, tokenizer, texts, protocol=protocol, context_length=context_length or max_length, batch_size=batch_size
-    )
-    return [asdict(part) for part in sums]
+    rules = Rules(protocol, context_length=context_length or max_length, batch_size=batch_size)
+    plan = Plan.make(model, tokenizer, rules)
+    return [asdict(part) for part in score_planned(plan, texts)], plan.rules.context_length
