@@ -246,8 +246,9 @@ def eval_results(results: dict[str, Any], weights: Weights, statements: Statemen
 
 
 def _scores(scored: dict[str, float]) -> dict[str, float]:
-    """The figures of a validation as the card writes them."""
-    return {name: round(scored[f"validation_{name}"], digits) for name, (_, _, digits) in METRICS.items()}
+    """The figures of a validation as the card writes them; one that overflowed, which is null, is none of them."""
+    figures = {name: (scored[f"validation_{name}"], digits) for name, (_, _, digits) in METRICS.items()}
+    return {name: round(value, digits) for name, (value, digits) in figures.items() if value is not None}
 
 
 def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any], name: str) -> ModelCardData:

@@ -115,19 +115,15 @@ def verify_card(run: Path) -> list[str]:
     files = find_token_files(results)
     if files is None:
         return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
-    training, meta = results["config"]["training"], files.meta.validation
-    tokens = ValidationSet.choose(
-        files.validation,
-        meta.bytes + meta.documents,
-        training["validation_tokens"],
-        files.tokenizer,
-        results["config"].get("batching", {}).get("within_documents", False),  # older runs have no such section
-    )
+    training = results["config"]["training"]
+    apart = results["config"].get("batching", {}).get("within_documents", False)  # older runs have no such section
+    tokens = ValidationSet.choose(files, training["validation_tokens"], apart)
     options = {name: training[name] for name in ("context_length", "batch_size")}
     sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
     for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():
         stated = best.scored[f"validation_{name}"]
         # Of two logits that are all but equal, other hardware may find the other one larger.
+        stated = math.inf if stated is None else stated  # too large for JSON
         if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / len(tokens.tokens)):
             raise UserError(
                 f"the card says validation {name} {stated:.6g}, scoring {best.folder} again gives {value:.6g}; "
