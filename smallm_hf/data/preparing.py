@@ -130,9 +130,10 @@ def _prepare(request: Request, folder: Path, model_max_length: int, report: Repo
         replacing(folder) as partial,
     ):
         _write(Preparation(request, parts, model_max_length, workers, report), state, content, partial)
-        if (state, content) != tuple(request.source_state(contents) for contents in (False, True)):
+        if (now := request.source_state(contents=True)) != content:
             raise UserError(
-                f"{request.data.title} was changed while it was prepared; run again when nothing writes to it any more"
+                f"{request.data.title} was changed while it was prepared (content {content[:12]} before, {now[:12]} "
+                "now); run again when nothing writes to it any more"
             )
     return open_token_files(folder)
 
