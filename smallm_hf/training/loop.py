@@ -196,6 +196,8 @@ class TrainingLoop:
         """
         del self.updater
         self.accelerator.free_memory()
+        if self.training.compile:
+            torch.compiler.reset()  # which keeps so many steps of a process at most, and refuses the next run's
 
     # --- where a run stands ------------------------------------------------------------------------------------------
 
