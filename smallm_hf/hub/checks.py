@@ -27,7 +27,7 @@ from smallm_hf.models import SmaLLMConfig
 from smallm_hf.pretrained import is_ours, load_weights
 from smallm_hf.training.plan import embedding_parameters, flops_per_token
 from smallm_hf.training.progress import read_records
-from smallm_hf.training.validation import ValidationSet
+from smallm_hf.training.validation import ValidationSet, figures_of_json
 
 LARGEST_DIFFERENCE = 1e-4  # of logits, as a share of the largest: float rounding between two ways to compute them
 LARGEST_RELATIVE_ERROR = 1e-4  # of a validation scored again, perhaps on other hardware
@@ -59,7 +59,7 @@ def check_record(run: Path, results: dict[str, Any], weights: Weights, model: Pr
         (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
         (folder, results, {"embedding_parameters": embedding_parameters(model)}),
         ("the formula", results, {"flops": flops}),
-        (f"{folder}validation.json", results[stated_in], weights.scored),
+        (f"{folder}validation.json", figures_of_json(results[stated_in]), weights.scored),
         *(("metrics.jsonl", results[stated_in] | {"tokens": record["tokens"]}, record) for record in validated),
     ]
     for source, stated, values in found:
@@ -123,7 +123,6 @@ def verify_card(run: Path) -> list[str]:
     for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():
         stated = best.scored[f"validation_{name}"]
         # Of two logits that are all but equal, other hardware may find the other one larger.
-        stated = math.inf if stated is None else stated  # too large for JSON
         if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / len(tokens.tokens)):
             raise UserError(
                 f"the card says validation {name} {stated:.6g}, scoring {best.folder} again gives {value:.6g}; "

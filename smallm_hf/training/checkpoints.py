@@ -29,6 +29,7 @@ from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import remove, replacing, restore_all
 from smallm_hf.plain_json import json_text
 from smallm_hf.training.sharding import SHARDS, is_sharded, load_shards, save_shards, share_out_states, whole
+from smallm_hf.training.validation import figures_of_json
 from smallm_hf.training.zero import load_zero, save_zero, zero_engine
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
@@ -241,9 +242,9 @@ def load_state(checkpoint: Path) -> LoopState:
     """
     with readable(checkpoint):
         state = LoopState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
-        # Null is what overflowed: the norm of an update that was left out, or the figures of a validation.
-        state.gradient_norm = math.inf if state.gradient_norm is None else state.gradient_norm
-        state.best = state.best and {name: math.inf if value is None else value for name, value in state.best.items()}
+        if state.gradient_norm is None:  # of an update that was left out, and no number for JSON
+            state.gradient_norm = math.inf
+        state.best = state.best and figures_of_json(state.best)
         return state
 
 

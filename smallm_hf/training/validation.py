@@ -1,5 +1,6 @@
 """The fixed set that every validation of a run scores."""
 
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -89,3 +90,8 @@ class ValidationSet:
 def write_validation(folder: Path, validated: dict[str, float]) -> None:
     """Leaves the figures of a validation, and its step, beside the weights they belong to."""
     (folder / VALIDATION_FILE).write_text(json_text(validated, indent=2) + "\n", encoding="utf-8")
+
+
+def figures_of_json(figures: dict[str, float | None]) -> dict[str, float]:
+    """The figures of a validation that was read from JSON, where what overflowed is null."""
+    return {name: math.inf if value is None else value for name, value in figures.items()}
