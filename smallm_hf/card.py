@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from transformers import AutoConfig
 
 from smallm_hf.errors import UserError
 from smallm_hf.training.progress import read_records
-from smallm_hf.training.validation import VALIDATION_FILE
+from smallm_hf.training.validation import VALIDATION_FILE, figures_of_json
 
 TOP = Path(__file__).resolve().parent.parent  # of the checkout, if this is one
 
@@ -128,6 +129,7 @@ def find_weights(run: Path, name: str) -> Weights:
     if not records:
         raise UserError(f"{run}/metrics.jsonl has no record of step {step}, at which {name}/ was saved; train it again")
     scored = scored or next((record for record in records if "validation_loss" in record), None)
+    scored = scored and figures_of_json(scored)
     samples = [record for record in read_records(run, "samples") if record["step"] == step]
     return Weights(name, folder, step, records[-1]["tokens"], scored, samples)
 
@@ -247,8 +249,9 @@ def eval_results(results: dict[str, Any], weights: Weights, statements: Statemen
 
 
 def _scores(scored: dict[str, float]) -> dict[str, float]:
-    """The figures of a validation as the card writes them."""
-    return {name: round(scored[f"validation_{name}"], digits) for name, (_, _, digits) in METRICS.items()}
+    """The figures of a validation as the card's metadata has them, where none is infinite."""
+    figures = {name: round(scored[f"validation_{name}"], digits) for name, (_, _, digits) in METRICS.items()}
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any], name: str) -> ModelCardData:

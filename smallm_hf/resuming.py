@@ -1,12 +1,19 @@
 """What a run that goes on from a checkpoint must share with the run that wrote it."""
 
 import dataclasses
+import itertools
+import os
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from smallm_hf.command_line import is_main_process
-from smallm_hf.config import CommandOptions, RunConfig
+from smallm_hf.config import SECTIONS, CommandOptions, RunConfig
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError
@@ -27,6 +34,9 @@ from smallm_hf.training.optimization import muon_dtype
 # The `auto` choices that a run makes once.
 DECIDED = ("precision", "compile", "loss", "batch_size")
 MUON = "products of Muon in"  # as it is said where they differ
+# The main process may have to wait for the end of another run, and to read large checkpoints.
+WAIT_SECONDS = 1800.0
+_TOLD = itertools.count()  # a launcher's store keeps what was said, and a process may run twice
 # Keys that a resumed run may change: how long it is, how it is watched and kept, and where its text lies.
 FREE_ON_RESUME = re.compile(
     r"training\.(max_steps|max_seconds|epochs|patience|cpu_threads|peak_tflops|interval_unit|.*_every|sample_.*"
@@ -34,20 +44,47 @@ FREE_ON_RESUME = re.compile(
 )
 
 
-def find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to resume; a folder that holds another run is refused."""
-    run = options.output_dir
-    if options.resume:
-        for name in ("best", "final") if is_main_process() else ():
-            restored(run / name)
-        checkpoint = newest_checkpoint(run, say, set_aside=is_main_process())
+@contextmanager
+def find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Iterator[Path | None]:
+    """The checkpoint to resume, on every process; a folder that holds another run is refused.
+
+    The main process alone looks, because it alone holds the run's lock: another run may still be saving there.
+    """
+    run, name = options.output_dir, ""
+    if not options.resume:
+        if is_main_process() and run.exists() and any(run.iterdir()):
+            checkpoints = list_checkpoints(run)
+            held = f"a run that stopped at {checkpoints[-1].name}" if checkpoints else "files already"
+            raise UserError(f"{run} holds {held}; add --resume to continue it, or give another --output_dir")
+        yield None
+        return
+    if is_main_process():
+        for weights in ("best", "final"):
+            restored(run / weights)
+        for left in run.glob(".push-*"):  # by a process that was killed while it pushed
+            shutil.rmtree(left, ignore_errors=True)
+        checkpoint = newest_checkpoint(run, say)
         say(f"resuming from {checkpoint}" if checkpoint else f"no checkpoint in {run}; starting afresh")
-        return checkpoint
-    if is_main_process() and run.exists() and any(run.iterdir()):
-        checkpoints = list_checkpoints(run)
-        held = f"a run that stopped at {checkpoints[-1].name}" if checkpoints else "files already"
-        raise UserError(f"{run} holds {held}; add --resume to continue it, or give another --output_dir")
-    return None
+        name = checkpoint.name if checkpoint else ""
+    with _told_by_main_process(name) as name:
+        yield run / "checkpoints" / name if name else None
+
+
+@contextmanager
+def _told_by_main_process(word: str) -> Iterator[str]:
+    """What the main process says, on every process of a launch; they need not form a group yet, which could time out.
+
+    The store through which they will find each other stays open inside the block, for its server to serve both.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        yield word
+        return
+    from torch.distributed.elastic.utils.store import synchronize
+
+    store, rank, _ = next(torch.distributed.rendezvous("env://"))
+    said = synchronize(store, word.encode(), rank, processes, f"smallm_hf/{next(_TOLD)}/", WAIT_SECONDS)
+    yield said[0].decode()
 
 
 def fingerprints_of(files: TokenFiles) -> dict[str, str]:
@@ -79,18 +116,22 @@ def resumed_config(config: RunConfig, checkpoint: Path, say: Callable[[str], Non
         UserError: another key has.
     """
     manifest = read_manifest(checkpoint)
-    written = manifest.config["training"]
+    # An option that is younger than the checkpoint was at its default then, whatever that run did.
+    record = {name: _defaults(section) | manifest.config.get(name, {}) for name, section in SECTIONS.items()}
+    written = record["training"]
     decided = {name: written[name] for name in DECIDED if getattr(config.training, name) == "auto"}
     if "batch_size" in decided:
         decided |= {name: written[name] for name in ("accumulation_steps", "global_batch_size")}
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, **decided))
-    for section, keys in dataclasses.asdict(config).items():
-        before = manifest.config.get(section, {})
-        for key in keys.keys() & before.keys() if section != "model" else ():  # the model is compared as it is built
+    for section, before in record.items():  # without the model, which is compared as it is built
+        ours = dataclasses.asdict(getattr(config, section))
+        for key, value in before.items():
             name = f"{section}.{key}"
-            if keys[key] != before[key] and not FREE_ON_RESUME.fullmatch(name):
+            if key not in ours:
+                say(f"{checkpoint} was trained with {name}={value}, which this version does not know")
+            elif ours[key] != value and not FREE_ON_RESUME.fullmatch(name):
                 raise UserError(
-                    f"{checkpoint} was trained with {name}={before[key]}, this config says {keys[key]}; resume with "
+                    f"{checkpoint} was trained with {name}={value}, this config says {ours[key]}; resume with "
                     "the config of the run (--resume --output_dir alone takes it) or give another --output_dir"
                 )
     then, now = manifest.versions, versions()
@@ -101,6 +142,11 @@ def resumed_config(config: RunConfig, checkpoint: Path, say: Callable[[str], Non
     if others:
         say(f"the resumed run may differ from an uninterrupted one: {', '.join(others)}")
     return config
+
+
+def _defaults(section: type) -> dict[str, Any]:
+    """The keys of a section that has been left to itself."""
+    return dataclasses.asdict(section())
 
 
 def check_cooldown(training: TrainingConfig, checkpoint: Path) -> None:

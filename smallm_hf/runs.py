@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
 from smallm_hf.folders import lock, require_writable, write_whole
 from smallm_hf.generation import prompt_window
 from smallm_hf.hub.training_push import TrainingPush
+from smallm_hf.plain_json import json_text
 from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_cooldown,
@@ -48,6 +49,7 @@ from smallm_hf.training.devices import (
     check_launch,
     hardware,
     peak_memory_bytes,
+    process_left_as_found,
     resolve_batch_size,
     resolve_loss,
     resolve_precision,
@@ -63,6 +65,8 @@ from smallm_hf.training.validation import ValidationSet
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
+# So long a run that fails or is asked to stop waits for its last push.
+LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
 UNCOMPARED = {"architectures", "dtype", "transformers_version", "auto_map", "trained_context_length"}
 
@@ -82,8 +86,11 @@ def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles | None
     return files
 
 
+@process_left_as_found()
 def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | None:
     """Trains what a config describes and leaves a run folder; with `--dry_run` only prints the plan.
+
+    However it ends, the process can train again, with any other config.
 
     Returns:
         What `results.json` holds, or None after a dry run.
@@ -105,8 +112,8 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
             say(describe_probe(probe(architecture, training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
-    with _alone(options.output_dir, say):
-        return _train(config, options, say)
+    with _alone(options.output_dir, say), ExitStack() as ends:
+        return _train(config, options, say, ends)
 
 
 @contextmanager
@@ -131,10 +138,10 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None]) -> dict[str, Any]:
-    """The whole of a run, from its text to its results."""
+def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None], ends: ExitStack) -> dict[str, Any]:
+    """The whole of a run, from its text to its results; `ends` is told what is to be let go of, however that ends."""
     began, run = time.perf_counter(), options.output_dir
-    checkpoint = find_checkpoint(options, say)
+    checkpoint = ends.enter_context(find_checkpoint(options, say))
     if checkpoint is not None:
         config = resumed_config(config, checkpoint, say)
     cools_down = checkpoint is None and config.training.cooldown_from is not None
@@ -174,7 +181,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         model=model,
         tokenizer=files.tokenizer,
         train_tokens=files.train,
-        validation=_validation(config, files),
+        validation=_validation(config, files, say),
         training=config.training,
         run=run,
         accelerator=accelerator,
@@ -186,8 +193,10 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         push_every=config.hub.push_every,
         order=order,
     )
+    ends.enter_context(closing(loop))
     if config.hub.push_every and accelerator.is_main_process:
         loop.pushes = TrainingPush(config.hub, loop.reporter.say)
+        ends.callback(loop.pushes.wait, LAST_PUSH_SECONDS)
     origin = {**environment(), "hardware": hardware()}
     if accelerator.is_main_process:  # nothing is written before all that could be refused was
         _claim(options)
@@ -205,8 +214,6 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if accelerator.is_main_process:
         _leave_results(run, results)
         say(describe_results(results, run))
-    loop.close()
-    accelerator.end_training()
     return results
 
 
@@ -240,12 +247,16 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
     return _with_training(config, loss="logits")
 
 
-def _validation(config: RunConfig, files: TokenFiles) -> ValidationSet:
+def _validation(config: RunConfig, files: TokenFiles, say: Callable[[str], None]) -> ValidationSet:
     """What a run is validated on."""
-    side = files.meta.validation
-    all_bytes = side.bytes + side.documents  # an eos counts as one
-    apart = config.batching.within_documents
-    return ValidationSet.choose(files.validation, all_bytes, config.training.validation_tokens, files.tokenizer, apart)
+    limit = config.training.validation_tokens
+    chosen = ValidationSet.choose(files, limit, config.batching.within_documents)
+    if limit is not None and len(chosen.tokens) > limit:
+        say(
+            f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
+            f"scored whole ({len(chosen.tokens)} tokens)"
+        )
+    return chosen
 
 
 def _leave_results(run: Path, results: dict[str, Any]) -> None:
@@ -279,7 +290,7 @@ def _describe_run(
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(content, indent=2) + "\n")
 
 
 def _silent(line: str) -> None:

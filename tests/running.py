@@ -83,14 +83,11 @@ def train(recipe: Path | None, output_dir: Path, *words: object, figures: bool =
     with pytest.MonkeyPatch.context() as patch:
         if not figures:
             patch.setattr(plots, "draw_runs", lambda folders: [])
-        try:
-            return train_run(*parse_command_line("test", [str(word) for word in arguments], training=True))
-        finally:
-            forget_accelerator()
+        return train_run(*parse_command_line("test", [str(word) for word in arguments], training=True))
 
 
 def forget_accelerator() -> None:
-    """Accelerate remembers the first Accelerator of a process; each run is its own."""
+    """Accelerate remembers the first Accelerator of a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState._reset_state()

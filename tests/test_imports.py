@@ -7,7 +7,17 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "allocation", "arithmetic", "command_line", "folders", "tokenization", "models", "pretrained"],
+    [
+        "errors",
+        "allocation",
+        "arithmetic",
+        "command_line",
+        "folders",
+        "plain_json",
+        "tokenization",
+        "models",
+        "pretrained",
+    ],
     ["environment", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",

@@ -1,6 +1,5 @@
 """Each benchmark, measured and shown: what `scripts/benchmark.py` calls."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from smallm_hf.benchmarks.size import measure_size, print_size
 from smallm_hf.benchmarks.training import compare_training, print_training
 from smallm_hf.config import parse_command_line
 from smallm_hf.folders import require_writable, write_whole
+from smallm_hf.plain_json import json_text
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
 
@@ -71,4 +71,4 @@ def show(what: str, output: Path | None, **given: Any) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
     results = SHOWN[what](**given)
     if output:
-        write_whole(output, json.dumps(results, indent=2) + "\n")
+        write_whole(output, json_text(results, indent=2) + "\n")

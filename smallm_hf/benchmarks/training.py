@@ -152,7 +152,7 @@ def _train_ours(
             model=model,
             tokenizer=files.tokenizer,
             train_tokens=files.train,
-            validation=_validation(files, training),
+            validation=ValidationSet.choose(files, training.validation_tokens),
             training=training,
             run=Path(run),
             accelerator=build_accelerator(precision),
@@ -321,7 +321,7 @@ def _plain_result(
         "tokens": steps * PLAIN_WINDOWS * training.context_length,
         "peak_memory_bytes": memory,
         "set_up_seconds": set_up,
-        **_scored(model, _validation(files, training), training, build_accelerator("fp32")),
+        **_scored(model, ValidationSet.choose(files, training.validation_tokens), training, build_accelerator("fp32")),
         **{"parameters": model.num_parameters(), "flops_per_token": flops_per_token(model, training.context_length)},
     }
 
@@ -350,11 +350,6 @@ def _begin_process(threads: int | None) -> None:
 def _special_tokens(files: TokenFiles) -> dict[str, int | None]:
     tokenizer = files.tokenizer
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-
-
-def _validation(files: TokenFiles, training: TrainingConfig) -> ValidationSet:
-    all_bytes = files.meta.validation.bytes + files.meta.validation.documents
-    return ValidationSet.choose(files.validation, all_bytes, training.validation_tokens, files.tokenizer)
 
 
 def _scored(model: PreTrainedModel, validation: ValidationSet, training: TrainingConfig, accelerator) -> dict:

@@ -40,6 +40,9 @@ def join(
                         while content := ids.read(COPIED_BYTES):
                             file.write(content)
                             hashes[side].update(content)
+    for side in SIDES:
+        sizes = [np.load(part / f"{side}.npy") for parts in encoded for part in parts]
+        np.save(folder / f"{side}.npy", np.concatenate(sizes))
     names = ("tokens", "bytes", "documents", "empty_documents")
     sides = {
         side: Side(**{name: sum(one[side][name] for one in counts) for name in names}, sha256=hashes[side].hexdigest())

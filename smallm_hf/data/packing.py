@@ -1,6 +1,7 @@
 """Token files: the corpus as two long rows of ids on disk, memory-mapped, with all that says what they hold.
 
     train.bin validation.bin   little-endian uint16 (up to 65,536 entries) or uint32, eos after each document
+    train.npy validation.npy   tokens (with the eos) and bytes (without) of each document, (D, 2) int64
     meta.json                  `Meta`: what they were made from, counts and hashes
     tokenizer/                 the tokenizer that made them, as `AutoTokenizer` loads it
     report.json                the same for people, with what was cleaned away and why, and examples
@@ -24,7 +25,7 @@ from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.errors import UserError
 from smallm_hf.tokenization import tokenizer_fingerprint
 
-FORMAT = 2  # of the folder; a change makes older ones unreadable
+FORMAT = 3  # of the folder; a change makes older ones unreadable
 UINT16_ENTRIES = 1 << 16
 
 
@@ -114,6 +115,10 @@ class Meta:
     versions: dict[str, str]
 
 
+class OtherFormat(UserError):
+    """Token files that another version has made."""
+
+
 @dataclass(frozen=True)
 class TokenFiles:
     """An open folder of token files; the ids are memory-mapped and read-only."""
@@ -146,6 +151,21 @@ class TokenFiles:
             ) from error
         self.check_tokenizer(tokenizer)
         return tokenizer
+
+    def document_sizes(self, side: str) -> np.ndarray:
+        """Tokens, with the eos, and bytes, without it, of each document of a side, (D, 2) int64.
+
+        Raises:
+            UserError: they do not add up to what is in the token file.
+        """
+        path, whole = self.folder / f"{side}.npy", getattr(self.meta, side)
+        try:
+            sizes = np.load(path)
+        except (OSError, ValueError, EOFError):
+            sizes = np.zeros((0, 2), np.int64)
+        if sizes.shape != (whole.documents, 2) or sizes.sum(axis=0).tolist() != [whole.tokens, whole.bytes]:
+            raise UserError(f"{path} is damaged or of other token files; remove {self.folder} and prepare it again")
+        return sizes
 
     def verify(self) -> None:
         """Reads both files and makes sure that they are what was written.
@@ -185,17 +205,17 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     """Opens a finished folder of token files.
 
     Raises:
-        UserError: no meta.json, one of another format, or token files that are not as long as it says.
+        UserError: no meta.json, one of another format (`OtherFormat`), or token files that are not as long as it says.
     """
     folder = Path(folder)
     try:
-        content = json.loads((folder / "meta.json").read_text())
+        content = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no token files (no meta.json); make them with scripts/prepare.py") from None
     except ValueError as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from error
     if content.get("format") != FORMAT:
-        raise UserError(
+        raise OtherFormat(
             f"{folder} holds token files of format {content.get('format')}, this version reads {FORMAT}; "
             "remove it and prepare it again"
         )

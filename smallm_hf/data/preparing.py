@@ -22,7 +22,7 @@ import numpy as np
 from smallm_hf.data.features import Features
 from smallm_hf.data.finished_parts import finished_parts, shared_parts
 from smallm_hf.data.joining import join
-from smallm_hf.data.packing import FORMAT, Meta, TokenFiles, id_type, open_token_files
+from smallm_hf.data.packing import FORMAT, Meta, OtherFormat, TokenFiles, id_type, open_token_files
 from smallm_hf.data.preparation import Preparation
 from smallm_hf.data.report import make_report, merged, readable
 from smallm_hf.data.request import BPE, Request, default_folder
@@ -31,6 +31,7 @@ from smallm_hf.data.splitting import SIDES, VALIDATION
 from smallm_hf.data.stages import FEATURES, PARTS_FORMAT, Workers
 from smallm_hf.errors import UserError
 from smallm_hf.folders import lock, replacing, require_writable
+from smallm_hf.plain_json import json_text
 from smallm_hf.tokenization import tokenizer_fingerprint
 
 POLL_SECONDS = 0.5
@@ -52,7 +53,7 @@ def find_or_prepare(
     model_max_length: int,
     report: Report = _silent,
 ) -> TokenFiles:
-    """Opens the token files of these settings, made now if there are none or the source has changed.
+    """Opens the token files of these settings, made now if there are none, or of an older format or source.
 
     Args:
         request: the settings.
@@ -61,7 +62,8 @@ def find_or_prepare(
         report: called with lines of progress.
 
     Raises:
-        UserError: a mistake in the settings or the source, or a given folder that holds something else.
+        UserError: a mistake in the settings or the source, a source that changes meanwhile, or a given folder that
+            holds something else.
     """
     given = folder or request.data.folder
     folder = Path(given) if given else default_folder(request)
@@ -76,7 +78,12 @@ def find_or_prepare(
 def _find(request: Request, folder: Path, replaceable: bool) -> TokenFiles | None:
     if not (folder / "meta.json").exists():
         return None
-    files = open_token_files(folder)
+    try:
+        files = open_token_files(folder)
+    except OtherFormat:
+        if replaceable:
+            return None
+        raise
     difference = request.difference(files.meta)
     if difference is None:
         return files
@@ -116,13 +123,18 @@ def _prepare(request: Request, folder: Path, model_max_length: int, report: Repo
     if folder.is_file() or (folder.is_dir() and not (folder / "meta.json").exists() and any(folder.iterdir())):
         raise UserError(f"{folder} holds other files and no token files; give another data.folder")
     _refuse_early(request)
-    state = request.source_state(contents=False)
+    state, content = (request.source_state(contents) for contents in (False, True))  # before any of it is read
     with (
         finished_parts(folder, _identity(request, state, model_max_length), report) as parts,
         Workers(request.data.workers) as workers,
         replacing(folder) as partial,
     ):
-        _write(Preparation(request, parts, model_max_length, workers, report), state, partial)
+        _write(Preparation(request, parts, model_max_length, workers, report), state, content, partial)
+        if (now := request.source_state(contents=True)) != content:
+            raise UserError(
+                f"{request.data.title} was changed while it was prepared (content {content[:12]} before, {now[:12]} "
+                "now); run again when nothing writes to it any more"
+            )
     return open_token_files(folder)
 
 
@@ -173,8 +185,8 @@ def _refuse_early(request: Request) -> None:
             )
 
 
-def _write(preparation: Preparation, state: str, folder: Path) -> None:
-    """All stages; `folder` then holds token files."""
+def _write(preparation: Preparation, state: str, content: str, folder: Path) -> None:
+    """All stages; `folder` then holds token files of sources that were in this state and had this content."""
     request, seconds = preparation.request, {}
 
     @contextmanager
@@ -203,12 +215,12 @@ def _write(preparation: Preparation, state: str, folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         tokenizer_sha256=tokenizer_sha256,
         source_state=state,
-        content_sha256=request.source_state(contents=True),
+        content_sha256=content,
         **sides,
         sources=shares,
         versions=_versions(),
     )
-    content = make_report(
+    report = make_report(
         meta,
         sources=[(asdict(one.input.source), asdict(one.reading), merged(one.reports)) for one in cleaned],
         words=[np.concatenate([Features.load(part / FEATURES).words for part in one.parts]) for one in cleaned],
@@ -217,6 +229,6 @@ def _write(preparation: Preparation, state: str, folder: Path) -> None:
         tokenizer=tokenizer,
         seconds=seconds,
     )
-    (folder / "report.md").write_text(readable(content), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
+    (folder / "report.md").write_text(readable(report), encoding="utf-8")
+    (folder / "report.json").write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "meta.json").write_text(json_text(asdict(meta), indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ A part is a run of consecutive documents of one source. Where parts are cut depe
 number of processes leaves the same files, and a run after a kill goes on from the parts that were finished.
 
     00-00003/          a cleaned part: text.arrow, features of its documents, report.json
-    00-00003.tokens/   the same tokenised: train.bin, validation.bin, entries.npy, report.json
+    00-00003.tokens/   the same tokenised: of each side its .bin and .npy (see `packing`), entries.npy, report.json
 """
 
 import functools
@@ -43,7 +43,7 @@ BATCH_CHARACTERS = 1 << 21
 ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
 WORKER_BYTES = 1 << 30  # of memory, of which a process takes most only for books of many megabytes
 EXAMPLES = 3  # documents of each side and part that are kept for the report
-PARTS_FORMAT = 2  # of the files below; parts of another are made again
+PARTS_FORMAT = 3  # of the files below; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
 KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
     {"text": pyarrow.large_string(), "id": pyarrow.string(), "piece": pyarrow.int64(), "is_last": pyarrow.bool_()}
@@ -227,7 +227,7 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
     encode, eos_token_id, entries = _encoder(tokenizer, sha256)
     documents = itertools.chain.from_iterable(read_part(text / TEXT) for text in texts)
     with replacing(part) as folder:
-        writers = {side: SideWriter(folder / f"{side}.bin", entries, eos_token_id) for side in SIDES}
+        writers = {side: SideWriter(folder / side, entries, eos_token_id) for side in SIDES}
         for batch in _batches(selection.sided(source, documents), BATCH_CHARACTERS, lambda sided: sided[1].text):
             ids = encode([document.text for _, document in batch])
             for side, writer in writers.items():
@@ -247,18 +247,19 @@ class SideWriter:
     """Appends documents to one file of ids, counting what goes in.
 
     Args:
-        path: of the file.
+        path: of the file, without `.bin`; beside it, in `.npy`, come the tokens and bytes of each document.
         entries: of the tokenizer.
         eos_token_id: closes each document.
     """
 
     def __init__(self, path: Path, entries: int, eos_token_id: int):
-        self.file = path.open("wb")
+        self.path, self.file = path, path.with_suffix(".bin").open("wb")
         self.dtype = id_type(entries)
         self.eos = np.array([eos_token_id], self.dtype)
         self.entries = np.zeros(entries, np.int64)  # how often each was written
         self.counts = {"tokens": 0, "bytes": 0, "documents": 0, "empty_documents": 0}
         self.examples = []
+        self.sizes = [[0, 0]]  # tokens and bytes of each document, the last of which is not through yet
 
     def add(self, batch: list[tuple[Document, Iterable[int]]]) -> None:
         """Writes documents, or pieces of them, and their ids."""
@@ -268,9 +269,13 @@ class SideWriter:
                 self.counts["empty_documents"] += 1
                 continue
             ids.append(np.asarray(found, self.dtype))
+            size = len(document.text.encode())
+            self.sizes[-1][0] += len(ids[-1]) + document.is_last
+            self.sizes[-1][1] += size
             if document.is_last:
                 ids.append(self.eos)
-            self.counts["bytes"] += len(document.text.encode())
+                self.sizes.append([0, 0])
+            self.counts["bytes"] += size
             self.counts["documents"] += document.is_last
             if len(self.examples) < EXAMPLES and document.piece == 0:
                 self.examples.append({"id": document.id, "begins": document.text[:200]})
@@ -283,6 +288,7 @@ class SideWriter:
     def close(self) -> dict[str, Any]:
         """Ends the file and returns the counts."""
         self.file.close()
+        np.save(self.path.with_suffix(".npy"), np.array(self.sizes[:-1], np.int64).reshape(-1, 2))
         return {**self.counts, "examples": self.examples}
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.texts import source_name
+from smallm_hf.plain_json import without_infinities
 
 NONE = "–"
 LONGEST = 1e9  # larger numbers are written by their power of ten
@@ -248,19 +249,7 @@ def report_results(results: dict[str, Any], output: str | None = None, page: str
 
 def to_json(content: dict[str, Any]) -> str:
     """JSON that every program reads: a number that is infinite or none becomes null, and `not_finite` says where."""
-    not_finite = {}
-
-    def finite(value: Any, place: str) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(part, f"{place}.{name}" if place else str(name)) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(part, f"{place}.{number}") for number, part in enumerate(value)]
-        if isinstance(value, float) and not math.isfinite(value):
-            not_finite[place] = str(value)
-            return None
-        return value
-
-    content = finite(content, "")
+    content, not_finite = without_infinities(content)
     content |= {"not_finite": not_finite} if not_finite else {}
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 

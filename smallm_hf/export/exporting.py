@@ -1,7 +1,6 @@
 """From a model's folder to a checked export, or to one line that says why not."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from smallm_hf.export.onnx_file import onnx_engine, write_onnx
 from smallm_hf.export.parity import FLOAT32, check_parity
 from smallm_hf.folders import replacing, require_writable
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+from smallm_hf.plain_json import json_text
 from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
 
 Target = Literal["native", "gguf", "onnx"]
@@ -66,8 +66,7 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
             tolerance = gguf_tolerance(outtype, exported.config, engine)
         weights = outtype if to == "gguf" else str(exported.dtype).removeprefix("torch.")
         parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, engine, tolerance)}
-        text = json.dumps(parity, indent=2, ensure_ascii=False) + "\n"
-        (folder / "parity.json").write_text(text, encoding="utf-8")
+        (folder / "parity.json").write_text(json_text(parity, indent=2) + "\n", encoding="utf-8")
     return parity
 
 

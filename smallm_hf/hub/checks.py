@@ -27,7 +27,7 @@ from smallm_hf.models import SmaLLMConfig
 from smallm_hf.pretrained import is_ours, load_weights
 from smallm_hf.training.plan import embedding_parameters, flops_per_token
 from smallm_hf.training.progress import read_records
-from smallm_hf.training.validation import ValidationSet
+from smallm_hf.training.validation import ValidationSet, figures_of_json
 
 LARGEST_DIFFERENCE = 1e-4  # of logits, as a share of the largest: float rounding between two ways to compute them
 LARGEST_RELATIVE_ERROR = 1e-4  # of a validation scored again, perhaps on other hardware
@@ -59,7 +59,7 @@ def check_record(run: Path, results: dict[str, Any], weights: Weights, model: Pr
         (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
         (folder, results, {"embedding_parameters": embedding_parameters(model)}),
         ("the formula", results, {"flops": flops}),
-        (f"{folder}validation.json", results[stated_in], weights.scored),
+        (f"{folder}validation.json", figures_of_json(results[stated_in]), weights.scored),
         *(("metrics.jsonl", results[stated_in] | {"tokens": record["tokens"]}, record) for record in validated),
     ]
     for source, stated, values in found:
@@ -115,14 +115,9 @@ def verify_card(run: Path) -> list[str]:
     files = find_token_files(results)
     if files is None:
         return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
-    training, meta = results["config"]["training"], files.meta.validation
-    tokens = ValidationSet.choose(
-        files.validation,
-        meta.bytes + meta.documents,
-        training["validation_tokens"],
-        files.tokenizer,
-        results["config"].get("batching", {}).get("within_documents", False),  # older runs have no such section
-    )
+    training = results["config"]["training"]
+    apart = results["config"].get("batching", {}).get("within_documents", False)  # older runs have no such section
+    tokens = ValidationSet.choose(files, training["validation_tokens"], apart)
     options = {name: training[name] for name in ("context_length", "batch_size")}
     sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
     for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():

@@ -15,6 +15,7 @@ from smallm_hf import models
 from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, top_file, without_paths
 from smallm_hf.errors import UserError
 from smallm_hf.hub.repository import files_below
+from smallm_hf.plain_json import json_text
 
 # All that is ever published; whatever else lies in a folder stays there.
 MODEL_FILES = (
@@ -147,7 +148,7 @@ def refuse_tokens(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """One file of the tree, as people read it."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_yaml(path: Path, content: Any) -> None:

@@ -31,7 +31,7 @@ class TrainingPush:
 
     def __init__(self, hub: HubConfig, report: Callable[[str], None]):
         disable_progress_bars()  # the run has its own
-        self.report, self.thread, self.step = report, None, 0
+        self.report, self.thread, self.step, self.copy = report, None, 0, None
         self.repository = Repository.open(hub.repo, private=hub.private)
         self.repository.make(TRAINING_BRANCH, private=hub.private)
 
@@ -51,16 +51,18 @@ class TrainingPush:
             shutil.rmtree(copy, ignore_errors=True)
             self.report(f"step {step} is not pushed to the Hub: {one_line(error)}")
             return
-        self.step = step
+        self.step, self.copy = step, copy
         self.thread = threading.Thread(target=self._push, args=(copy, step), daemon=True)
         self.thread.start()
 
     def wait(self, timeout_seconds: float = 600) -> None:
-        """Waits for the push that is under way, if there is one."""
-        if self.thread:
+        """Waits for the push that is under way, if there is one, and gives it up where that takes too long."""
+        if self.copy:
             self.thread.join(timeout_seconds)
             if self.thread.is_alive():
                 self.report(f"step {self.step} did not reach the Hub in {timeout_seconds:g} seconds; given up")
+                shutil.rmtree(self.copy, ignore_errors=True)  # the thread may end with its process, and not do so
+            self.copy = None
 
     def _push(self, copy: Path, step: int) -> None:
         try:

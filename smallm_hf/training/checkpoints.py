@@ -8,6 +8,7 @@ folder `optimizer/`; either kind can be resumed either way. DeepSpeed writes its
 
 import hashlib
 import json
+import math
 import pickle
 import re
 import shutil
@@ -26,8 +27,10 @@ from transformers import PreTrainedModel
 from smallm_hf.environment import versions
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.folders import remove, replacing, restore_all
+from smallm_hf.plain_json import json_text
 from smallm_hf.training.optimization import muon_dtype
 from smallm_hf.training.sharding import SHARDS, is_sharded, load_shards, save_shards, share_out_states, whole
+from smallm_hf.training.validation import figures_of_json
 from smallm_hf.training.zero import load_zero, save_zero, zero_engine
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
@@ -99,18 +102,16 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def newest_checkpoint(run: Path, say: Callable[[str], None], set_aside: bool) -> Path | None:
-    """The newest checkpoint that is whole.
+def newest_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones behind it are told and given another name.
 
-    Damaged ones behind it are told and, by the one process that is to `set_aside`, given another name.
+    Only a process that has the run to itself may ask: what is unfinished is cleared away.
     """
-    restore_all(run / "checkpoints")  # by every process: each must see the same
+    restore_all(run / "checkpoints")
     for checkpoint in reversed(list_checkpoints(run)):
         reason = damage(checkpoint)
         if reason is None:
             return checkpoint
-        if not set_aside:
-            continue
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
@@ -214,7 +215,7 @@ def save_checkpoint(
             torch.save(saved, folder / "optimizer.pt")
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
-            (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+            (folder / STATE_FILE).write_text(json_text(asdict(state), indent=2) + "\n", encoding="utf-8")
             manifest = Manifest(
                 format=FORMAT,
                 step=state.step,
@@ -226,7 +227,7 @@ def save_checkpoint(
                 files=_describe_files(folder),
                 muon_dtype=str(muon_dtype(accelerator.device)).removeprefix("torch."),
             )
-            (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+            (folder / MANIFEST_FILE).write_text(json_text(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     if writes:
         if reason := damage(checkpoint):
             raise UserError(f"{checkpoint} was just written and is damaged ({reason}); check the disk, then --resume")
@@ -244,7 +245,11 @@ def load_state(checkpoint: Path) -> LoopState:
         UserError: they cannot be read.
     """
     with readable(checkpoint):
-        return LoopState(**json.loads((checkpoint / STATE_FILE).read_text()))
+        state = LoopState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+        if state.gradient_norm is None:  # of an update that was left out, and no number for JSON
+            state.gradient_norm = math.inf
+        state.best = state.best and figures_of_json(state.best)
+        return state
 
 
 def load_training_state(
@@ -252,9 +257,13 @@ def load_training_state(
 ) -> None:
     """Restores optimizer, gradient scaler and this process's random state, after model and optimizer are prepared.
 
+    The optimizer's rates, betas and weight decay stay as they were built: those are the config's, its moments the
+    checkpoint's.
+
     Raises:
         UserError: a file is missing or damaged, or of another optimizer.
     """
+    built = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     with readable(checkpoint):
         saved = torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device.type, weights_only=True)
         if zero_engine(accelerator):
@@ -266,6 +275,8 @@ def load_training_state(
             load_shards(checkpoint, model, optimizer)
         else:
             raise UserError(f"{checkpoint} is of DeepSpeed; resume with configs/accelerate/deepspeed_zero2.yaml")
+        for group, settings in zip(optimizer.param_groups, built, strict=True):
+            group |= settings  # which loading has replaced
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
         random_file = checkpoint / f"random-{accelerator.process_index}.pt"

@@ -200,6 +200,12 @@ def micro_steps_per_process(accumulation_steps: int, processes: int) -> int:
     return accumulation_steps // processes
 
 
+def largest_micro_step(training: TrainingConfig, processes: int, at_most: int) -> int:
+    """Windows of the largest micro-step up to a size that divides what one process has of an update."""
+    windows = training.windows_per_step // processes
+    return max(size for size in range(1, at_most + 1) if windows % size == 0)
+
+
 def plan_steps(training: TrainingConfig, windows_per_epoch: int | None) -> int | None:
     """The updates after which `max_steps` or `epochs` ends the run; None where time does, or data not read yet."""
     limits = []

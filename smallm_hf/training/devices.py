@@ -1,19 +1,25 @@
 """What the hardware decides: the accelerator, the precision, whether compiling pays. Never from timing."""
 
 import dataclasses
+import gc
 import os
 import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import is_deepspeed_available, parse_flag_from_env
+from huggingface_hub.utils import are_progress_bars_disabled
 from torch.utils._triton import has_triton
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from smallm_hf.arithmetic import multiplies_well
 from smallm_hf.errors import UserError
@@ -229,6 +235,53 @@ def set_determinism() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+
+
+@contextmanager
+def process_left_as_found() -> Iterator[None]:
+    """Leaves the process as it found it, so that another run in it, as in a notebook, is as if it were the first.
+
+    That is its threads, determinism and progress bars, and what Accelerate remembers: the first Accelerator of a
+    process, whose precision no later one could change. A process group that was formed meanwhile is destroyed.
+    """
+    threads, shows_progress = torch.get_num_threads(), is_progress_bar_enabled() and not are_progress_bars_disabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memories = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
+    remembered = [dict(memory) for memory in memories]
+    had_group = torch.distributed.is_initialized()
+    for memory in memories:
+        memory.clear()
+    try:
+        yield
+    except BaseException as error:
+        _let_go(error)
+        raise
+    finally:
+        if torch.distributed.is_initialized() and not had_group:
+            torch.distributed.destroy_process_group()
+        for memory, content in zip(memories, remembered, strict=True):
+            memory.clear()
+            memory.update(content)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
+        if shows_progress:
+            enable_progress_bar()
+
+
+def _let_go(error: BaseException) -> None:
+    """Empties the frames of an exception where a process group is about to be destroyed.
+
+    One of them may hold DistributedDataParallel, which must not outlive the group, see `TrainingLoop.close`.
+    """
+    if torch.distributed.is_initialized():
+        cause = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        gc.collect()
 
 
 def check_launch(training: TrainingConfig) -> None:

@@ -19,6 +19,7 @@ from smallm_hf.training.checkpoints import LoopState, load_training_state
 from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import (
     TrainingConfig,
+    largest_micro_step,
     micro_steps_per_process,
     plan_steps,
     row_length,
@@ -26,7 +27,7 @@ from smallm_hf.training.configuration import (
 )
 from smallm_hf.training.devices import peak_flops, peak_memory_bytes
 from smallm_hf.training.loss import TrainingLoss
-from smallm_hf.training.optimization import build_optimizer, rate_factor, set_learning_rate
+from smallm_hf.training.optimization import build_optimizer, learning_rates, rate_factor, set_learning_rate
 from smallm_hf.training.progress import Reporter, RunLog
 from smallm_hf.training.saving import Pushes, Saver
 from smallm_hf.training.sharding import prepare, whole
@@ -84,11 +85,13 @@ class TrainingLoop:
         self.training, self.accelerator, self.push_every = training, accelerator, push_every
         self.pushes: Pushes | None = None
         self.state = state or LoopState()
-        self.state.batch_size = self.state.batch_size or training.batch_size
         peak = peak_flops(training.peak_tflops, training.precision)
         self.peak_tokens_per_second = peak and accelerator.num_processes * peak / flops_per_token
         self.first_tokens, self.first_seconds = self.state.tokens, self.state.seconds
-        micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)  # or they are refused
+        processes = accelerator.num_processes
+        micro_steps_per_process(training.accumulation_steps, processes)  # or they are refused
+        # Another number of processes may have halved it, to what does not divide the share of these.
+        self.state.batch_size = largest_micro_step(training, processes, self.state.batch_size or training.batch_size)
         self.order = order or WindowOrder(len(train_tokens), training.context_length, training.seed)
         self.planned_steps = plan_steps(training, self.order.windows_per_epoch)
         if training.activation_checkpointing:
@@ -145,6 +148,7 @@ class TrainingLoop:
         if checkpoint is not None:  # last, so that nothing above disturbs the random state
             with self.clock.stopped():
                 load_training_state(checkpoint, accelerator, model, self.optimizer)
+            set_learning_rate(self.optimizer, self.state.rate_factor)  # a record of the last update may be due
 
     def run(self) -> dict[str, Any]:
         """Trains until the first limit is reached.
@@ -192,6 +196,8 @@ class TrainingLoop:
         """
         del self.updater
         self.accelerator.free_memory()
+        if self.training.compile:
+            torch.compiler.reset()  # which keeps so many steps of a process at most, and refuses the next run's
 
     # --- where a run stands ------------------------------------------------------------------------------------------
 
@@ -310,7 +316,7 @@ class TrainingLoop:
             "epoch": state.windows / self.order.windows_per_epoch,
             "seconds": state.seconds,
             "loss": state.nats_since_log / state.updates_since_log if state.updates_since_log else math.nan,
-            "learning_rate": training.learning_rate * state.rate_factor,
+            **learning_rates(self.optimizer),
             "gradient_norm": state.gradient_norm,
             "skipped_steps": state.skipped_steps,
             "tokens_per_second": speed,

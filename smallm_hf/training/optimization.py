@@ -227,3 +227,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Sets every group's rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The rates that act, by their keys in the config."""
+    return {
+        "muon_learning_rate" if isinstance(part, Muon) else "learning_rate": part.param_groups[0]["lr"]
+        for part in parts_of(optimizer)
+    }

@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def probe(architecture: PreTrainedConfig, training: TrainingConfig, precision: s
     windows = UPDATES * training.windows_per_step
     vocab_size = architecture.get_text_config().vocab_size
     tokens = np.random.default_rng(training.seed).integers(0, vocab_size, windows * training.context_length + 1)
-    with tempfile.TemporaryDirectory() as run:
+    with tempfile.TemporaryDirectory() as run, ExitStack() as ends:
         loop = TrainingLoop(
             model=fresh_model(architecture),
             tokenizer=None,
@@ -64,13 +65,13 @@ def probe(architecture: PreTrainedConfig, training: TrainingConfig, precision: s
             flops_per_token=1.0,
             identity={},
         )
+        ends.enter_context(closing(loop))
         set_up, seconds = time.perf_counter() - began, []
         for update in range(UPDATES):
             began = time.perf_counter()
             loop.advance(1.0 - 1 / (update + 2))
             synchronize()
             seconds.append(time.perf_counter() - began)
-        loop.close()
     timed = seconds[UNCOUNTED:]
     slowest = statistics.quantiles(timed, n=10)[-1]
     return Probe(len(timed), statistics.median(timed), slowest, set_up, peak_memory_bytes())

@@ -1,7 +1,6 @@
 """What a run says while it runs: a bar on a terminal or in a notebook, plain lines in a log, and its records."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from smallm_hf.errors import UserError
+from smallm_hf.plain_json import json_text
 
 RECORDS = ("metrics", "samples")
 NOTEBOOK_REDRAW_SECONDS = 0.25
@@ -181,9 +181,7 @@ class RunLog:
 
 
 def _line(record: dict[str, Any]) -> str:
-    # JSON has no infinity: a gradient that overflowed under fp16 is null.
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite, ensure_ascii=False) + "\n"
+    return json_text(record) + "\n"  # a gradient that overflowed is null
 
 
 def read_records(run: Path, name: str) -> list[dict[str, Any]]:

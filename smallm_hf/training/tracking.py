@@ -155,6 +155,10 @@ class Wandb(WandBTracker):
                 if before != session:
                     shutil.rmtree(before, ignore_errors=True)
 
+    def finish(self) -> None:
+        """Ends the run, with the mark of one that failed if it did."""
+        self.run.finish(exit_code=int(self.failed))
+
     def sample(self, prompt: str, text: str) -> Any:
         """A page; unlike a table it has a slider over the steps and leaves no file outside the run."""
         import wandb
@@ -228,20 +232,25 @@ class Trackers:
     def mirroring(self, config: dict[str, Any], first_step: int = 0) -> Iterator[None]:
         """Shows what is written inside, and first what the record holds already; the main process alone.
 
-        After an exception the trackers are left to their libraries, which mark the run as failed when Python exits.
+        After an exception the run is shown as failed, where a tracker knows that word.
 
         Args:
             config: the resolved run config, shown as hyper-parameters; without values whose key names a secret.
             first_step: updates done so far; records of later steps are taken again.
         """
-        if is_main_process():
-            self._start(flat(config), first_step)
-            self._replay()
-        yield
-        for name, tracker in list(self.active.items()):
-            with self._guarded(name):
-                tracker.finish()
-        self.active.clear()
+        failed = True
+        try:
+            if is_main_process():
+                self._start(flat(config), first_step)
+                self._replay()
+            yield
+            failed = False
+        finally:
+            for name, tracker in list(self.active.items()):
+                with self._guarded(name):
+                    tracker.failed = failed
+                    tracker.finish()
+            self.active.clear()
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Shows one record of `metrics` or `samples`."""

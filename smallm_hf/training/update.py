@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from smallm_hf.data.batching import next_token_batch, positions_in_documents
 from smallm_hf.data.ordering import WindowOrder
@@ -16,7 +16,7 @@ from smallm_hf.errors import Interrupted, UserError, one_line
 from smallm_hf.generation import forked_random
 from smallm_hf.training.checkpoints import LoopState, random_state, set_random_state
 from smallm_hf.training.clock import Clock
-from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.configuration import TrainingConfig, largest_micro_step
 from smallm_hf.training.loss import TrainingLoss
 from smallm_hf.training.optimization import whole_tensor
 from smallm_hf.training.progress import duration
@@ -80,15 +80,21 @@ class Updater:
                 set_random_state(before, self.accelerator.device)
                 return
             except RuntimeError as error:
-                self.make_room(error)
+                if not should_reduce_batch_size(error):
+                    raise
+            if loss is None:  # not inside `except`, where the traceback would keep the failed pass in memory
+                self.make_room()
                 if training.compile:
                     self.warm_up()
                 set_random_state(before, self.accelerator.device)
         norm = self.accelerator.clip_grad_norm_(self.step_loss.parameters(), training.max_gradient_norm or math.inf)
         usable = self.watch.judge(loss, whole_tensor(norm))
-        if not self.accelerator.scaler:  # which leaves an infinite gradient out by itself, and scales it down
-            self.optimizer.optimizer.found_inf = (~usable).float()
-        self.optimizer.step()
+        self.optimizer.optimizer.found_inf = (~usable).float()
+        if self.accelerator.scaler:  # by itself it would leave out what is infinite, and apply a spike
+            self.optimizer.optimizer.step()
+            self.accelerator.scaler.update()
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
         state.closed = False
@@ -136,30 +142,25 @@ class Updater:
             batch["position_ids"] = positions_in_documents(batch["input_ids"], self.separator)
         return {name: tensor.to(device, non_blocking=pinned) for name, tensor in batch.items()}
 
-    def make_room(self, error: RuntimeError) -> None:
+    def make_room(self) -> None:
         """Goes on with smaller micro-steps, and as many more of them, after one did not fit into memory.
 
         Raises:
-            RuntimeError: the error, where it is another.
             UserError: there is nothing to halve, or other processes are in the middle of theirs.
         """
-        if not should_reduce_batch_size(error):
-            raise error
         state, processes = self.state, self.accelerator.num_processes
-        windows = self.training.windows_per_step // processes
-        size = max((n for n in range(1, state.batch_size // 2 + 1) if windows % n == 0), default=0)
-        if not size or processes > 1:
+        if state.batch_size == 1 or processes > 1:
             raise UserError(
                 f"out of memory with training.batch_size={state.batch_size} windows of training.context_length="
                 f"{self.training.context_length}; lower the first (accumulation_steps keeps the update), or the second"
             )
+        size = largest_micro_step(self.training, processes, state.batch_size // 2)
         self.say(
             f"out of memory with {state.batch_size} windows per micro-step; going on with {size}, the update stays"
         )
         state.batch_size = size
         self.optimizer.zero_grad()
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        clear_device_cache(garbage_collection=True)
 
     def warm_up(self) -> None:
         """Compiles by a forward and backward pass for each length of row.
@@ -176,8 +177,8 @@ class Updater:
             while not fits:
                 try:
                     for length in self.training.row_lengths:
-                        batch = self.batch(np.zeros(self.state.batch_size, dtype=np.int64), length)
-                        self.accelerator.backward(self.step_loss(**batch))
+                        starts = np.zeros(self.state.batch_size, dtype=np.int64)
+                        self.accelerator.backward(self.step_loss(**self.batch(starts, length)))
                     fits = True
                 except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
                     raise UserError(
@@ -185,6 +186,9 @@ class Updater:
                         "train with --training.compile false"
                     ) from error
                 except RuntimeError as error:
-                    self.make_room(error)
+                    if not should_reduce_batch_size(error):
+                        raise
+                if not fits:
+                    self.make_room()
         self.optimizer.zero_grad()
         self.say(f"compiled in {duration(time.perf_counter() - began)}")

@@ -1,6 +1,6 @@
 """The fixed set that every validation of a run scores."""
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
+from smallm_hf.data.packing import TokenFiles
+from smallm_hf.data.splitting import VALIDATION
 from smallm_hf.errors import Interrupted
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
+from smallm_hf.plain_json import json_text
 
 VALIDATION_FILE = "validation.json"
 
@@ -31,32 +34,20 @@ class ValidationSet:
     separator: int | None = None
 
     @classmethod
-    def choose(
-        cls,
-        tokens: np.ndarray,
-        all_bytes: int,
-        limit: int | None,
-        tokenizer: PreTrainedTokenizerFast,
-        within_documents: bool = False,
-    ) -> "ValidationSet":
-        """The whole documents among the first `limit` tokens, or all of them.
+    def choose(cls, files: TokenFiles, limit: int | None, within_documents: bool = False) -> "ValidationSet":
+        """The whole documents among the first `limit` validation tokens, and the first one in any case.
 
         Args:
-            tokens: every validation token, each document closed by eos.
-            all_bytes: bytes of all of them, eos counted as one.
-            limit: tokens at most; None takes all.
-            tokenizer: counts the bytes where the set is cut.
+            files: hold them.
+            limit: tokens; None takes all.
             within_documents: whether the model is scored as `BatchingConfig.within_documents` trains it: across them it
                 would meet what it has never seen, and seem worse than it is.
         """
-        separator = tokenizer.eos_token_id if within_documents else None
-        if limit is None or limit >= len(tokens):
-            return cls(tokens, all_bytes, separator)
-        kept = np.asarray(tokens[:limit])
-        ends = np.flatnonzero(kept == tokenizer.eos_token_id)
-        kept = kept[: ends[-1] + 1] if len(ends) else kept
-        text = tokenizer.decode(kept[kept != tokenizer.eos_token_id], clean_up_tokenization_spaces=False)
-        return cls(kept, len(text.encode()) + len(ends), separator)
+        tokens, size = files.document_sizes(VALIDATION).T
+        ends = tokens.cumsum()
+        documents = len(ends) if limit is None else max(1, np.searchsorted(ends, limit, side="right"))
+        separator = files.meta.eos_token_id if within_documents else None
+        return cls(files.validation[: ends[documents - 1]], int(size[:documents].sum() + documents), separator)
 
     def score(
         self,
@@ -98,10 +89,9 @@ class ValidationSet:
 
 def write_validation(folder: Path, validated: dict[str, float]) -> None:
     """Leaves the figures of a validation, and its step, beside the weights they belong to."""
-    (folder / VALIDATION_FILE).write_text(json.dumps(validated, indent=2) + "\n", encoding="utf-8")
+    (folder / VALIDATION_FILE).write_text(json_text(validated, indent=2) + "\n", encoding="utf-8")
 
 
-def read_validation(folder: Path) -> dict[str, float] | None:
-    """The figures that lie beside weights; None where there are none."""
-    path = folder / VALIDATION_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def figures_of_json(figures: dict[str, float | None]) -> dict[str, float]:
+    """The figures of a validation that was read from JSON, where what overflowed is null."""
+    return {name: math.inf if value is None else value for name, value in figures.items()}

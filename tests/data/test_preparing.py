@@ -85,6 +85,23 @@ def test_meta_counts_what_is_there(source, tmp_path):
         assert counts["tokens"] == len(getattr(files, side))
         content = (tmp_path / "tokens" / f"{side}.bin").read_bytes()
         assert counts["sha256"] == hashlib.sha256(content).hexdigest()
+        tokens, sizes = files.document_sizes(side).T
+        assert sizes.tolist() == [len(text.encode()) for text in texts]
+        assert tokens.tolist() == [len(files.tokenizer(text).input_ids) + 1 for text in texts]
+
+
+def test_sizes_of_documents_that_do_not_add_up_are_refused(source, tmp_path):
+    files = prepare(source, tmp_path / "tokens")
+    path = tmp_path / "tokens" / "train.npy"
+    for damage in (path.read_bytes()[:-8], b"", None):
+        path.write_bytes(damage) if damage is not None else path.unlink()
+        with pytest.raises(
+            UserError, match="train.npy is damaged or of other token files; remove .*tokens and prepare"
+        ):
+            files.document_sizes("train")
+    np.save(path, np.ones((files.meta.train.documents, 2), np.int64))
+    with pytest.raises(UserError, match="train.npy is damaged"):
+        files.document_sizes("train")
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(270, "uint16"), (271, "uint32")])
@@ -182,6 +199,7 @@ def test_a_document_in_pieces_has_the_ids_of_the_whole_and_one_eos(tmp_path, mon
     pieces = prepare(tmp_path / "book.txt", tmp_path / "pieces", tokenizer=same, **given)
     assert pieces.meta.train.documents == 1
     assert (pieces.train == whole.train).all()
+    assert (pieces.document_sizes("train") == whole.document_sizes("train")).all()
 
 
 def test_a_given_validation_source_is_the_validation_side(source, tmp_path):
@@ -300,7 +318,7 @@ def parts(monkeypatch):
     monkeypatch.setattr(stages, "PART_CHARACTERS", 300)
 
 
-CONTENT = ("train.bin", "validation.bin", "tokenizer/tokenizer.json", "meta.json")
+CONTENT = ("train.bin", "validation.bin", "train.npy", "validation.npy", "tokenizer/tokenizer.json", "meta.json")
 
 
 def content(files):
@@ -560,6 +578,44 @@ def test_a_given_folder_made_from_a_source_that_has_changed_is_refused(source, t
     source.write_text(source.read_text() + "more")
     with pytest.raises(UserError, match=r"content \w{12}, .*stories.txt now has \w{12}"):
         prepare(source, tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("how", ["more of it", "as long and as old"])
+def test_a_source_that_changes_while_it_is_prepared_is_refused_and_then_prepared_as_it_is(
+    source, tmp_path, monkeypatch, how
+):
+    def write_meanwhile(*arguments):
+        before, written = source.read_text(), source.stat().st_mtime_ns
+        source.write_text(before + "more" if how == "more of it" else before.replace("cat", "dog"))
+        if how != "more of it":
+            os.utime(source, ns=(written, written))
+        monkeypatch.undo()
+        return train_bpe(*arguments)
+
+    monkeypatch.setattr(preparation, "train_bpe", write_meanwhile)
+    with pytest.raises(
+        UserError, match=r"stories.txt was changed while it was prepared \(content \w{12} before, \w{12}"
+    ):
+        prepare(source, tmp_path / "tokens")
+    assert [path.name for path in tmp_path.iterdir()] == ["stories.txt"]
+    files = prepare(source, tmp_path / "tokens")
+    assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(
+        text.strip() for text in source.read_text().split("\n<|endoftext|>\n")
+    )
+
+
+def test_token_files_of_an_older_format_are_made_again_in_the_default_folder_alone(
+    source, tmp_path, monkeypatch, preparations
+):
+    monkeypatch.chdir(tmp_path)
+    for folder in (None, tmp_path / "given"):
+        files = prepare(source, folder)
+        meta = json.loads((files.folder / "meta.json").read_text())
+        (files.folder / "meta.json").write_text(json.dumps(meta | {"format": 2}))
+    prepare(source, None)
+    assert len(preparations) == 3
+    with pytest.raises(UserError, match=r"given holds token files of format 2, this version reads 3; remove it and"):
+        prepare(source, tmp_path / "given")
 
 
 def test_token_files_of_another_tokenizer_are_refused(source, tmp_path):

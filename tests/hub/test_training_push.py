@@ -75,6 +75,7 @@ def test_waiting_has_an_end(hub, run, said):
     push.wait(timeout_seconds=0.05)
     assert said == ["step 2 did not reach the Hub in 0.05 seconds; given up"]
     assert push.thread.daemon  # the process may end
+    assert not list(run.glob(".push-*"))
     hub.open.set()
     push.wait()
 
@@ -114,6 +115,31 @@ def test_a_run_pushes_its_weights_while_it_trains(hub, finished_run, tmp_path, c
     at_4 = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "model.safetensors")
     assert all(torch.equal(tensor, at_4[name]) for name, tensor in load(pushed).items())
     assert not list((tmp_path / "run").glob(".push*"))
+
+
+def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing_behind(
+    hub, finished_run, tmp_path, monkeypatch, capsys
+):
+    def fail(loop):
+        raise OSError("the sensor is gone")
+
+    push = TrainingPush.push
+    monkeypatch.setattr(TrainingPush, "push", lambda *arguments: (hub.open.clear(), push(*arguments)))
+    monkeypatch.setattr("smallm_hf.runs.LAST_PUSH_SECONDS", 0.2)
+    monkeypatch.setattr("smallm_hf.training.loop.TrainingLoop.sample", fail)
+    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
+    with pytest.raises(OSError, match="the sensor is gone"):
+        train(finished_run.parent / "recipe.yaml", tmp_path / "run", *words)
+    hub.open.set()
+    assert "step 4 did not reach the Hub in 0.2 seconds; given up" in capsys.readouterr().out
+    assert not list((tmp_path / "run").glob(".push*"))
+
+
+def test_what_a_killed_process_left_of_a_push_is_cleared_away_by_the_next(run, finished_run):
+    (run / ".push-x").mkdir()
+    (run / ".push-x" / "model.safetensors").touch()
+    train(finished_run.parent / "recipe.yaml", run, "--resume", "--training.max_steps", 7)
+    assert not list(run.glob(".push-*"))
 
 
 def test_a_repository_that_refuses_is_told_before_the_run_begins(hub, finished_run, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from running import train
 from safetensors.torch import load_file
 
 from smallm_hf.errors import UserError
+from smallm_hf.training import loop
 from smallm_hf.training.progress import read_records
 
 STABLE = ["--training.decay_fraction", 0, "--training.warmup_steps", 1, "--training.log_every", 1]
@@ -33,6 +34,34 @@ def test_the_rate_falls_from_the_checkpoint_to_the_end(stable, recipe, tmp_path)
     first = {r["step"]: r["loss"] for r in read_records(tmp_path / "stable", "metrics") if "loss" in r}
     cooled = {r["step"]: r["loss"] for r in read_records(tmp_path / "cooled", "metrics") if "loss" in r}
     assert cooled[4] == first[4]  # the same weights on the same data
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_cooldown_trains_at_the_rates_that_it_was_given_and_logs_what_acts(recipe, tmp_path, optimizer):
+    words = [*STABLE, "--training.optimizer", optimizer]
+    train(recipe, tmp_path / "stable", *words, "--training.max_steps", 3)
+    words += ["--training.cooldown_from", tmp_path / "stable" / "checkpoints" / "step-3"]
+    words += ["--training.learning_rate", 1e-3, "--training.muon_learning_rate", 4e-3]
+    words += ["--training.weight_decay", 0.3, "--training.beta1", 0.7, "--training.max_steps", 5]
+    train(recipe, tmp_path / "cooled", *words)
+    saved = torch.load(tmp_path / "cooled" / "checkpoints" / "step-5" / "optimizer.pt", weights_only=True)["optimizer"]
+    *muon, adamw = [part["param_groups"] for part in saved.get("optimizers", [saved])]
+    assert [group["lr"] for group in adamw] == pytest.approx([1e-3 / 2, 1e-3 / 2])  # of the last update
+    assert {group["betas"] for group in adamw} == {(0.7, 0.95)}
+    assert [group["weight_decay"] for group in adamw] == [0.3, 0.0]
+    assert [group["lr"] for groups in muon for group in groups] == pytest.approx([4e-3 / 2] * len(muon))
+    assert [group["weight_decay"] for groups in muon for group in groups] == [0.3] * len(muon)
+    records = [record for record in read_records(tmp_path / "cooled", "metrics") if "loss" in record]
+    assert [record["learning_rate"] for record in records] == pytest.approx([1e-3, 1e-3 / 2])
+    logged = [record["muon_learning_rate"] for record in records if "muon_learning_rate" in record]
+    assert logged == pytest.approx([4e-3, 4e-3 / 2] if muon else [])
+
+
+def test_what_is_logged_is_the_rate_of_the_optimizer_not_that_of_the_config(recipe, tmp_path, monkeypatch):
+    set_learning_rate = loop.set_learning_rate
+    monkeypatch.setattr(loop, "set_learning_rate", lambda optimizer, factor: set_learning_rate(optimizer, factor / 2))
+    train(recipe, tmp_path / "run", *STABLE, "--training.max_steps", 2)
+    assert rates(tmp_path / "run") == {1: 3e-3 / 2, 2: 3e-3 / 2}
 
 
 def test_an_interrupted_cooldown_resumes_where_it_was(stable, recipe, tmp_path):

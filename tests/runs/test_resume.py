@@ -117,6 +117,27 @@ def test_a_resume_with_another_config_is_refused_with_both_values(recipe, tmp_pa
         train(recipe, tmp_path / "run", "--resume", *words, *folder)
 
 
+def test_an_option_that_is_younger_than_the_checkpoint_may_not_change_either(recipe, tmp_path, capsys):
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    manifest = tmp_path / "run" / "checkpoints" / "step-3" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for name in ("skip_spikes", "beta2", "loss", "sample_prompts"):
+        del content["config"]["training"][name]
+    del content["config"]["batching"]
+    content["config"]["training"]["gone"] = 7
+    manifest.write_text(json.dumps(content))
+    for words, message in (
+        (["--training.skip_spikes", 5], "was trained with training.skip_spikes=None, this config says 5.0"),
+        (["--training.beta2", 0.99], "was trained with training.beta2=0.95, this config says 0.99"),
+        (["--batching.stride", 8], "was trained with batching.stride=None, this config says 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(recipe, tmp_path / "run", "--resume", *words)
+    capsys.readouterr()
+    assert train(recipe, tmp_path / "run", "--resume")["steps"] == 6
+    assert "step-3 was trained with training.gone=7, which this version does not know" in capsys.readouterr().out
+
+
 def test_lengths_and_logging_may_change(recipe, tmp_path):
     train(recipe, tmp_path / "run", "--training.max_steps", 3)
     words = ["--training.log_every", 1, "--training.evaluate_every", 2, "--training.keep_checkpoints", 1]

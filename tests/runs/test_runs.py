@@ -12,15 +12,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from smallm_hf import SmaLLMForCausalLM, arithmetic, runs
+from smallm_hf.card import find_weights, read_results
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.documents import read_texts
 from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.generation import sample, seed_of
+from smallm_hf.hub.checks import check_card, check_record, load_own_class
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
 from smallm_hf.training.loop import SAMPLING
 from smallm_hf.training.progress import read_records
+from smallm_hf.training.watch import UpdateWatch
 
 NATIVE = {"modern": "Qwen3ForCausalLM", "classic": "GPT2LMHeadModel"}
 
@@ -424,6 +427,36 @@ def test_every_prompt_and_step_is_sampled_by_a_seed_of_its_own(recipe, tmp_path)
         assert record["seed"] == seed_of(42, 6, record["prompt"])
         options = {"seed": record["seed"], "max_new_tokens": 8, **SAMPLING}
         assert sample(*loaded, [record["prompt"]], **options) == [record["text"]]
+
+
+def test_what_overflows_is_null_in_every_json_and_the_run_goes_on_from_it(recipe, tmp_path, monkeypatch):
+    names = ("bits_per_byte", "top1_accuracy", "top3_accuracy", "tokens", "bytes")
+    figures = {"validation_perplexity": math.inf, **{f"validation_{name}": 1 for name in names}}
+    losses = iter([math.inf, 800.0, math.inf])
+    monkeypatch.setattr(
+        "smallm_hf.training.validation.ValidationSet.score",
+        lambda *arguments: {"validation_loss": next(losses), **figures},
+    )
+    judge = UpdateWatch.judge
+    monkeypatch.setattr(UpdateWatch, "judge", lambda watch, loss, norm: judge(watch, loss, norm * math.inf))
+    train(recipe, tmp_path / "run", "--training.max_steps", 3)
+    results = train(recipe, tmp_path / "run", "--resume")
+    assert (results["best"]["step"], results["best"]["validation_loss"]) == (6, 800.0)
+    assert train(recipe, tmp_path / "run", "--resume", "--training.max_steps", 9)["best"]["step"] == 6
+    read = {}
+    for path in (tmp_path / "run").rglob("*.json*"):
+        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        read[path.name] = [json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in lines]
+    assert {"metrics.jsonl", "results.json", "validation.json", "state.json", "manifest.json"} <= read.keys()
+    assert read["results.json"][0]["last"]["validation_loss"] is None
+    assert read["results.json"][0]["best"]["validation_perplexity"] is None
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert "| 800.0000 | inf | 1.0000 |" in card
+    assert "inf" not in card.partition("\n---\n")[0]  # its metadata
+    weights = find_weights(tmp_path / "run", "best")
+    assert weights.scored["validation_perplexity"] == math.inf
+    check_record(tmp_path / "run", read_results(tmp_path / "run"), weights, load_own_class(weights.folder))
+    check_card(tmp_path / "run", weights)
 
 
 def test_samples_are_drawn_at_intervals(recipe, tmp_path):

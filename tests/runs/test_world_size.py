@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import time
 
 import pytest
-from forked import DROPOUT, in_its_seventh_update, start, statuses, windows_of
+from forked import DROPOUT, in_its_seventh_update, start, statuses, stopped, windows_of
 from running import outcome
 
 from smallm_hf.command_line import EXIT_INTERRUPTED
+from smallm_hf.folders import lock
 from smallm_hf.training.progress import read_records
 
 
@@ -61,6 +63,25 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_resumed_run_is_the_
     said = "".join((folder / f"log-{rank}").read_text() for rank in (0, 1))
     assert re.findall(r"stopped \((.*)\) at step 7; saved", said) == ["another process was asked to"]
     assert statuses(start(folder, 2, "--config", whole["recipe"], *DROPOUT, "--resume"), folder) == [0, 0]
+    assert outcome(folder / "run") == whole["outcome"]
+
+
+def test_no_process_touches_the_folder_while_an_older_run_still_saves_there(whole, tmp_path):
+    """As after the launcher was killed: its run is in the middle of a checkpoint when the next one is launched."""
+    folder = tmp_path / "resumed"
+    stopped(folder, whole["recipe"], *DROPOUT)
+    unfinished = folder / "run" / "checkpoints" / ".step-8.partial"
+    with lock(folder / "run"):
+        unfinished.mkdir()
+        started = start(folder, 2, "--config", whole["recipe"], *DROPOUT, "--resume")
+        deadline = time.monotonic() + 120
+        while "waiting for its end" not in (folder / "log-0").read_text():
+            assert started[0].is_alive() and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(3)  # the other one has long been where it would look for a checkpoint
+        assert unfinished.is_dir() and started[1].is_alive()
+    assert statuses(started, folder) == [0, 0]
+    assert not unfinished.exists()
     assert outcome(folder / "run") == whole["outcome"]
 
 

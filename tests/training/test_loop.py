@@ -1,22 +1,23 @@
 import dataclasses
 import functools
 import math
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.errors import UserError
+from smallm_hf.training import watch
 from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, row_length
 from smallm_hf.training.loop import TrainingLoop
-from smallm_hf.training.optimization import build_optimizer
+from smallm_hf.training.update import Updater
 from smallm_hf.training.validation import ValidationSet
 
 EOS = 0
@@ -38,7 +39,7 @@ def tiny_model(**fields) -> SmaLLMForCausalLM:
 def make_loop(accelerator, tmp_path):
     """A loop over random tokens, stepped by hand."""
 
-    def make(model=None, tokens=TOKENS, **training) -> TrainingLoop:
+    def make(model=None, tokens=TOKENS, state=None, **training) -> TrainingLoop:
         return TrainingLoop(
             model=model or tiny_model(),
             tokenizer=None,
@@ -49,6 +50,7 @@ def make_loop(accelerator, tmp_path):
             accelerator=accelerator,
             flops_per_token=1.0,
             identity={"config": {}, "fingerprints": {}},
+            state=state,
         )
 
     return make
@@ -153,6 +155,16 @@ def test_each_length_is_compiled_once_before_the_first_update_and_none_again(mak
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_steps_compiled_for_runs_before_leave_room_for_those_of_the_next(make_loop, monkeypatch):
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    torch._dynamo.reset()
+    for size in (1, 2):
+        loop = make_loop(compile=True, batch_size=size)
+        loop.advance(0.0)
+        loop.close()
+
+
 def test_rows_grow_with_the_run_and_end_whole():
     training = TrainingConfig(max_steps=10, context_length=8, length_warmup=[2, 4], length_warmup_fraction=0.5)
     assert [row_length(training, share) for share in (0, 0.2, 0.25, 0.49, 0.5, 1.0)] == [2, 2, 4, 4, 8, 8]
@@ -235,43 +247,101 @@ def test_the_clock_goes_on_after_an_error_where_it_stood_still(monkeypatch):
     assert clock.seconds == 8.0
 
 
-class Letters:
-    """A tokenizer of one letter per id, for counting bytes; id 0 is eos."""
-
-    eos_token_id = EOS
-
-    def decode(self, ids, **options):
-        return "".join("?aé"[i] for i in ids)
+def validation_files(*documents: tuple[int, int]) -> SimpleNamespace:
+    """Token files whose validation documents have so many tokens, eos included, and bytes."""
+    tokens = np.concatenate([np.append(np.ones(size - 1, np.uint16), EOS) for size, _ in documents])
+    sizes = np.array(documents)
+    return SimpleNamespace(validation=tokens, document_sizes=lambda side: sizes, meta=SimpleNamespace(eos_token_id=EOS))
 
 
-def test_a_limited_validation_set_ends_with_a_document_and_counts_its_bytes():
-    tokens = np.array([1, 2, EOS, 1, EOS, 2, 2, EOS])
-    chosen = ValidationSet.choose(tokens, 99, 7, Letters())
-    assert chosen.tokens.tolist() == [1, 2, EOS, 1, EOS]
-    assert chosen.bytes == len("aé".encode()) + 1 + len("a") + 1
+@pytest.mark.parametrize(
+    ("limit", "tokens", "size"),
+    [(7, 5, 11), (5, 5, 11), (4, 3, 8), (2, 3, 8), (None, 8, 110), (99, 8, 110)],
+    ids=["cut", "just so", "a part", "less than the first", "all", "more than all"],
+)
+def test_a_validation_set_is_of_whole_documents_and_their_own_bytes(limit, tokens, size):
+    files = validation_files((3, 7), (2, 2), (3, 98))  # an eos is one byte more
+    chosen = ValidationSet.choose(files, limit)
+    assert (chosen.tokens.tolist(), chosen.bytes) == (files.validation[:tokens].tolist(), size)
 
 
-def test_an_unlimited_validation_set_is_all_of_it():
-    chosen = ValidationSet.choose(np.array([1, 2, EOS]), 99, None, Letters())
-    assert (chosen.tokens.tolist(), chosen.bytes) == ([1, 2, EOS], 99)
+@pytest.fixture
+def scaler(accelerator) -> torch.amp.GradScaler:
+    """As on a GPU in float16: losses are scaled, run on the CPU."""
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    return accelerator.scaler
+
+
+def update_multiplied_by(loop: TrainingLoop, factor: float) -> bool:
+    """Whether an update whose loss is so many times what it would be changes any weight."""
+    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    step_loss = loop.updater.step_loss
+    loop.updater.step_loss = lambda **batch: step_loss(**batch) * factor
+    loop.updater.step_loss.parameters = step_loss.parameters
+    loop.updater.update(8)
+    loop.updater.step_loss = step_loss
+    loop.watch.read(loop.state)
+    return not all(torch.equal(tensor, before[name]) for name, tensor in loop.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_an_infinite_fp16_gradient_skips_the_update_and_halves_the_scale(accelerator, name):
-    """The scaler of a GPU, run on the CPU: one optimizer object, so one skip and one halving."""
-    model = tiny_model()
-    rates = {"learning_rate": 1e-2, "muon_learning_rate": 2e-2, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95}
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizer = AcceleratedOptimizer(build_optimizer(model, name, **rates), scaler=accelerator.scaler)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ids = torch.arange(16).reshape(2, 8)
-    accelerator.scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    model.model.norm.weight.grad[0] = math.inf
-    optimizer.step()
-    assert accelerator.scaler.get_scale() == 512.0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    optimizer.zero_grad()
-    accelerator.scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
-    optimizer.step()
-    assert accelerator.scaler.get_scale() == 512.0
-    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])
+def test_an_infinite_fp16_gradient_skips_the_update_and_halves_the_scale(make_loop, scaler, name):
+    loop = make_loop(optimizer=name)
+    assert not update_multiplied_by(loop, math.inf)
+    assert (scaler.get_scale(), loop.state.skipped_steps) == (8.0, 1)
+    assert update_multiplied_by(loop, 1.0)
+    assert (scaler.get_scale(), loop.state.skipped_steps) == (8.0, 1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_spike_under_fp16_that_is_counted_as_left_out_is_left_out(make_loop, scaler, monkeypatch, name):
+    monkeypatch.setattr(watch, "SPIKE_HISTORY", 8)
+    loop = make_loop(optimizer=name, skip_spikes=6.0)
+    for _ in range(6):
+        assert update_multiplied_by(loop, 1.0)
+    assert not update_multiplied_by(loop, 50.0)
+    assert (scaler.get_scale(), loop.state.skipped_steps) == (16.0, 1)  # it fits into float16
+    assert update_multiplied_by(loop, 1.0)
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["in an update", "while compiling"])
+def test_nothing_of_a_pass_that_did_not_fit_is_held_when_room_is_made(make_loop, monkeypatch, compiles):
+    held, made = [], []
+
+    def forward(self, input_ids, targets):
+        hidden_states = torch.zeros(3, requires_grad=True) * len(input_ids)
+        held.append(weakref.ref(hidden_states))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return sum(parameter.sum() for parameter in self.parameters()) + hidden_states.sum()
+
+    def looked_at(updater, *arguments):
+        made.append([tensor() for tensor in held])
+        make_room(updater, *arguments)
+
+    make_room = Updater.make_room
+    monkeypatch.setattr(Updater, "make_room", looked_at)
+    monkeypatch.setattr("smallm_hf.training.loss.TrainingLoss.forward", forward)
+    loop = make_loop(batch_size=8)
+    if compiles:
+        loop.updater.warm_up()
+    else:
+        loop.updater.update(8)
+    assert made == [[None], [None, None]]
+    assert loop.state.batch_size == 2
+
+
+def test_another_number_of_processes_loses_no_window_of_a_halved_micro_step(make_loop, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, tensor, how: tensor)
+    monkeypatch.setattr(Accelerator, "backward", lambda self, loss: None)
+    read = []
+    for rank in (0, 1):
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        # One process had 9 windows in each of 4 micro-steps, of which memory held 4.
+        loop = make_loop(state=LoopState(batch_size=4), batch_size=9, accumulation_steps=4)
+        batch = loop.updater.batch
+        loop.updater.batch = lambda starts, length, batch=batch: read.extend(starts) or batch(starts, length)
+        loop.updater.gradients(8)
+    assert sorted(read) == sorted(loop.order.starts(0, 36))

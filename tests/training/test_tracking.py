@@ -237,6 +237,23 @@ def test_a_server_that_goes_on_behind_its_last_step_is_sent_no_step_twice(run, m
     assert set(sent) == {40}
 
 
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_tracker_is_ended_with_its_run_and_told_how_that_ended(run, monkeypatch, dies):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    ended = []
+    monkeypatch.setattr(tracking.TensorBoard, "finish", lambda tracker: ended.append(tracker.failed))
+    train(run, "tensorboard", [10], loss=3.0, dies=dies)
+    assert ended == [dies]
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_wandb_marks_a_run_that_died(run, dies):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    train(run, "wandb", [10], loss=3.0, dies=dies)
+    (code,) = [record.exit.exit_code for record in wandb_records(run) if record.HasField("exit")]
+    assert code == int(dies)
+
+
 def test_samples_show_as_they_are(tracker, run):
     train(run, tracker, [20], loss=2.0)
     (sample,) = (values["samples/the_cat"] for _, values in READERS[tracker](run) if "samples/the_cat" in values)
