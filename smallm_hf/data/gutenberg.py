@@ -12,8 +12,24 @@ from smallm_hf.data.edits import Edit
 
 BLOCK = re.compile(r"[^\n]+(?:\n[^\n]+)*")  # lines between blank ones
 PROJECT = r"PROJECT\s+GUTENBERG"
-CANADA = r"Proofreaders Canada|fadedpage\.com"  # gives books out in the same manner
 TITLE = r"(?:(?:(?!\n\n)[^*]){0,300}?\*{2,}[^\n]*|[^\n]*)"
+OPENING = re.compile(  # the line that names what kind of file this is; other houses give books out in the same manner
+    rf"^[\s*]{{0,9}}(?:This is )?(?:(?:The |A )?{PROJECT}(?:['’]s?\b| (?:(?:of )?(?:Australia|Canada) )?(?:e-?books?|"
+    r"e-?texts?|edition|works?|files?|version)\b)|A Distributed Proofreaders Canada e-?book\b)",
+    re.MULTILINE | re.IGNORECASE,
+)
+OPENING_CHARACTERS = 300  # at the beginning, where it stands
+FIELD = re.compile(r"^(?:Title|Author|Translator|Editor|Illustrator|Language):[ \t]*\S", re.MULTILINE | re.IGNORECASE)
+FIELD_OF_FILE = re.compile(
+    r"^(?:Release Date|Posting Date|Date first posted|Last Updated|Character set encoding|e-?Book No\.?):[ \t]*\S",
+    re.MULTILINE | re.IGNORECASE,
+)
+FIELDS_CHARACTERS = 2_000  # at the beginning, where both are
+TERMS = re.compile(  # of use, in the head of nearly every file
+    r"^(?:This e-?(?:book|text) is (?:for the use of anyone|made available at no cost)|"
+    r"\**Copyright laws are changing all over the world)",
+    re.MULTILINE | re.IGNORECASE,
+)
 START = re.compile(rf"^[ \t]*\*{{2,}}[ \t]*START OF (?:THE|THIS) {PROJECT}{TITLE}", re.MULTILINE | re.IGNORECASE)
 END_OF_BOOK = re.compile(
     r"^[^\w\n]*(?=[efsl])(?:End|Ende|Fin|Fine|Fim|Einde|Slut|Loppu)\b[^\n]{0,40}\bPro[\wéê]{3,6}\s+Gutenberg",
@@ -67,33 +83,32 @@ CHANGES = re.compile(  # a heading or a sentence that may begin a list of errors
     r"angeführt)\b)",
     re.IGNORECASE | re.DOTALL,
 )
-SIGNS = (
-    "Proofreaders Canada",
-    "Gutenberg",
-    "GUTENBERG",
-    "Produced by",
-    "E-text",
-    "Etext",
-    "SMALL PRINT",
-    "pgdp.net",
-    "[Illustration",
-)
-PROJECT_NEAR = re.compile(
-    rf"\A.{{0,3000}}?(?:{PROJECT}|{CANADA})|^\W*(?:Produced by|E-?text prepared by) [A-Z]|pgdp\.net|"
-    r"^\W*\[Illustration\b",
-    re.MULTILINE | re.IGNORECASE | re.DOTALL,
-)
 FRONT_CHARACTERS, BACK_CHARACTERS = 12_000, 6_000  # where credits and transcribers' notes stand
 GAP = re.compile(r"(?<=[^\n]\n\n)\n{2}")
 NOTE_CHARACTERS = 4_000  # between the heading of a note and the gap behind it
 
 
 def is_gutenberg(text: str) -> bool:
-    """Tells whether a text is a file of Project Gutenberg, with its markers or with what is left of them."""
-    if not any(sign in text for sign in SIGNS):
-        return False
-    head, tail = text[:FRONT_CHARACTERS], text[-FRONT_CHARACTERS:]
-    return bool(PROJECT_NEAR.search(head) or END.search(tail) or SMALL_PRINT_END.search(text) or START.search(text))
+    """Tells whether a text is a file of Project Gutenberg, by the marks that stand around its books.
+
+    One that is named, quoted or told of is none: a file begins with the line that names it or with the fields of its
+    head, and has another mark where that belongs; or it begins with the mark of the beginning itself.
+    """
+    begin = text[:OPENING_CHARACTERS].lstrip()
+    if START.match(begin):
+        return True
+    head = text[:FIELDS_CHARACTERS]
+    start = START.search(text, 0, FRONT_CHARACTERS) or SMALL_PRINT_END.search(text, 0, len(text) // 2)
+    has_fields = bool(FIELD.search(head))
+    if has_opening(text):
+        has_head = TERMS.search(head) or (has_fields and FIELD_OF_FILE.search(head))
+        return bool(start or has_head or (has_fields and END.search(text)))
+    return bool(FIELD.match(begin) and start and END.search(text, start.end()))
+
+
+def has_opening(text: str) -> bool:
+    """Tells whether one of the first lines names a file of Project Gutenberg, or of a house like it."""
+    return bool(OPENING.search(text, 0, OPENING_CHARACTERS))
 
 
 def header_and_footer(text: str) -> Iterator[Edit]:
@@ -115,8 +130,7 @@ def _bodies(text: str) -> Iterator[range]:
         stop = ends[-1] if ends else len(text)
         small_print = SMALL_PRINT_END.search(text, 0, stop if ends else len(text) // 2)
         start = small_print.end() if small_print else 0
-        is_marked = small_print or re.search(f"{PROJECT}|{CANADA}", text[: FRONT_CHARACTERS // 4], re.IGNORECASE)
-        starts = [_behind_boilerplate(text, start, stop) if is_marked else 0]
+        starts = [_behind_boilerplate(text, start, stop) if small_print or has_opening(text) else 0]
     begin = 0
     for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=len(text)):
         if start < begin:
