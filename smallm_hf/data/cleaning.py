@@ -45,9 +45,9 @@ class CleaningConfig:
         enabled: off, documents are tokenised as they were read.
         gutenberg: whether the rules for Project Gutenberg's books run: on files recognised as such by the marks around
             the book, on all, on none.
-        html: whether entities (`&amp;`) are decoded and tags removed: `auto` does so where a text is a page of the web
-            from its beginning on; true everywhere but in code between backticks, for texts that pages have left
-            marks in; false nowhere. A file of HTML is read as the text that it shows, whatever stands here.
+        html: whether entities (`&amp;`) are decoded and tags removed: `auto` does so in books of Project Gutenberg and
+            where a text is a page of the web from its beginning on; true everywhere but in code between backticks, for
+            texts that pages have left marks in; false nowhere. A file of HTML is read as the text that it shows.
         repeated_lines: share of the documents, at least 10, in whose first or last 20 lines a line has to stand to be
             removed as boilerplate, as 0.5 does with what stands in half of them; 0 keeps all. Rows of tables,
             conversations and source code keep theirs in any case.
@@ -127,7 +127,7 @@ def clean_text(
     run(*_named(GUTENBERG if is_book else ()))  # before what would take their marks for lines that many files have
     if kind == "text":
         run(("repeated_lines", lambda text: repeated_lines(text, repeated)))
-    has_markup = is_html(text) if config.html == "auto" else config.html
+    has_markup = is_book or is_html(text) if config.html == "auto" else config.html
     run(*_named((*((html_remains,) if has_markup else ()), *AFTER)))
     return Cleaned(strip(text), tuple(stages), is_book)
 

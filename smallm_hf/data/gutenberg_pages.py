@@ -10,15 +10,20 @@ from smallm_hf.data.edits import Edit
 from smallm_hf.data.gutenberg import BLOCK, NOTE_ABROAD
 
 BRACKETS = r"(?:[^\[\]]|\[[^\[\]]{0,1000}\]){0,4000}+\]"  # a bracket that is never closed is no tag
+PICTURE = "Picture|Image|Drawing|Figure|Map"
 TAGGED = (
     r"(?:Illus(?:tr|trat(?:ions?|ie))?|Ilustra[cç][iã][oó]n?|Illustrazione|Abbildung|Frontispiece|Blank page|Sidenote|"
     rf"(?:This )?e-?text|(?:The )?End of [^\]\n]+ by|{NOTE_ABROAD}|"
     r"(?:Transcriber|Editor|Redactor)['’]?s?['’]? notes?)\b|"
-    # These may begin what the author put in brackets, too.
-    r"(?:Picture|Image|Decorat\w+|Ornament|Drawing|Figure|Map|Music\w*|(?:Head|Tail)-?piece|To face p\w*\.?)"
-    r"(?: [\w.]+)?\s*(?=[:\]])"
+    r"This (?:text|file) (?:uses|is in)\b(?=[^\]]{0,80}\b(?:UTF|Unicode|ASCII|encoding))|"
+    # These may begin what the author put in brackets, too; the words of a song are his.
+    r"(?:Decorations?|Decorative \w+|Ornament|(?:Head|Tail)-?piece|To face p\w*\.?(?: \w+)?)\s*(?=[:\]])|"
+    rf"(?:(?:{PICTURE})(?: \d+| [ivxlc]+)?\.?\s*(?=:)|"
+    rf"(?:{PICTURE}|Music(?:al)?)(?: \d+| [ivxlc]+| illustration| notation| score)\.?\s*(?=\]))"
 )
-TAGS = re.compile(rf"\[\W*(?:{TAGGED}){BRACKETS}", re.IGNORECASE)
+TAGS = re.compile(
+    rf"\[\W*(?:{TAGGED}){BRACKETS}|(?<=\n\n)[ \t]*\[(?:{PICTURE}|Music)\][ \t]*(?=\n\n|\Z)", re.IGNORECASE
+)
 NAME_OF_PICTURE = re.compile(  # what is left of a picture in a text made from a page of the web
     r"\n\n[ \t]*(\d{3,5}[a-z]|[\w-]+\.(?:jpe?g|png|gif)(?: \(\d+K\))?|Full Size)[ \t]*(?=\n\n|\Z)", re.IGNORECASE
 )
@@ -36,6 +41,7 @@ LABELLED = re.compile(
     r"[ \t]*(?P<label>[\[{(](?:\d{1,3}|[A-Z]|[*†‡]+)[\]})]|\d{1,3}[.)]?(?=[ \t])|\*[ ]?\(\d\)|[*†‡]{1,3})[ \t]*(?=\S)"
 )
 REFERENCE = re.compile(r"[\[{](?:\d{1,3}|[A-Z]|[*†‡]+)[\]}]|\((?:\d{1,3}|[*†‡]+)\)|\*[ ]?\(\d\)|[*†‡]{1,3}(?![\w*†‡])")
+INDEXED_NAME = re.compile(r"\b\w\Z")  # a single letter, as in `a[1]`
 LONGEST_NOTE = 4_000  # characters from one paragraph of a note to the next label
 NOTE_DISTANCE = 40_000  # characters from a reference to a note at the end of its chapter
 PAGE = re.compile(
@@ -78,8 +84,8 @@ def _is_line_of_paragraph(text: str, match: re.Match) -> bool:
 def footnotes(text: str) -> Iterator[Edit]:
     """Removes footnotes, at the page, the chapter or the end, and the references to them.
 
-    A reference is followed by a paragraph that begins with its label; only a bracketed number inside a line is one
-    without that.
+    A reference is followed by a paragraph that begins with its label, near or under a heading for notes. Where that may
+    as well be one of a list (`1. Of this`), only the reference goes.
     """
     references = [match for match in REFERENCE.finditer(text) if _may_refer(text, match)]
     waiting, answered = {}, set()
@@ -116,12 +122,17 @@ def footnotes(text: str) -> Iterator[Edit]:
         edits.append((heading.start(), end, ""))
     for block in BLOCK.finditer(text) if waiting else ():
         match = LABELLED.match(block[0])
-        if match and answers(match["label"].replace(" ", ""), block.start()):
+        if not match:
+            continue
+        label, place = match["label"].replace(" ", ""), block.start()
+        if answers(label, place) or (not _bare(label).isalnum() and answers(f"[{label}]", place)):
             edits.append((*block.span(), ""))
+        elif label[0].isdigit():
+            for waits in (f"[{_bare(label)}]", f"{{{_bare(label)}}}"):
+                near = [other for other in waiting.get(waits, []) if 0 < place - other < NOTE_DISTANCE]
+                answered.update(other for other in near if not INDEXED_NAME.search(text, other - 2, other))
     for match in references:
-        label = match[0]
-        is_number = label[0] in "[{" and label[1:-1].isdigit()
-        if match.start() in answered or is_number or (label[0] == "(" and _bare(label) in at_end):
+        if match.start() in answered or (match[0][0] in "[{(" and _bare(match[0]) in at_end):
             edits.append((_with_space(text, match), match.end(), ""))
     return _without_overlap(edits)
 
@@ -136,9 +147,12 @@ def _bare(label: str) -> str:
 
 
 def _may_refer(text: str, match: re.Match) -> bool:
-    """Not at the beginning of a line; in parentheses only after no space or at the end of a line; no row of stars."""
+    """Not at the beginning of a line; in parentheses only after no space or at the end of a line; no row of stars.
+
+    An index, as in `x^{2}`, is none.
+    """
     start, end = match.span()
-    if not text[text.rfind("\n", 0, start) + 1 : start].strip():
+    if not text[text.rfind("\n", 0, start) + 1 : start].strip() or text[start - 1] in "_^":
         return False
     if match[0][0] in "*†‡":
         return "*" not in text[max(0, start - 2) : start].strip() + text[end : end + 2].strip()
