@@ -46,12 +46,24 @@ BOILERPLATE = re.compile(
     r"Distributed Proofread|fadedpage|under copyright|copyright laws|Date first posted",
     re.IGNORECASE,
 )
+MADE = (
+    r"(?:Produced|Prepared|Created|Transcribed|Scanned|Typed|Keyed|Digiti[sz]ed|Proof(?:read|ed)|Converted|"
+    r"HTML version) (?:and [\w-]+ )*(?:by|from)\b"
+)
 CREDIT = re.compile(
-    rf"\W*(?:This (?:e-?text|e-?book|file|book) was )?(?:(?:Produced|Prepared|Created|Transcribed|Scanned|Typed|Keyed|"
-    r"Digiti[sz]ed|Proof(?:read|ed)|Converted|Etext scanned|HTML version) (?:and [\w-]+ )*(?:by|from)\b|"
-    rf"E-?text (?:prepared|produced|created|scanned|typed|by)\b)|.*(?:{PROJECT}|Distributed Proofread|pgdp\.net|"
-    r"\be-?texts?\b|gutenberg\.(?:org|net)|images of the original (?:pages|book) are available)",
+    rf"\W*This (?:e-?text|e-?book) was {MADE}|\W*E-?text (?:prepared|produced|created|scanned|typed|by)\b|"
+    rf".*(?:{PROJECT}|Distributed Proofread|pgdp\.net|\be-?texts?\b|gutenberg\.(?:org|net)|"
+    r"images of the original (?:pages|book) are available)",
     re.IGNORECASE | re.DOTALL,
+)
+MAKERS = re.compile(rf"\W*(?:This (?:file|book) was )?{MADE}(?P<names>.*)", re.IGNORECASE | re.DOTALL)
+SMALL_WORD = re.compile(
+    r"(?<![\w@./-])(?!(?:an?|and|at|by|d[aeu]|den|der|for|from|in|of|the|v[ao]n|with)\b)[^\W\d_A-Z]"
+)
+ON_MAKING = re.compile(
+    r"\b(?:\d{4}\b[^.]*\bedition|e-?mail|proofread\w*|html|https?|OCR|(?:scanned|page) images|"
+    r"images (?:generously )?made available)\b|@",
+    re.IGNORECASE,
 )
 NOTE_ABROAD = (  # the same in the languages of the neighbours: `Anmerkungen zur Transkription`, `Nota del transcriptor`
     r"(?:(?:An|Be)m(?:erk|ærk|ärk)ning\w*|Anmerkung\w*|Hinweise?|Not(?:er?|en|as?|es)|Noot|Opmerking(?:en)?|Aantekening(?:en)?|"
@@ -62,8 +74,8 @@ NOTE_ABROAD = (  # the same in the languages of the neighbours: `Anmerkungen zur
 NOTE_OF_TRANSCRIBER = re.compile(
     r"\W*(?:Original )?(?:Transcriber|Preparer|Proofreader|Digitizer|E-?text editor)s?['’]?s?['’]?\s+(?:\w+ )?"
     r"(?:(?:End)?notes?|amendments|corrections|changes|errata|remarks)\b|"
-    r"\W*(?:Typographical|Typos|Spelling|Printer['’]?s) errors?\b|"
-    r"\W*(?:Notes?|Errata|Corrections|Changes|Amendments) (?:\w+ ){0,3}(?:from|by|of) (?:the )?transcriber|"
+    r"\W*(?:Typographical|Typos|Spelling|Printer['’]?s) errors?\b(?=\W*$|[^\n]*:\W*$|.*\b(?:transcriber|e-?text)\b)|"
+    r"\W*(?:Notes?|Errata|Corrections|Changes|Amendments)\W+(?:\w+ ){0,3}(?:from|by|of) (?:the )?transcriber|"
     rf"\W*{NOTE_ABROAD}|There are several editions of this e-?(?:book|text)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -76,8 +88,17 @@ CORRECTION = re.compile(
     r"\b(?:pages?|line|changed|corrected|original|printed|typo|reads?|replaced|inserted|added|removed|missing)\b",
     re.IGNORECASE,
 )
+ERRORS = re.compile(
+    r"\b(?:errors?|corrections?|misprints?|typos?|spellings?|punctuation|hyphenation|inconsisten\w+)\b", re.IGNORECASE
+)
+# What an entry of a list of corrections has, and a sentence of a story has not: a place, or two readings.
+ENTRY = re.compile(
+    r"^\W*(?:pages?|pp?\.|pg|lines?|chapter|vol\w*|part) ?[\divxlc]+\b.*|.*(?:=>|->|→).*|"
+    r".*[\"“”'‘’]\W*\b(?:changed|corrected|amended|replaced|altered|read|should (?:be|read))\b.*",
+    re.IGNORECASE,
+)
 CHANGES = re.compile(  # a heading or a sentence that may begin a list of errors
-    r"\W*(?:(?:list of )?(?:errata|corrigenda|corrections|changes|misprints)\W*(?:\n|$)|"
+    r"\W*(?:(?P<heading>(?:list of )?(?:errata|corrigenda|corrections|changes|misprints)\W*(?:\n|$))|"
     r"(?:the following|these|minor|obvious|inconsistent|variant|archaic|spelling|punctuation|hyphenation|"
     r"im folgenden)\b.{0,300}\b(?:corrected|changed?|made|retained|preserved|kept|amended|noted|printed|unchanged|"
     r"angeführt)\b)",
@@ -193,8 +214,14 @@ def credits_and_notes(text: str) -> Iterator[Edit]:
             in_note = "at back" if in_note == "at back" else "note"
         else:
             in_note = False
-            if CREDIT.match(block[0]):
+            if _is_credit(block[0]):
                 yield *block.span(), ""
+
+
+def _is_credit(block: str) -> bool:
+    """It speaks of the file; or it says by whom that was made, in names alone, as a sentence may begin so, too."""
+    makers = MAKERS.match(block)
+    return bool(CREDIT.match(block) or (makers and (not SMALL_WORD.search(makers["names"]) or ON_MAKING.search(block))))
 
 
 def _list_of_changes(text: str, block: re.Match, at_back: bool) -> re.Match | None:
@@ -202,9 +229,13 @@ def _list_of_changes(text: str, block: re.Match, at_back: bool) -> re.Match | No
     match = CHANGES.match(block[0])
     if not match or not (at_back or match.end() >= len(block[0])):
         return None
-    rest = text[block.end() : block.end() + NOTE_CHARACTERS].lstrip()
-    is_list = len(CORRECTION.findall(rest)) * 2 > rest.count("\n")
-    return match if is_list or (at_back and ON_THE_FILE.search(rest.split("\n\n")[0])) else None
+    rest = text[block.end() : block.end() + NOTE_CHARACTERS].strip()
+    entries = [bool(ENTRY.fullmatch(line)) for line in rest.split("\n") if line.strip()]
+    if entries[:1] == [True] and sum(entries) * 2 > len(entries):
+        return match
+    is_on_errors = match["heading"] or ERRORS.search(block[0])
+    said = block[0] + rest.split("\n\n")[0]
+    return match if at_back and is_on_errors and ON_THE_FILE.search(said) else None
 
 
 def _beginning_of_back(text: str) -> int:
