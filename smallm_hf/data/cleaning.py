@@ -18,7 +18,7 @@ import numpy as np
 from resiliparse.parse.lang import detect_fast, supported_langs
 
 from smallm_hf.data import gutenberg, gutenberg_lists, gutenberg_pages
-from smallm_hf.data.documents import Document, Kind, cut_pieces, strip
+from smallm_hf.data.documents import Document, Kind, cut_pieces, strip_start
 from smallm_hf.data.edits import Cleaned, Rule, Span, apply_edits
 from smallm_hf.data.general_rules import (
     blank_lines,
@@ -129,7 +129,7 @@ def clean_text(
         run(("repeated_lines", lambda text: repeated_lines(text, repeated)))
     has_markup = is_book or is_html(text) if config.html == "auto" else config.html
     run(*_named((*((html_remains,) if has_markup else ()), *AFTER)))
-    return Cleaned(strip(text), tuple(stages), is_book)
+    return Cleaned(strip_start(text, kind).rstrip(), tuple(stages), is_book)
 
 
 def _named(rules: Iterable[Rule]) -> list[tuple[str, Rule]]:
@@ -338,7 +338,7 @@ class Cleaner:
             return
         config = replace(config, gutenberg="always" if is_book else "never")  # what it is shows at its beginning
         rest = (self._go_on(first, part, config) for part, _ in parts)
-        for document in cut_pieces(first.id, first.metadata, itertools.chain([text], rest)):
+        for document in cut_pieces(first.id, first.metadata, itertools.chain([text], rest), first.kind):
             self.report.words_out += len(document.text.split())
             self.report.documents_out += document.is_last and bool(document.text or document.piece)
             yield document
@@ -346,7 +346,8 @@ class Cleaner:
     def _go_on(self, first: Document, part: str, config: CleaningConfig) -> str:
         """Cleans a later part, which is parted from the one before by the blank that it begins with."""
         text, _ = self._clean(first, part, config)
-        return part[: part[:1].isspace()] + text if text else ""
+        blank = part[: part[:1].isspace()]
+        return text if not text or text.startswith(blank) else blank + text
 
     def _clean(self, document: Document, text: str, config: CleaningConfig) -> tuple[str, bool]:
         self.report.words_in += len(text.split())

@@ -41,7 +41,7 @@ Kind = Literal["text", "row", "code"]
 
 @dataclass(frozen=True)
 class Document:
-    """A document without surrounding whitespace (see `strip`), or one piece of a long one.
+    """A document without surrounding whitespace (see `strip_start`), or one piece of a long one.
 
     Args:
         text: valid Unicode; empty if the source holds an empty document.
@@ -60,16 +60,11 @@ class Document:
     kind: Kind = "text"
 
 
-def strip(text: str) -> str:
-    """Takes surrounding whitespace off a text; the first line stays indented where the next is, too, as in code."""
-    return strip_start(text).rstrip()
-
-
-def strip_start(text: str) -> str:
-    """Does what `strip` does, at the beginning alone."""
+def strip_start(text: str, kind: Kind) -> str:
+    """Takes whitespace off the beginning; where that may be code, an indented line stays so if the next one is, too."""
     stripped = text.lstrip()
     line = text.rfind("\n", 0, len(text) - len(stripped)) + 1
-    return text[line:] if INDENTED.match(text, line) else stripped
+    return text[line:] if kind != "text" and INDENTED.match(text, line) else stripped
 
 
 def _kind(metadata: dict[str, Any]) -> Kind:
@@ -78,20 +73,22 @@ def _kind(metadata: dict[str, Any]) -> Kind:
     return "code" if suffix_of(Path(metadata.get("file", ""))) in CODE_SUFFIXES else "text"
 
 
-def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str]) -> Iterator[Document]:
+def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str], kind: Kind | None = None) -> Iterator[Document]:
     """Joins the parts of one text, strips it, and yields it in pieces of about `PIECE_CHARACTERS`; at least one.
+
+    Its kind, where it is not given, shows in where it was found.
 
     Pieces are cut just before the space or line end in front of a word. GPT-2's pre-tokenisation cuts there too, and
     takes the end of a text for such a place, so that the ids of the pieces, joined, are those of the text. Only a
     megabyte without such a place is cut elsewhere.
     """
-    held, characters, enough, piece, kind = [], 0, PIECE_CHARACTERS, 0, _kind(metadata)
+    held, characters, enough, piece, kind = [], 0, PIECE_CHARACTERS, 0, kind or _kind(metadata)
     for part in parts:
         held.append(part)
         characters += len(part)
         if characters < enough:
             continue
-        text = "".join(held) if piece else strip_start("".join(held))
+        text = "".join(held) if piece else strip_start("".join(held), kind)
         cut = _last_cut(text) if len(text) >= PIECE_CHARACTERS else 0
         if cut:
             yield Document(valid_unicode(text[:cut]), id, metadata, piece, is_last=False, kind=kind)
@@ -99,7 +96,7 @@ def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str]) -> Itera
         held, characters = [text[cut:]], len(text) - cut
         enough = max(PIECE_CHARACTERS, 2 * characters)  # so that a part is not looked at time and again
     text = "".join(held).rstrip()
-    yield Document(valid_unicode(text if piece else strip_start(text)), id, metadata, piece, kind=kind)
+    yield Document(valid_unicode(text if piece else strip_start(text, kind)), id, metadata, piece, kind=kind)
 
 
 def _last_cut(text: str) -> int:

@@ -57,10 +57,14 @@ INTERRUPTED = 0.3  # share of the page numbers that stand inside a sentence
 IN_ORDER = 0.9  # share of the bracketed numbers that are one more than the one before if they are pages
 DECORATION = re.compile(r"^[ \t]*[*\-_=~#.·•—–+|^:][*\-_=~#.·•—–+|^: \t]*$", re.MULTILINE)
 UNDERSCORE = re.compile(r"_(?<!__)(?![_{])")
-BOLD = re.compile(r"([=+~#])(?<![\w=+~#][=+~#])(?=[^\s=+~#])(?:(?!\n\n)[^=+~#])+?(?<=\S)\1(?![\w=+~#])")
+BOLD = re.compile(  # not what is counted, `#5`, or spoken of, `"#"`, nor a line of a table
+    r"([=+~#])(?<![\w=+~#][=+~#])(?=[^\W\d]|[\"'“‘(])(?:(?!\n\n)[^=+~#])+?(?<=[^\s“‘(])(?!(?<=[\"'])[=+~#][\"'])\1(?![\w=+~#])"
+)
 HYPHENATED = re.compile(r"-(?<!--)\n[ \t]*([^\W\d_]+)")
 LAST_WORD = re.compile(r"[^\W\d_][\w-]*\Z")
 FIRST_LETTER = re.compile(r"[\W_]*(\w)")
+COLUMNS = re.compile(r"\S {4,}\S")
+MOST_CELLS = 0.6  # share of the lines of a table that have several cells
 INNER_SPACES = re.compile(r"(?:  |\t)[ \t]*(?=\S)")
 SHORTEST_WRAP, LONGEST_WRAP = 50, 120  # characters; a text of shorter lines is verse, one of longer ones not wrapped
 FILLED = 0.85  # of the usual width is reached by a line with the word after it if the line ended for lack of room
@@ -203,7 +207,18 @@ def _count_up(numbers: list[int]) -> bool:
 
 def decorative_lines(text: str) -> Iterator[Edit]:
     """Removes lines of stars, dashes and dots; the paragraphs around them stay apart."""
-    return ((*match.span(), "") for match in DECORATION.finditer(text) if len(re.findall(r"\S", match[0])) >= 3)
+    return (
+        (*match.span(), "")
+        for match in DECORATION.finditer(text)
+        if len(re.findall(r"\S", match[0])) >= 3 and not _is_rule_of_table(text, match)
+    )
+
+
+def _is_rule_of_table(text: str, match: re.Match) -> bool:
+    """Whether a line of dashes stands directly under one that is cut into cells by `|`."""
+    end = max(0, match.start() - 1)
+    line = text[text.rfind("\n", 0, end) + 1 : end]
+    return "|" in line and any(map(str.isalnum, line))
 
 
 def emphasis(text: str) -> Iterator[Edit]:
@@ -251,7 +266,8 @@ def hard_wraps(text: str) -> Iterator[Edit]:
             continue
         indents = [len(line) - len(line.lstrip()) for line in lines]
         rooms = [len(line) + 1 + len(after.strip().split(" ", 1)[0]) for line, after in itertools.pairwise(lines)]
-        is_prose = SHORTEST_WRAP <= width <= LONGEST_WRAP and _is_prose(lines, indents, rooms, width)
+        is_table = _is_table(lines)
+        is_prose = not is_table and SHORTEST_WRAP <= width <= LONGEST_WRAP and _is_prose(lines, indents, rooms, width)
         least, position = min(indents), block.start()
         needed = SHORT * min(width, max(map(len, lines))) if is_prose else FILLED * width
         for number, (line, indent) in enumerate(zip(lines, indents, strict=True)):
@@ -259,7 +275,7 @@ def hard_wraps(text: str) -> Iterator[Edit]:
             begins_small = line[indent : indent + 1].islower()
             # Prose goes on but where a paragraph begins; verse does in a line deeper than the one that had no room.
             goes_on = begins_small or not deeper if is_prose else begins_small and deeper
-            if number and goes_on and rooms[number - 1] > needed:
+            if number and goes_on and not is_table and rooms[number - 1] > needed:
                 before = lines[number - 1]
                 yield position - 1, position + indent, "" if before.endswith(("--", "—")) else " "
             elif strip := indent if is_prose else least:
@@ -267,9 +283,16 @@ def hard_wraps(text: str) -> Iterator[Edit]:
             position += len(line) + 1
 
 
+def _is_table(lines: list[str]) -> bool:
+    cells = sum("|" in line or bool(COLUMNS.search(line)) for line in lines)
+    return len(lines) > 1 and cells >= MOST_CELLS * len(lines)
+
+
 def _is_prose(lines: list[str], indents: list[int], rooms: list[int], width: float) -> bool:
     capitals = sum(first[1].isupper() for first in map(FIRST_LETTER.match, lines[1:]) if first) / len(rooms)
     full = sum(room > FILLED * width for room in rooms) / len(rooms)
+    if len(lines) > 2 and all(line.lstrip()[:1].isdigit() for line in lines):
+        return False  # a list
     if full >= 0.6:
         return capitals < VERSE_CAPITALS or (len(rooms) < 4 and width > 55 and min(rooms) > 0.95 * width)
     narrow = max(map(len, lines))  # a letter or a quotation between wider margins
