@@ -139,7 +139,7 @@ def _named(rules: Iterable[Rule]) -> list[tuple[str, Rule]]:
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 UNSPACED = re.compile(  # letters of scripts that put no spaces between words
-    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 LETTERS_AND_BLANKS = bytes(byte for byte in range(128) if chr(byte).isalnum() or chr(byte).isspace())
 DIGITS = b"0123456789"

@@ -13,18 +13,18 @@ from smallm_hf.data.edits import Edit
 BLOCK = re.compile(r"[^\n]+(?:\n[^\n]+)*")  # lines between blank ones
 PROJECT = r"PROJECT\s+GUTENBERG"
 TITLE = r"(?:(?:(?!\n\n)[^*]){0,300}?\*{2,}[^\n]*|[^\n]*)"
-OPENING = re.compile(  # the line that names what kind of file this is; other houses give books out in the same manner
-    rf"^[\s*]{{0,9}}(?:This is )?(?:(?:The |A )?{PROJECT}(?:['’]s?\b| (?:(?:of )?(?:Australia|Canada) )?(?:e-?books?|"
-    r"e-?texts?|edition|works?|files?|version)\b)|A Distributed Proofreaders Canada e-?book\b)",
-    re.MULTILINE | re.IGNORECASE,
-)
-OPENING_CHARACTERS = 300  # at the beginning, where it stands
 FIELD = re.compile(r"^(?:Title|Author|Translator|Editor|Illustrator|Language):[ \t]*\S", re.MULTILINE | re.IGNORECASE)
 FIELD_OF_FILE = re.compile(
     r"^(?:Release Date|Posting Date|Date first posted|Last Updated|Character set encoding|e-?Book No\.?):[ \t]*\S",
     re.MULTILINE | re.IGNORECASE,
 )
 FIELDS_CHARACTERS = 2_000  # at the beginning, where both are
+OPENING = re.compile(  # the first line but for fields or the title; other houses give books out in the same manner
+    rf"\s*(?:{FIELD.pattern}[^\n]*\n\s*){{0,9}}(?:(?P<title>[^\n]{{1,80}})\n\s+(?=[^\n]*(?P=title)))?\**\s*(?:This is )?(?:(?:The |A )?{PROJECT}(?:['’]s?\b| "
+    r"(?:(?:of )?(?:Australia|Canada) )?(?:e-?books?|e-?texts?|edition|works?|files?|version)\b)|"
+    r"A Distributed Proofreaders Canada e-?book\b)",
+    re.MULTILINE | re.IGNORECASE,
+)
 TERMS = re.compile(  # of use, in the head of nearly every file
     r"^(?:This e-?(?:book|text) is (?:for the use of anyone|made available at no cost)|"
     r"\**Copyright laws are changing all over the world)",
@@ -115,21 +115,16 @@ def is_gutenberg(text: str) -> bool:
     One that is named, quoted or told of is none: a file begins with the line that names it or with the fields of its
     head, and has another mark where that belongs; or it begins with the mark of the beginning itself.
     """
-    begin = text[:OPENING_CHARACTERS].lstrip()
-    if START.match(begin):
+    text = text.lstrip()
+    if START.match(text):
         return True
     head = text[:FIELDS_CHARACTERS]
     start = START.search(text, 0, FRONT_CHARACTERS) or SMALL_PRINT_END.search(text, 0, len(text) // 2)
     has_fields = bool(FIELD.search(head))
-    if has_opening(text):
+    if OPENING.match(text):
         has_head = TERMS.search(head) or (has_fields and FIELD_OF_FILE.search(head))
         return bool(start or has_head or (has_fields and END.search(text)))
-    return bool(FIELD.match(begin) and start and END.search(text, start.end()))
-
-
-def has_opening(text: str) -> bool:
-    """Tells whether one of the first lines names a file of Project Gutenberg, or of a house like it."""
-    return bool(OPENING.search(text, 0, OPENING_CHARACTERS))
+    return bool(FIELD.match(text) and start and END.search(text, start.end()))
 
 
 def header_and_footer(text: str) -> Iterator[Edit]:
@@ -151,7 +146,7 @@ def _bodies(text: str) -> Iterator[range]:
         stop = ends[-1] if ends else len(text)
         small_print = SMALL_PRINT_END.search(text, 0, stop if ends else len(text) // 2)
         start = small_print.end() if small_print else 0
-        starts = [_behind_boilerplate(text, start, stop) if small_print or has_opening(text) else 0]
+        starts = [_behind_boilerplate(text, start, stop) if small_print or OPENING.match(text) else 0]
     begin = 0
     for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=len(text)):
         if start < begin:
