@@ -20,7 +20,8 @@ FIELD_OF_FILE = re.compile(
 )
 FIELDS_CHARACTERS = 2_000  # at the beginning, where both are
 OPENING = re.compile(  # the first line but for fields or the title; other houses give books out in the same manner
-    rf"\s*(?:{FIELD.pattern}[^\n]*\n\s*){{0,9}}(?:(?P<title>[^\n]{{1,80}})\n\s+(?=[^\n]*(?P=title)))?\**\s*(?:This is )?(?:(?:The |A )?{PROJECT}(?:['’]s?\b| "
+    rf"\s*(?:{FIELD.pattern}[^\n]*\n\s*){{0,9}}(?:(?P<title>[^\n]{{1,80}})\n\s+(?=[^\n]*(?P=title)))?"
+    rf"\**\s*(?:This is )?(?:(?:The |A )?{PROJECT}(?:['’]s?\b| "
     r"(?:(?:of )?(?:Australia|Canada) )?(?:e-?books?|e-?texts?|edition|works?|files?|version)\b)|"
     r"A Distributed Proofreaders Canada e-?book\b)",
     re.MULTILINE | re.IGNORECASE,
