@@ -23,7 +23,10 @@ def main() -> None:
     parser.add_argument("--exports", type=Path, nargs="*", default=[], help="folders that export.py made from best/")
     parser.add_argument("--dry_run", action="store_true", help="show files, sizes and card; needs no network, no token")
     parser.add_argument("--verify_card", action="store_true", help="only recompute all that the card of best/ says")
-    given_above = {"run", "repo", "statements", "private", "checkpoints", "exports", "dry_run"}
+    parser.add_argument(
+        "--include_report", action="store_true", help="publish report.html whatever text it quotes, yours too"
+    )
+    given_above = {"run", "repo", "statements", "private", "checkpoints", "exports", "include_report", "dry_run"}
     parser.add_function_arguments(publish, as_group=False, skip=given_above)
     parser.add_class_arguments(Statements, as_group=False)
     given = parser.parse_args().as_dict()

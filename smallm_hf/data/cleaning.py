@@ -4,9 +4,11 @@ A rule is a pure function from a text to its edits, `(start, end, new)`: nothing
 one rule after the other and keeps the edits, so that every removed word can be traced to a rule and to its place in
 the raw text. Those for any text stand in `general_rules`. Those for books run only on what is recognised as a Project
 Gutenberg file (or as `cleaning.gutenberg` says), and stand in `gutenberg`, `gutenberg_lists` and `gutenberg_pages`.
+Files of source code are left as they are.
 """
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +18,14 @@ import numpy as np
 from resiliparse.parse.lang import detect_fast, supported_langs
 
 from smallm_hf.data import gutenberg, gutenberg_lists, gutenberg_pages
-from smallm_hf.data.documents import Document, cut_pieces
+from smallm_hf.data.documents import Document, Kind, cut_pieces, strip_start
 from smallm_hf.data.edits import Cleaned, Rule, Span, apply_edits
 from smallm_hf.data.general_rules import (
     blank_lines,
     broken_unicode,
     html_remains,
     invisible_characters,
+    is_html,
     line_ends,
     repeated_lines,
     trailing_spaces,
@@ -40,12 +43,16 @@ class CleaningConfig:
 
     Args:
         enabled: off, documents are tokenised as they were read.
-        gutenberg: whether the rules for Project Gutenberg's books run: on files recognised as such, on all, on none.
-        html: whether entities (`&amp;`) are decoded and tags left over from web pages removed; code between backticks
-            is not touched.
+        gutenberg: whether the rules for Project Gutenberg's books run: on files recognised as such by the marks around
+            the book, on all, on none.
+        html: whether entities (`&amp;`) are decoded and tags removed: `auto` does so in books of Project Gutenberg and
+            where a text is a page of the web from its beginning on; true everywhere but in code between backticks, for
+            texts that pages have left marks in; false nowhere. A file of HTML is read as the text that it shows.
         repeated_lines: share of the documents, at least 10, in whose first or last 20 lines a line has to stand to be
-            removed as boilerplate; 0 keeps all.
-        min_words: a document of fewer is dropped.
+            removed as boilerplate, as 0.5 does with what stands in half of them; 0 keeps all. Rows of tables,
+            conversations and source code keep theirs in any case.
+        min_words: a document of fewer is dropped. In scripts that put no spaces between words, such as Chinese, every
+            letter counts as one.
         max_words: a document of more is dropped; null keeps all.
         max_symbols: largest share of characters that are ASCII punctuation.
         max_digits: largest share of characters that are ASCII digits.
@@ -58,8 +65,8 @@ class CleaningConfig:
 
     enabled: bool = True
     gutenberg: Literal["auto", "always", "never"] = "auto"
-    html: bool = True
-    repeated_lines: float = 0.5
+    html: bool | Literal["auto"] = "auto"
+    repeated_lines: float = 0.0
     min_words: int = 0
     max_words: int | None = None
     max_symbols: float = 0.5
@@ -93,14 +100,19 @@ GUTENBERG: tuple[Rule, ...] = (
 AFTER: tuple[Rule, ...] = (trailing_spaces, blank_lines)
 
 
-def clean_text(text: str, config: CleaningConfig, repeated: frozenset[str] = frozenset()) -> Cleaned:
+def clean_text(
+    text: str, config: CleaningConfig, repeated: frozenset[str] = frozenset(), kind: Kind = "text"
+) -> Cleaned:
     """Applies all rules that fit a text.
 
     Args:
         text: a document, whole if it can be: books are recognised by their beginning and end.
         config: which rules.
         repeated: lines found by `general_rules.find_repeated_lines`.
+        kind: of the document.
     """
+    if kind == "code":
+        return Cleaned(text, (), is_book=False)
     stages = []
 
     def run(*rules: tuple[str, Rule]) -> None:
@@ -113,9 +125,11 @@ def clean_text(text: str, config: CleaningConfig, repeated: frozenset[str] = fro
     run(*_named((*BEFORE, trailing_spaces)))
     is_book = config.gutenberg == "always" or (config.gutenberg == "auto" and gutenberg.is_gutenberg(text))
     run(*_named(GUTENBERG if is_book else ()))  # before what would take their marks for lines that many files have
-    run(("repeated_lines", lambda text: repeated_lines(text, repeated)))
-    run(*_named((*((html_remains,) if config.html else ()), *AFTER)))
-    return Cleaned(text.strip(), tuple(stages), is_book)
+    if kind == "text":
+        run(("repeated_lines", lambda text: repeated_lines(text, repeated)))
+    has_markup = is_book or is_html(text) if config.html == "auto" else config.html
+    run(*_named((*((html_remains,) if has_markup else ()), *AFTER)))
+    return Cleaned(strip_start(text, kind).rstrip(), tuple(stages), is_book)
 
 
 def _named(rules: Iterable[Rule]) -> list[tuple[str, Rule]]:
@@ -124,6 +138,9 @@ def _named(rules: Iterable[Rule]) -> list[tuple[str, Rule]]:
 
 # --- filters ---------------------------------------------------------------------------------------------------------
 
+UNSPACED = re.compile(  # letters of scripts that put no spaces between words
+    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 LETTERS_AND_BLANKS = bytes(byte for byte in range(128) if chr(byte).isalnum() or chr(byte).isspace())
 DIGITS = b"0123456789"
 FEWEST_CHARACTERS = 200  # in a shorter text a language is guessed
@@ -147,10 +164,11 @@ def why_dropped(text: str, config: CleaningConfig) -> tuple[str, str] | None:
     words = text.split()
     if not words:
         return None
-    if len(words) < config.min_words:
-        return "too short", f"{len(words)} words, min_words={config.min_words}"
-    if config.max_words is not None and len(words) > config.max_words:
-        return "too long", f"{len(words)} words, max_words={config.max_words}"
+    number = _count_words(text, words)
+    if number < config.min_words:
+        return "too short", f"{number} words, min_words={config.min_words}"
+    if config.max_words is not None and number > config.max_words:
+        return "too long", f"{number} words, max_words={config.max_words}"
     content = text.encode("ascii", "ignore")
     symbols = len(content.translate(None, LETTERS_AND_BLANKS)) / len(text)
     if symbols > config.max_symbols:
@@ -167,6 +185,13 @@ def why_dropped(text: str, config: CleaningConfig) -> tuple[str, str] | None:
     if config.repetition and len(words) >= FEWEST_WORDS:
         return _repetition(text, words)
     return None
+
+
+def _count_words(text: str, words: list[str]) -> int:
+    """The words between spaces, of which those in a script without spaces are as many as their letters."""
+    if text.isascii():
+        return len(words)
+    return sum(max(1, len(UNSPACED.findall(word))) for word in words)
 
 
 def _repetition(text: str, words: list[str]) -> tuple[str, str] | None:
@@ -300,7 +325,7 @@ class Cleaner:
         part, is_whole = next(parts)
         self.report.documents_in += 1
         config = self.config
-        text, is_book = self._clean(first.id, part, config)
+        text, is_book = self._clean(first, part, config)
         self.report.gutenberg_books += is_book
         why = why_dropped(text, config) if is_whole else None
         if not text and part.strip():
@@ -312,15 +337,21 @@ class Cleaner:
                 dropped.examples.append({"id": first.id, "why": why[1], "begins": part[:EXAMPLE_CHARACTERS]})
             return
         config = replace(config, gutenberg="always" if is_book else "never")  # what it is shows at its beginning
-        rest = (self._clean(first.id, part, config)[0] for part, _ in parts)
-        for document in cut_pieces(first.id, first.metadata, itertools.chain([text], rest)):
+        rest = (self._go_on(first, part, config) for part, _ in parts)
+        for document in cut_pieces(first.id, first.metadata, itertools.chain([text], rest), first.kind):
             self.report.words_out += len(document.text.split())
             self.report.documents_out += document.is_last and bool(document.text or document.piece)
             yield document
 
-    def _clean(self, id: str, text: str, config: CleaningConfig) -> tuple[str, bool]:
+    def _go_on(self, first: Document, part: str, config: CleaningConfig) -> str:
+        """Cleans a later part, which is parted from the one before by the blank that it begins with."""
+        text, _ = self._clean(first, part, config)
+        blank = part[: part[:1].isspace()]
+        return text if not text or text.startswith(blank) else blank + text
+
+    def _clean(self, document: Document, text: str, config: CleaningConfig) -> tuple[str, bool]:
         self.report.words_in += len(text.split())
-        cleaned = clean_text(text, config, self.repeated)
+        cleaned = clean_text(text, config, self.repeated, document.kind)
         for name in dict.fromkeys(name for name, _ in cleaned.stages):  # a rule may run twice
             self.report.rules.setdefault(name, RuleReport()).documents += 1
         for name, edits in cleaned.stages:
@@ -328,8 +359,8 @@ class Cleaner:
             rule.edits += len(edits)
             rule.characters += sum(end - start - len(new) for start, end, new in edits)
             if len(rule.examples) < EXAMPLES:
-                rule.examples.append({"id": id, **_shown(text, next(cleaned.spans(name)))})
-        return (text[: text[:1].isspace()] + cleaned.text if cleaned.text else ""), cleaned.is_book
+                rule.examples.append({"id": document.id, **_shown(text, next(cleaned.spans(name)))})
+        return cleaned.text, cleaned.is_book
 
 
 def _shown(text: str, span: Span) -> dict[str, str]:

@@ -20,18 +20,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smallm_hf.data.configuration import PYTHON_DOCS
-from smallm_hf.data.files import PIECE_CHARACTERS, ReadingReport, local_files
+from smallm_hf.data.files import PIECE_CHARACTERS, ReadingReport, local_files, suffix_of
 from smallm_hf.data.formats import Found, in_parts, read_files, text_of
 from smallm_hf.errors import UserError
 from smallm_hf.tokenization import require_hub, valid_unicode
 
+INDENTED = re.compile(r"[ \t]+\S[^\n]*\n(?:[ \t]*\n)*[ \t]+\S")  # a line and the next one that is not blank
 BEFORE_LAST_WORD = re.compile(r".+(?=[ \n]\S)", re.DOTALL)  # greedy: found from the end
+CODE_SUFFIXES = {
+    *(".bash", ".c", ".cc", ".cpp", ".cs", ".css", ".cu", ".cuh", ".dart", ".el", ".ex", ".exs", ".f90", ".go", ".h"),
+    *(".hpp", ".hs", ".ini", ".ipynb", ".java", ".jl", ".js", ".jsx", ".kt", ".lisp", ".lua", ".m", ".mjs", ".ml"),
+    *(".php", ".pl", ".pm", ".ps1", ".py", ".pyi", ".pyx", ".r", ".rb", ".rs", ".scala", ".scm", ".scss", ".sh"),
+    *(".sql", ".svelte", ".swift", ".toml", ".ts", ".tsx", ".vue", ".yaml", ".yml", ".zig"),
+}
 NOT_DOCUMENTATION = {"test", "tests", "idlelib", "idle_test", "site-packages", "dist-packages", "pydoc_data", "lib2to3"}
+
+
+Kind = Literal["text", "row", "code"]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document without surrounding whitespace, or one piece of a long one.
+    """A document without surrounding whitespace (see `strip_start`), or one piece of a long one.
 
     Args:
         text: valid Unicode; empty if the source holds an empty document.
@@ -39,6 +49,7 @@ class Document:
         metadata: where it was found.
         piece: 0, 1, ... within the document. The texts of all pieces, joined, are the document.
         is_last: no piece follows.
+        kind: a text of its own; a row of a table, a conversation among them; or a file of source code.
     """
 
     text: str
@@ -46,30 +57,46 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
     piece: int = 0
     is_last: bool = True
+    kind: Kind = "text"
 
 
-def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str]) -> Iterator[Document]:
+def strip_start(text: str, kind: Kind) -> str:
+    """Takes whitespace off the beginning; where that may be code, an indented line stays so if the next one is, too."""
+    stripped = text.lstrip()
+    line = text.rfind("\n", 0, len(text) - len(stripped)) + 1
+    return text[line:] if kind != "text" and INDENTED.match(text, line) else stripped
+
+
+def _kind(metadata: dict[str, Any]) -> Kind:
+    if "row" in metadata:
+        return "row"
+    return "code" if suffix_of(Path(metadata.get("file", ""))) in CODE_SUFFIXES else "text"
+
+
+def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str], kind: Kind | None = None) -> Iterator[Document]:
     """Joins the parts of one text, strips it, and yields it in pieces of about `PIECE_CHARACTERS`; at least one.
+
+    Its kind, where it is not given, shows in where it was found.
 
     Pieces are cut just before the space or line end in front of a word. GPT-2's pre-tokenisation cuts there too, and
     takes the end of a text for such a place, so that the ids of the pieces, joined, are those of the text. Only a
     megabyte without such a place is cut elsewhere.
     """
-    held, characters, enough, piece = [], 0, PIECE_CHARACTERS, 0
+    held, characters, enough, piece, kind = [], 0, PIECE_CHARACTERS, 0, kind or _kind(metadata)
     for part in parts:
         held.append(part)
         characters += len(part)
         if characters < enough:
             continue
-        text = "".join(held) if piece else "".join(held).lstrip()
+        text = "".join(held) if piece else strip_start("".join(held), kind)
         cut = _last_cut(text) if len(text) >= PIECE_CHARACTERS else 0
         if cut:
-            yield Document(valid_unicode(text[:cut]), id, metadata, piece, is_last=False)
+            yield Document(valid_unicode(text[:cut]), id, metadata, piece, is_last=False, kind=kind)
             piece += 1
         held, characters = [text[cut:]], len(text) - cut
         enough = max(PIECE_CHARACTERS, 2 * characters)  # so that a part is not looked at time and again
     text = "".join(held).rstrip()
-    yield Document(valid_unicode(text if piece else text.lstrip()), id, metadata, piece)
+    yield Document(valid_unicode(text if piece else strip_start(text, kind)), id, metadata, piece, kind=kind)
 
 
 def _last_cut(text: str) -> int:
@@ -143,7 +170,7 @@ def python_docs() -> tuple[tuple[str, dict, list[str]], ...]:
             continue
         sections = list(_docstrings(tree, name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")))
         if sections:
-            found.append((name, {"file": name}, ["\n\n".join(sections)]))
+            found.append((name, {"module": name}, ["\n\n".join(sections)]))
     if not found:
         raise UserError(
             f"data source {PYTHON_DOCS}: this Python has no library sources in {sysconfig.get_path('stdlib')}; "

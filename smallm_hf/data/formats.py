@@ -31,7 +31,18 @@ from smallm_hf.tokenization import EOS
 SEPARATOR = EOS  # a line of a text file that is exactly this ends a document
 PARQUET_ROWS = 128  # decoded at a time; rows may be whole books
 LONGEST_ROW = 1 << 28  # characters of a JSON or CSV row, which has to be held whole
-UNSEEN_ELEMENTS = ["nav", "aside", "footer", "form", "button"]  # of a page, which are no text of it
+# Of a page, which are no text of it; the last are the numbers of the printed pages that a book was made from.
+UNSEEN_ELEMENTS = [
+    "nav",
+    "aside",
+    "footer",
+    "form",
+    "button",
+    ".pagenum",
+    ".pageno",
+    ".pagenumber",
+    ".x-ebookmaker-pageno",
+]
 MESSAGES = ("messages", "conversation", "conversations")  # columns of a chat export
 TURNS = (("role", "content"), ("from", "value"))  # what a message has
 PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+)?html\b", re.IGNORECASE)

@@ -34,6 +34,9 @@ TAG_NAMES = f"{BLOCK_TAGS}|b|i|u|em|strong|span|a|font|img|td|th|tbody|small|sup
 ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|&quot;[^<>]{0,300}?&quot;|[^\s<>&"']+)"""
 TAG = rf"(?P<tag>(?:<|&lt;)/?(?P<name>(?i:{TAG_NAMES}))(?:{ATTRIBUTE})*\s*/?(?:>|&gt;))"
 ENTITIES = re.compile(r"&#?\w+;")
+PAGE = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b[^<>]*>", re.DOTALL | re.IGNORECASE
+)
 HTML = re.compile(f"{CODE}|{TAG}|{ENTITY}", re.DOTALL)
 EDGE_LINES = 20  # at either end of a document, where lines repeated over documents are looked for
 SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 5000, 1 << 26  # looked at for them, whichever is reached first
@@ -72,6 +75,11 @@ def broken_unicode(text: str) -> Iterator[Edit]:
             mended = unicodedata.normalize("NFC", mended)
             if mended != line:
                 yield start, end, mended
+
+
+def is_html(text: str) -> bool:
+    """Tells whether a text is a page of the web as it was written, by how it begins."""
+    return bool(PAGE.match(text))
 
 
 def html_remains(text: str) -> Iterator[Edit]:
@@ -126,7 +134,8 @@ def find_repeated_lines(documents: Iterable[Document], share: float) -> frozense
     """Finds the lines that stand at the head or the foot of many of the first 5,000 documents.
 
     Args:
-        documents: as they are read; those in several pieces are passed over.
+        documents: as they are read; those in several pieces are passed over, and so are rows and source code, where
+            what is said again and again belongs to each.
         share: of the documents that a line has to stand in, and of at least 10.
     """
     if not share:
@@ -136,7 +145,7 @@ def find_repeated_lines(documents: Iterable[Document], share: float) -> frozense
         characters += len(document.text)
         if number >= SAMPLE_DOCUMENTS or characters > SAMPLE_CHARACTERS:
             break
-        if document.piece or not document.is_last:
+        if document.piece or not document.is_last or document.kind != "text":
             continue
         number += 1
         lines = {line.strip() for _, line in _edge_lines(document.text)}

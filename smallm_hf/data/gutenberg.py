@@ -12,8 +12,25 @@ from smallm_hf.data.edits import Edit
 
 BLOCK = re.compile(r"[^\n]+(?:\n[^\n]+)*")  # lines between blank ones
 PROJECT = r"PROJECT\s+GUTENBERG"
-CANADA = r"Proofreaders Canada|fadedpage\.com"  # gives books out in the same manner
 TITLE = r"(?:(?:(?!\n\n)[^*]){0,300}?\*{2,}[^\n]*|[^\n]*)"
+FIELD = re.compile(r"^(?:Title|Author|Translator|Editor|Illustrator|Language):[ \t]*\S", re.MULTILINE | re.IGNORECASE)
+FIELD_OF_FILE = re.compile(
+    r"^(?:Release Date|Posting Date|Date first posted|Last Updated|Character set encoding|e-?Book No\.?):[ \t]*\S",
+    re.MULTILINE | re.IGNORECASE,
+)
+FIELDS_CHARACTERS = 2_000  # at the beginning, where both are
+OPENING = re.compile(  # the first line but for fields or the title; other houses give books out in the same manner
+    rf"\s*(?:{FIELD.pattern}[^\n]*\n\s*){{0,9}}(?:(?P<title>[^\n]{{1,80}})\n\s+(?=[^\n]*(?P=title)))?"
+    rf"\**\s*(?:This is )?(?:(?:The |A )?{PROJECT}(?:['’]s?\b| "
+    r"(?:(?:of )?(?:Australia|Canada) )?(?:e-?books?|e-?texts?|edition|works?|files?|version)\b)|"
+    r"A Distributed Proofreaders Canada e-?book\b)",
+    re.MULTILINE | re.IGNORECASE,
+)
+TERMS = re.compile(  # of use, in the head of nearly every file
+    r"^(?:This e-?(?:book|text) is (?:for the use of anyone|made available at no cost)|"
+    r"\**Copyright laws are changing all over the world)",
+    re.MULTILINE | re.IGNORECASE,
+)
 START = re.compile(rf"^[ \t]*\*{{2,}}[ \t]*START OF (?:THE|THIS) {PROJECT}{TITLE}", re.MULTILINE | re.IGNORECASE)
 END_OF_BOOK = re.compile(
     r"^[^\w\n]*(?=[efsl])(?:End|Ende|Fin|Fine|Fim|Einde|Slut|Loppu)\b[^\n]{0,40}\bPro[\wéê]{3,6}\s+Gutenberg",
@@ -30,12 +47,24 @@ BOILERPLATE = re.compile(
     r"Distributed Proofread|fadedpage|under copyright|copyright laws|Date first posted",
     re.IGNORECASE,
 )
+MADE = (
+    r"(?:Produced|Prepared|Created|Transcribed|Scanned|Typed|Keyed|Digiti[sz]ed|Proof(?:read|ed)|Converted|"
+    r"HTML version) (?:and [\w-]+ )*(?:by|from)\b"
+)
 CREDIT = re.compile(
-    rf"\W*(?:This (?:e-?text|e-?book|file|book) was )?(?:(?:Produced|Prepared|Created|Transcribed|Scanned|Typed|Keyed|"
-    r"Digiti[sz]ed|Proof(?:read|ed)|Converted|Etext scanned|HTML version) (?:and [\w-]+ )*(?:by|from)\b|"
-    rf"E-?text (?:prepared|produced|created|scanned|typed|by)\b)|.*(?:{PROJECT}|Distributed Proofread|pgdp\.net|"
-    r"\be-?texts?\b|gutenberg\.(?:org|net)|images of the original (?:pages|book) are available)",
+    rf"\W*This (?:e-?text|e-?book) was {MADE}|\W*E-?text (?:prepared|produced|created|scanned|typed|by)\b|"
+    rf".*(?:{PROJECT}|Distributed Proofread|pgdp\.net|\be-?texts?\b|gutenberg\.(?:org|net)|"
+    r"images of the original (?:pages|book) are available)",
     re.IGNORECASE | re.DOTALL,
+)
+MAKERS = re.compile(rf"\W*(?:This (?:file|book) was )?{MADE}(?P<names>.*)", re.IGNORECASE | re.DOTALL)
+SMALL_WORD = re.compile(
+    r"(?<![\w@./-])(?!(?:an?|and|at|by|d[aeu]|den|der|for|from|in|of|the|v[ao]n|with)\b)[^\W\d_A-Z]"
+)
+ON_MAKING = re.compile(
+    r"\b(?:\d{4}\b[^.]*\bedition|e-?mail|proofread\w*|html|https?|OCR|(?:scanned|page) images|"
+    r"images (?:generously )?made available)\b|@",
+    re.IGNORECASE,
 )
 NOTE_ABROAD = (  # the same in the languages of the neighbours: `Anmerkungen zur Transkription`, `Nota del transcriptor`
     r"(?:(?:An|Be)m(?:erk|ærk|ärk)ning\w*|Anmerkung\w*|Hinweise?|Not(?:er?|en|as?|es)|Noot|Opmerking(?:en)?|Aantekening(?:en)?|"
@@ -46,8 +75,8 @@ NOTE_ABROAD = (  # the same in the languages of the neighbours: `Anmerkungen zur
 NOTE_OF_TRANSCRIBER = re.compile(
     r"\W*(?:Original )?(?:Transcriber|Preparer|Proofreader|Digitizer|E-?text editor)s?['’]?s?['’]?\s+(?:\w+ )?"
     r"(?:(?:End)?notes?|amendments|corrections|changes|errata|remarks)\b|"
-    r"\W*(?:Typographical|Typos|Spelling|Printer['’]?s) errors?\b|"
-    r"\W*(?:Notes?|Errata|Corrections|Changes|Amendments) (?:\w+ ){0,3}(?:from|by|of) (?:the )?transcriber|"
+    r"\W*(?:Typographical|Typos|Spelling|Printer['’]?s) errors?\b(?=\W*$|[^\n]*:\W*$|.*\b(?:transcriber|e-?text)\b)|"
+    r"\W*(?:Notes?|Errata|Corrections|Changes|Amendments)\W+(?:\w+ ){0,3}(?:from|by|of) (?:the )?transcriber|"
     rf"\W*{NOTE_ABROAD}|There are several editions of this e-?(?:book|text)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -60,28 +89,21 @@ CORRECTION = re.compile(
     r"\b(?:pages?|line|changed|corrected|original|printed|typo|reads?|replaced|inserted|added|removed|missing)\b",
     re.IGNORECASE,
 )
+ERRORS = re.compile(
+    r"\b(?:errors?|corrections?|misprints?|typos?|spellings?|punctuation|hyphenation|inconsisten\w+)\b", re.IGNORECASE
+)
+# What an entry of a list of corrections has, and a sentence of a story has not: a place, or two readings.
+ENTRY = re.compile(
+    r"^\W*(?:pages?|pp?\.|pg|lines?|chapter|vol\w*|part) ?[\divxlc]+\b.*|.*(?:=>|->|→).*|"
+    r".*[\"“”'‘’]\W*\b(?:changed|corrected|amended|replaced|altered|read|should (?:be|read))\b.*",
+    re.IGNORECASE,
+)
 CHANGES = re.compile(  # a heading or a sentence that may begin a list of errors
-    r"\W*(?:(?:list of )?(?:errata|corrigenda|corrections|changes|misprints)\W*(?:\n|$)|"
+    r"\W*(?:(?P<heading>(?:list of )?(?:errata|corrigenda|corrections|changes|misprints)\W*(?:\n|$))|"
     r"(?:the following|these|minor|obvious|inconsistent|variant|archaic|spelling|punctuation|hyphenation|"
     r"im folgenden)\b.{0,300}\b(?:corrected|changed?|made|retained|preserved|kept|amended|noted|printed|unchanged|"
     r"angeführt)\b)",
     re.IGNORECASE | re.DOTALL,
-)
-SIGNS = (
-    "Proofreaders Canada",
-    "Gutenberg",
-    "GUTENBERG",
-    "Produced by",
-    "E-text",
-    "Etext",
-    "SMALL PRINT",
-    "pgdp.net",
-    "[Illustration",
-)
-PROJECT_NEAR = re.compile(
-    rf"\A.{{0,3000}}?(?:{PROJECT}|{CANADA})|^\W*(?:Produced by|E-?text prepared by) [A-Z]|pgdp\.net|"
-    r"^\W*\[Illustration\b",
-    re.MULTILINE | re.IGNORECASE | re.DOTALL,
 )
 FRONT_CHARACTERS, BACK_CHARACTERS = 12_000, 6_000  # where credits and transcribers' notes stand
 GAP = re.compile(r"(?<=[^\n]\n\n)\n{2}")
@@ -89,11 +111,21 @@ NOTE_CHARACTERS = 4_000  # between the heading of a note and the gap behind it
 
 
 def is_gutenberg(text: str) -> bool:
-    """Tells whether a text is a file of Project Gutenberg, with its markers or with what is left of them."""
-    if not any(sign in text for sign in SIGNS):
-        return False
-    head, tail = text[:FRONT_CHARACTERS], text[-FRONT_CHARACTERS:]
-    return bool(PROJECT_NEAR.search(head) or END.search(tail) or SMALL_PRINT_END.search(text) or START.search(text))
+    """Tells whether a text is a file of Project Gutenberg, by the marks that stand around its books.
+
+    One that is named, quoted or told of is none: a file begins with the line that names it or with the fields of its
+    head, and has another mark where that belongs; or it begins with the mark of the beginning itself.
+    """
+    text = text.lstrip()
+    if START.match(text):
+        return True
+    head = text[:FIELDS_CHARACTERS]
+    start = START.search(text, 0, FRONT_CHARACTERS) or SMALL_PRINT_END.search(text, 0, len(text) // 2)
+    has_fields = bool(FIELD.search(head))
+    if OPENING.match(text):
+        has_head = TERMS.search(head) or (has_fields and FIELD_OF_FILE.search(head))
+        return bool(start or has_head or (has_fields and END.search(text)))
+    return bool(FIELD.match(text) and start and END.search(text, start.end()))
 
 
 def header_and_footer(text: str) -> Iterator[Edit]:
@@ -115,8 +147,7 @@ def _bodies(text: str) -> Iterator[range]:
         stop = ends[-1] if ends else len(text)
         small_print = SMALL_PRINT_END.search(text, 0, stop if ends else len(text) // 2)
         start = small_print.end() if small_print else 0
-        is_marked = small_print or re.search(f"{PROJECT}|{CANADA}", text[: FRONT_CHARACTERS // 4], re.IGNORECASE)
-        starts = [_behind_boilerplate(text, start, stop) if is_marked else 0]
+        starts = [_behind_boilerplate(text, start, stop) if small_print or OPENING.match(text) else 0]
     begin = 0
     for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=len(text)):
         if start < begin:
@@ -179,8 +210,14 @@ def credits_and_notes(text: str) -> Iterator[Edit]:
             in_note = "at back" if in_note == "at back" else "note"
         else:
             in_note = False
-            if CREDIT.match(block[0]):
+            if _is_credit(block[0]):
                 yield *block.span(), ""
+
+
+def _is_credit(block: str) -> bool:
+    """It speaks of the file; or it says by whom that was made, in names alone, as a sentence may begin so, too."""
+    makers = MAKERS.match(block)
+    return bool(CREDIT.match(block) or (makers and (not SMALL_WORD.search(makers["names"]) or ON_MAKING.search(block))))
 
 
 def _list_of_changes(text: str, block: re.Match, at_back: bool) -> re.Match | None:
@@ -188,9 +225,13 @@ def _list_of_changes(text: str, block: re.Match, at_back: bool) -> re.Match | No
     match = CHANGES.match(block[0])
     if not match or not (at_back or match.end() >= len(block[0])):
         return None
-    rest = text[block.end() : block.end() + NOTE_CHARACTERS].lstrip()
-    is_list = len(CORRECTION.findall(rest)) * 2 > rest.count("\n")
-    return match if is_list or (at_back and ON_THE_FILE.search(rest.split("\n\n")[0])) else None
+    rest = text[block.end() : block.end() + NOTE_CHARACTERS].strip()
+    entries = [bool(ENTRY.fullmatch(line)) for line in rest.split("\n") if line.strip()]
+    if entries[:1] == [True] and sum(entries) * 2 > len(entries):
+        return match
+    is_on_errors = match["heading"] or ERRORS.search(block[0])
+    said = block[0] + rest.split("\n\n")[0]
+    return match if at_back and is_on_errors and ON_THE_FILE.search(said) else None
 
 
 def _beginning_of_back(text: str) -> int:

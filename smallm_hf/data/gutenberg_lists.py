@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from smallm_hf.data.edits import Edit
 from smallm_hf.data.gutenberg import BLOCK, FRONT_CHARACTERS, GAP, NOTE_CHARACTERS
 
+ALONE = r"^(?<![^\n]\n)"  # a heading is no last line of a paragraph
 PICTURES = "illustrations|plates|maps|figures|engravings|portraits|drawings|photographs|diagrams"
 TABLE = (
     rf"(?:(?:a )?table of |the )?(?:contents|(?:full[- ]page )?illustrations)|"
@@ -14,7 +15,7 @@ TABLE = (
     r"[íi]ndice|sum[áa]rio|contenido|tabla de (?:materias|contenidos)|innehåll|indhold|innhold|sisällys"
 )
 CONTENTS = re.compile(
-    rf"^[ \t]*[_=]*(?=[atcflisí])(?:{TABLE})(?: (?:and|&) (?:contents|{PICTURES}))?"
+    rf"{ALONE}[ \t]*[_=]*(?=[atcflisí])(?:{TABLE})(?: (?:and|&) (?:contents|{PICTURES}))?"
     r"(?:[^\w\n]+(?:(?:of|to|for) )?(?:the )?(?:\w+ )?(?:vol|volume|part|book|chapters?)\b[^\n]{0,20}?)?[.:_=]*[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -46,7 +47,7 @@ SINGLE_LINE = re.compile(r"(?<=\n\n)[ \t]*([^\n]{1,80})(?=\n\n)")
 FEWEST_ENTRIES = 4
 FOUND = 0.75  # share of the lines of a table without a heading that are numbered, and of those found again
 INDEX = re.compile(
-    r"^[ \t_=]*(?=[giacnsoprtí-])"
+    rf"{ALONE}[ \t_=]*(?=[giacnsoprtí-])"
     r"(?:(?:(?:general|alphabetical|analytical|combined) )?index(?: (?:of|to)\b[^\n]{0,60})?|"
     r"(?:namen|sach|orts|personen)?-?register|table alphab[ée]tique|[íi]ndice (?:alfab[ée]tico|onom[áa]stico))"
     r"[.:_=]*[ \t]*$",

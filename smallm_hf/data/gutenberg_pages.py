@@ -10,15 +10,20 @@ from smallm_hf.data.edits import Edit
 from smallm_hf.data.gutenberg import BLOCK, NOTE_ABROAD
 
 BRACKETS = r"(?:[^\[\]]|\[[^\[\]]{0,1000}\]){0,4000}+\]"  # a bracket that is never closed is no tag
+PICTURE = "Picture|Image|Drawing|Figure|Map"
 TAGGED = (
     r"(?:Illus(?:tr|trat(?:ions?|ie))?|Ilustra[cç][iã][oó]n?|Illustrazione|Abbildung|Frontispiece|Blank page|Sidenote|"
     rf"(?:This )?e-?text|(?:The )?End of [^\]\n]+ by|{NOTE_ABROAD}|"
     r"(?:Transcriber|Editor|Redactor)['’]?s?['’]? notes?)\b|"
-    # These may begin what the author put in brackets, too.
-    r"(?:Picture|Image|Decorat\w+|Ornament|Drawing|Figure|Map|Music\w*|(?:Head|Tail)-?piece|To face p\w*\.?)"
-    r"(?: [\w.]+)?\s*(?=[:\]])"
+    r"This (?:text|file) (?:uses|is in)\b(?=[^\]]{0,80}\b(?:UTF|Unicode|ASCII|encoding))|"
+    # These may begin what the author put in brackets, too; the words of a song are his.
+    r"(?:Decorations?|Decorative \w+|Ornament|(?:Head|Tail)-?piece|To face p\w*\.?(?: \w+)?)\s*(?=[:\]])|"
+    rf"(?:(?:{PICTURE})(?: \d+| [ivxlc]+)?\.?\s*(?=:)|"
+    rf"(?:{PICTURE}|Music(?:al)?)(?: \d+| [ivxlc]+| illustration| notation| score)\.?\s*(?=\]))"
 )
-TAGS = re.compile(rf"\[\W*(?:{TAGGED}){BRACKETS}", re.IGNORECASE)
+TAGS = re.compile(
+    rf"\[\W*(?:{TAGGED}){BRACKETS}|(?<=\n\n)[ \t]*\[(?:{PICTURE}|Music)\][ \t]*(?=\n\n|\Z)", re.IGNORECASE
+)
 NAME_OF_PICTURE = re.compile(  # what is left of a picture in a text made from a page of the web
     r"\n\n[ \t]*(\d{3,5}[a-z]|[\w-]+\.(?:jpe?g|png|gif)(?: \(\d+K\))?|Full Size)[ \t]*(?=\n\n|\Z)", re.IGNORECASE
 )
@@ -36,6 +41,7 @@ LABELLED = re.compile(
     r"[ \t]*(?P<label>[\[{(](?:\d{1,3}|[A-Z]|[*†‡]+)[\]})]|\d{1,3}[.)]?(?=[ \t])|\*[ ]?\(\d\)|[*†‡]{1,3})[ \t]*(?=\S)"
 )
 REFERENCE = re.compile(r"[\[{](?:\d{1,3}|[A-Z]|[*†‡]+)[\]}]|\((?:\d{1,3}|[*†‡]+)\)|\*[ ]?\(\d\)|[*†‡]{1,3}(?![\w*†‡])")
+INDEXED_NAME = re.compile(r"\b\w\Z")  # a single letter, as in `a[1]`
 LONGEST_NOTE = 4_000  # characters from one paragraph of a note to the next label
 NOTE_DISTANCE = 40_000  # characters from a reference to a note at the end of its chapter
 PAGE = re.compile(
@@ -51,10 +57,14 @@ INTERRUPTED = 0.3  # share of the page numbers that stand inside a sentence
 IN_ORDER = 0.9  # share of the bracketed numbers that are one more than the one before if they are pages
 DECORATION = re.compile(r"^[ \t]*[*\-_=~#.·•—–+|^:][*\-_=~#.·•—–+|^: \t]*$", re.MULTILINE)
 UNDERSCORE = re.compile(r"_(?<!__)(?![_{])")
-BOLD = re.compile(r"([=+~#])(?<![\w=+~#][=+~#])(?=[^\s=+~#])(?:(?!\n\n)[^=+~#])+?(?<=\S)\1(?![\w=+~#])")
+BOLD = re.compile(  # not what is counted, `#5`, or spoken of, `"#"`, nor a line of a table
+    r"([=+~#])(?<![\w=+~#][=+~#])(?=[^\W\d]|[\"'“‘(])(?:(?!\n\n)[^=+~#])+?(?<=[^\s“‘(])(?!(?<=[\"'])[=+~#][\"'])\1(?![\w=+~#])"
+)
 HYPHENATED = re.compile(r"-(?<!--)\n[ \t]*([^\W\d_]+)")
 LAST_WORD = re.compile(r"[^\W\d_][\w-]*\Z")
 FIRST_LETTER = re.compile(r"[\W_]*(\w)")
+COLUMNS = re.compile(r"\S {4,}\S")
+MOST_CELLS = 0.6  # share of the lines of a table that have several cells
 INNER_SPACES = re.compile(r"(?:  |\t)[ \t]*(?=\S)")
 SHORTEST_WRAP, LONGEST_WRAP = 50, 120  # characters; a text of shorter lines is verse, one of longer ones not wrapped
 FILLED = 0.85  # of the usual width is reached by a line with the word after it if the line ended for lack of room
@@ -78,8 +88,8 @@ def _is_line_of_paragraph(text: str, match: re.Match) -> bool:
 def footnotes(text: str) -> Iterator[Edit]:
     """Removes footnotes, at the page, the chapter or the end, and the references to them.
 
-    A reference is followed by a paragraph that begins with its label; only a bracketed number inside a line is one
-    without that.
+    A reference is followed by a paragraph that begins with its label, near or under a heading for notes. Where that may
+    as well be one of a list (`1. Of this`), only the reference goes.
     """
     references = [match for match in REFERENCE.finditer(text) if _may_refer(text, match)]
     waiting, answered = {}, set()
@@ -116,12 +126,17 @@ def footnotes(text: str) -> Iterator[Edit]:
         edits.append((heading.start(), end, ""))
     for block in BLOCK.finditer(text) if waiting else ():
         match = LABELLED.match(block[0])
-        if match and answers(match["label"].replace(" ", ""), block.start()):
+        if not match:
+            continue
+        label, place = match["label"].replace(" ", ""), block.start()
+        if answers(label, place) or (not _bare(label).isalnum() and answers(f"[{label}]", place)):
             edits.append((*block.span(), ""))
+        elif label[0].isdigit():
+            for waits in (f"[{_bare(label)}]", f"{{{_bare(label)}}}"):
+                near = [other for other in waiting.get(waits, []) if 0 < place - other < NOTE_DISTANCE]
+                answered.update(other for other in near if not INDEXED_NAME.search(text, other - 2, other))
     for match in references:
-        label = match[0]
-        is_number = label[0] in "[{" and label[1:-1].isdigit()
-        if match.start() in answered or is_number or (label[0] == "(" and _bare(label) in at_end):
+        if match.start() in answered or (match[0][0] in "[{(" and _bare(match[0]) in at_end):
             edits.append((_with_space(text, match), match.end(), ""))
     return _without_overlap(edits)
 
@@ -136,9 +151,12 @@ def _bare(label: str) -> str:
 
 
 def _may_refer(text: str, match: re.Match) -> bool:
-    """Not at the beginning of a line; in parentheses only after no space or at the end of a line; no row of stars."""
+    """Not at the beginning of a line; in parentheses only after no space or at the end of a line; no row of stars.
+
+    An index, as in `x^{2}`, is none.
+    """
     start, end = match.span()
-    if not text[text.rfind("\n", 0, start) + 1 : start].strip():
+    if not text[text.rfind("\n", 0, start) + 1 : start].strip() or text[start - 1] in "_^":
         return False
     if match[0][0] in "*†‡":
         return "*" not in text[max(0, start - 2) : start].strip() + text[end : end + 2].strip()
@@ -189,7 +207,18 @@ def _count_up(numbers: list[int]) -> bool:
 
 def decorative_lines(text: str) -> Iterator[Edit]:
     """Removes lines of stars, dashes and dots; the paragraphs around them stay apart."""
-    return ((*match.span(), "") for match in DECORATION.finditer(text) if len(re.findall(r"\S", match[0])) >= 3)
+    return (
+        (*match.span(), "")
+        for match in DECORATION.finditer(text)
+        if len(re.findall(r"\S", match[0])) >= 3 and not _is_rule_of_table(text, match)
+    )
+
+
+def _is_rule_of_table(text: str, match: re.Match) -> bool:
+    """Whether a line of dashes stands directly under one that is cut into cells by `|`."""
+    end = max(0, match.start() - 1)
+    line = text[text.rfind("\n", 0, end) + 1 : end]
+    return "|" in line and any(map(str.isalnum, line))
 
 
 def emphasis(text: str) -> Iterator[Edit]:
@@ -237,7 +266,8 @@ def hard_wraps(text: str) -> Iterator[Edit]:
             continue
         indents = [len(line) - len(line.lstrip()) for line in lines]
         rooms = [len(line) + 1 + len(after.strip().split(" ", 1)[0]) for line, after in itertools.pairwise(lines)]
-        is_prose = SHORTEST_WRAP <= width <= LONGEST_WRAP and _is_prose(lines, indents, rooms, width)
+        is_table = _is_table(lines)
+        is_prose = not is_table and SHORTEST_WRAP <= width <= LONGEST_WRAP and _is_prose(lines, indents, rooms, width)
         least, position = min(indents), block.start()
         needed = SHORT * min(width, max(map(len, lines))) if is_prose else FILLED * width
         for number, (line, indent) in enumerate(zip(lines, indents, strict=True)):
@@ -245,7 +275,7 @@ def hard_wraps(text: str) -> Iterator[Edit]:
             begins_small = line[indent : indent + 1].islower()
             # Prose goes on but where a paragraph begins; verse does in a line deeper than the one that had no room.
             goes_on = begins_small or not deeper if is_prose else begins_small and deeper
-            if number and goes_on and rooms[number - 1] > needed:
+            if number and goes_on and not is_table and rooms[number - 1] > needed:
                 before = lines[number - 1]
                 yield position - 1, position + indent, "" if before.endswith(("--", "—")) else " "
             elif strip := indent if is_prose else least:
@@ -253,9 +283,16 @@ def hard_wraps(text: str) -> Iterator[Edit]:
             position += len(line) + 1
 
 
+def _is_table(lines: list[str]) -> bool:
+    cells = sum("|" in line or bool(COLUMNS.search(line)) for line in lines)
+    return len(lines) > 1 and cells >= MOST_CELLS * len(lines)
+
+
 def _is_prose(lines: list[str], indents: list[int], rooms: list[int], width: float) -> bool:
     capitals = sum(first[1].isupper() for first in map(FIRST_LETTER.match, lines[1:]) if first) / len(rooms)
     full = sum(room > FILLED * width for room in rooms) / len(rooms)
+    if len(lines) > 2 and all(line.lstrip()[:1].isdigit() for line in lines):
+        return False  # a list
     if full >= 0.6:
         return capitals < VERSE_CAPITALS or (len(rooms) < 4 and width > 55 and min(rooms) > 0.95 * width)
     narrow = max(map(len, lines))  # a letter or a quotation between wider margins

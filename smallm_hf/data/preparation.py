@@ -226,6 +226,12 @@ class Preparation:
         repeated = frozenset()
         if config.enabled:
             repeated = find_repeated_lines(request.read(one.source), config.repeated_lines)
+        if config.enabled and config.repeated_lines:
+            shown = f", such as {min(repeated)!r}" if repeated else ""
+            self.report(
+                f"{name}: cleaning.repeated_lines removes {len(repeated)} lines that many documents have{shown}; rows, "
+                "conversations and source code keep theirs"
+            )
 
         def tasks() -> Iterator[tuple]:
             for place, documents in enumerate(cut_parts(request.read(one.source, cleaned.reading))):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from smallm_hf.data.cleaning import WHOLE_CHARACTERS, clean_text, why_dropped
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
-from smallm_hf.data.documents import Document, has_splits
+from smallm_hf.data.documents import Document, Kind, has_splits
 from smallm_hf.data.edits import Cleaned
 from smallm_hf.data.files import local_files
 from smallm_hf.data.general_rules import find_repeated_lines
@@ -45,7 +45,7 @@ def show_preview(request: Request, number: int, console: Console) -> None:
         repeated = frozenset()
         if share and config.enabled:
             repeated = find_repeated_lines(request.read(source), config.repeated_lines)
-        for id, text in _choose(request, source, share) if share else ():
+        for id, text, kind in _choose(request, source, share) if share else ():
             console.rule(Text(id, "bold"))
             if len(sources) > 1:
                 console.print(Text(f"of {source.source}", "dim"))
@@ -53,7 +53,7 @@ def show_preview(request: Request, number: int, console: Console) -> None:
                 console.print("Cleaning is off: the text stays as it is.", style="italic")
                 console.print(Text(text[:HEAD_CHARACTERS]))
                 continue
-            cleaned = clean_text(text, config, repeated)
+            cleaned = clean_text(text, config, repeated, kind)
             why = why_dropped(cleaned.text, config)
             _show(console, text, cleaned, why)
 
@@ -61,8 +61,8 @@ def show_preview(request: Request, number: int, console: Console) -> None:
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def _choose(request: Request, source: Source, number: int) -> list[tuple[str, str]]:
-    """Draws documents (id, text): the first ones of files from all over a folder, or any from the beginning of one."""
+def _choose(request: Request, source: Source, number: int) -> list[tuple[str, str, Kind]]:
+    """Draws documents: the first ones of files from all over a folder, or any from the beginning of one."""
     files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else None
     found = _of_files(request, source, files, number) if files and len(files) > 1 else []
     if len(found) < number:
@@ -72,35 +72,35 @@ def _choose(request: Request, source: Source, number: int) -> list[tuple[str, st
     return found
 
 
-def _of_files(request: Request, source: Source, files: list, number: int) -> list[tuple[str, str]]:
+def _of_files(request: Request, source: Source, files: list, number: int) -> list[tuple[str, str, Kind]]:
     found = []
     for part in range(number):  # in each of as many stretches of the folder the first file that gives a document
         for name, path in files[len(files) * part // number : len(files) * (part + 1) // number]:
             one = Source(str(path), text_column=source.text_column, split="")
             try:
-                text = next((text for _, text in _whole(request.read(one)) if text), None)
+                first = next((rest for _, *rest in _whole(request.read(one)) if rest[0]), None)
             except UserError:  # told when the text is prepared
                 continue
-            if text:
-                found.append((name, text))
+            if first:
+                found.append((name, *first))
                 break
     return found
 
 
-def _of_stream(request: Request, source: Source, number: int) -> list[tuple[str, str]]:
+def _of_stream(request: Request, source: Source, number: int) -> list[tuple[str, str, Kind]]:
     kept, characters = [], 0
-    for place, (id, text) in enumerate(_whole(request.read(source))):
+    for place, (id, text, kind) in enumerate(_whole(request.read(source))):
         if text:
-            heapq.heappush(kept, (-hash_fraction(id), place, id, text))
+            heapq.heappush(kept, (-hash_fraction(id), place, id, text, kind))
             if len(kept) > number:
                 heapq.heappop(kept)
         characters += len(text)
         if characters > READ_CHARACTERS:
             break
-    return [(id, text) for _, _, id, text in sorted(kept, key=lambda one: one[1])]
+    return [(id, text, kind) for _, _, id, text, kind in sorted(kept, key=lambda one: one[1])]
 
 
-def _whole(documents: Iterator[Document]) -> Iterator[tuple[str, str]]:
+def _whole(documents: Iterator[Document]) -> Iterator[tuple[str, str, Kind]]:
     """Joins the pieces of each document, as far as they are cleaned at once."""
     for id, pieces in itertools.groupby(documents, key=lambda document: document.id):
         held, characters = [], 0
@@ -108,7 +108,7 @@ def _whole(documents: Iterator[Document]) -> Iterator[tuple[str, str]]:
             if characters < WHOLE_CHARACTERS:
                 held.append(piece.text)
             characters += len(piece.text)
-        yield id, "".join(held)
+        yield id, "".join(held), piece.kind
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

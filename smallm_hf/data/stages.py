@@ -46,7 +46,13 @@ EXAMPLES = 3  # documents of each side and part that are kept for the report
 PARTS_FORMAT = 3  # of the files below; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
 KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
-    {"text": pyarrow.large_string(), "id": pyarrow.string(), "piece": pyarrow.int64(), "is_last": pyarrow.bool_()}
+    {
+        "text": pyarrow.large_string(),
+        "id": pyarrow.string(),
+        "piece": pyarrow.int64(),
+        "is_last": pyarrow.bool_(),
+        "kind": pyarrow.string(),
+    }
 )
 
 
@@ -173,8 +179,8 @@ def read_part(path: Path, is_wanted: np.ndarray | None = None) -> Iterator[Docum
                 ordinals = before - 1 + np.cumsum(batch["piece"].to_numpy() == 0)
                 before = ordinals[-1] + 1
                 batch = batch.filter(pyarrow.array(is_wanted[ordinals]))
-            for text, id, piece, is_last in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield Document(text, id, piece=piece, is_last=is_last)
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield Document(**dict(zip(KEPT.names, row, strict=True)))
 
 
 # --- the stages, each of one part ------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ def evaluate_models(
     Returns:
         `models`, a row for each: the figures of `score_corpus`, tables, documents, and what else was asked for;
         `over_seeds`, for each figure what several models of one size have together, else None; `against`;
-        `frequencies_of`, the text whose tokens and words were counted; `pictures`; and what was asked.
+        `frequencies_of`, the text whose tokens and words were counted; `pictures`; what was asked; and
+        `validation_sha256`, of the tokens where the text is what a run was validated on, else None.
 
     Raises:
         UserError: no model of such a name, a question that a model cannot answer, or what loading and scoring refuse.
@@ -129,6 +130,7 @@ def evaluate_models(
         "frequencies_of": "the training text" if questions.training_tokens else "the scored text",
         "pictures": pictures,
         "data": data,
+        "validation_sha256": texts.files and texts.files.meta.validation.sha256,
         "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
     }
 

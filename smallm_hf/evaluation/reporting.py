@@ -23,6 +23,8 @@ NONE = "–"
 LONGEST = 1e9  # larger numbers are written by their power of ten
 # The first of Petroff's ten (2021), which the colour-blind tell apart; with more models they begin again.
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+# What a page that quotes the validation text of a run has in its head, with the sha256 of its tokens.
+SCORED_TEXT = "validation-sha256"
 # Folders of a run that do not tell which run it was.
 WEIGHTS_OF_A_RUN = ("best", "final")
 # The plot of a chart inside its 340 by 230 picture: left, right, top, bottom.
@@ -302,6 +304,7 @@ def render(results: dict[str, Any]) -> str:
         {"on_one_line": on_one_line, "figure": figure, "window": window},
         **{name: value for name, value in results.items() if name not in ("models", "pictures", "data")},
         data=source_name(results["data"]),
+        scored_text=SCORED_TEXT,
         rows=rows,
         other=labels([results["against"]])[0] if results["against"] else None,
         labels=labels([row["model"] for row in rows]),
@@ -314,6 +317,12 @@ def render(results: dict[str, Any]) -> str:
             for title, shown in results["pictures"]
         ],
     )
+
+
+def scored_validation(page: str) -> str | None:
+    """The sha256 of the validation tokens that a page of `render` is about; None where that is another text."""
+    found = re.search(rf'<meta name="{SCORED_TEXT}" content="([0-9a-f]{{64}})">', page.partition("</head>")[0])
+    return found[1] if found else None
 
 
 def _shown(title: str, picture: str | bytes) -> Markup:

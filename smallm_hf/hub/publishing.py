@@ -15,7 +15,7 @@ from smallm_hf.card import Statements, find_weights, read_results, resolve_state
 from smallm_hf.hub.checks import Check, check_card, check_elsewhere, check_record, load_own_class
 from smallm_hf.hub.configuration import check_repo_name
 from smallm_hf.hub.repository import Repository, files_below
-from smallm_hf.hub.staging import stage
+from smallm_hf.hub.staging import choose_report, stage
 from smallm_hf.hub.text import stage_text
 from smallm_hf.training.checkpoints import list_checkpoints
 
@@ -32,6 +32,7 @@ def publish(
     checkpoints: bool = True,
     data_repo: str | None = None,
     exports: Sequence[Path] = (),
+    include_report: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Publishes a finished run, or with `dry_run` shows what would be published.
@@ -45,6 +46,7 @@ def publish(
         checkpoints: whether each checkpoint that the run has kept becomes a tag too.
         data_repo: publishes the text too, as a data set of this name; only for text that is yours to give away.
         exports: folders that scripts/export.py has made from best/, published beside it.
+        include_report: whether report.html is published though it quotes another text than the run's validation text.
         dry_run: show files, sizes and card; needs no network and no token.
 
     Raises:
@@ -58,6 +60,7 @@ def publish(
     for name in [name for name in ("best", "final") if name in names]:
         check_record(run, results, published[name], load_own_class(published[name].folder))
         check_card(run, published[name])
+    report = choose_report(run, results, include_report)
     model = text = None
     if not dry_run:
         model = Repository.open(repo, private=private)
@@ -74,7 +77,7 @@ def publish(
         for name, weights in published.items():
             revisions = [other for other in names if other != name]
             beside = exports if name == "best" else ()
-            stage(run, weights, folders[name], statements, repo, exports=beside, revisions=revisions)
+            stage(run, weights, folders[name], statements, repo, report=report, exports=beside, revisions=revisions)
         checks = [Check(str(folders[name]), folders[name], published[name].folder) for name in names]
         difference = check_elsewhere(checks, folders["here"])
         print(f"{run}: the card says what the records say; logits without smallm_hf differ by {difference:.1e} at most")

@@ -14,6 +14,7 @@ from huggingface_hub import get_token
 from smallm_hf import models
 from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, top_file, without_paths
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.reporting import scored_validation
 from smallm_hf.hub.repository import files_below
 from smallm_hf.plain_json import json_text
 
@@ -27,8 +28,12 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
 )
 EXPORT_FILES = ("*.gguf", "Modelfile", "onnx/model.onnx", "onnx/model.onnx_data")
-RECORD_FILES = ("metrics.jsonl", "samples.jsonl", "figures/*.png", "figures/*.svg")
-REPORT = "report.html"
+CURVES = ("loss", "bits_per_byte", "training")  # of the figures those of the run; others may show somebody's text
+RECORD_FILES = (
+    *("metrics.jsonl", "samples.jsonl"),
+    *(f"figures/{name}.{suffix}" for name in CURVES for suffix in ("png", "svg")),
+)
+REPORT = "report.html"  # a page of scripts/score.py
 TEXT_SUFFIXES = (".json", ".jsonl", ".yaml", ".md", ".py", ".txt", ".jinja", ".svg", ".html")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of the Hub
 
@@ -40,6 +45,7 @@ def stage(
     statements: Statements,
     repo: str,
     *,
+    report: Path | None = None,
     exports: Sequence[Path] = (),
     revisions: Sequence[str] = (),
 ) -> None:
@@ -51,6 +57,7 @@ def stage(
         folder: where to; exists.
         statements: what the card says and no record knows.
         repo: the id of the repository.
+        report: the page that `choose_report` has chosen.
         exports: folders that scripts/export.py has made from these weights.
         revisions: names of the other revisions, for the card.
 
@@ -60,8 +67,8 @@ def stage(
     copy_files(weights.folder, folder, MODEL_FILES)
     copy_files(run / "best", folder, TOKENIZER_FILES)
     copy_files(run, folder, RECORD_FILES)
-    if (run / REPORT).is_file():  # a page of scripts/score.py, which shows the names its models were given by
-        page = (run / REPORT).read_text(encoding="utf-8")
+    if report:  # it shows the names its models were given by
+        page = report.read_text(encoding="utf-8")
         for place in (run.resolve().parent, Path.cwd()):
             page = page.replace(f"{place}/", "")
         (folder / REPORT).write_text(page, encoding="utf-8")
@@ -81,6 +88,41 @@ def stage(
     card = render_card(run, weights, statements, repo=repo, files=files, exports=checked, revisions=revisions)
     (folder / "README.md").write_text(card, encoding="utf-8")
     refuse_tokens(folder)
+
+
+def choose_report(run: Path, results: dict[str, Any], include: bool) -> Path | None:
+    """Tells which page of scores goes along, and prints that and what else stays here.
+
+    A page quotes the text that was scored. One on the run's own validation text goes along; any other, and an older one
+    that does not say what it is about, only where that is asked for. Pictures of texts stay.
+
+    Args:
+        run: the run folder.
+        results: what its `results.json` holds.
+        include: whether the page goes along whatever text it quotes.
+
+    Raises:
+        UserError: a page that is asked for and not there.
+    """
+    pictures = {path.relative_to(run).as_posix() for path in run.glob("figures/*")} - set(RECORD_FILES)
+    if pictures:
+        print(f"not published, since they may show a text of yours: {', '.join(sorted(pictures))}")
+    page = run / REPORT
+    if not page.is_file():
+        if include:
+            raise UserError(f"--include_report: there is no {page}; make it with score.py --report {page}")
+        return None
+    if scored_validation(page.read_text(encoding="utf-8")) == results["data"]["validation"]["sha256"]:
+        print(f"{page} is published: it quotes the validation text of this run")
+        return page
+    if include:
+        print(f"{page} is published, as you ask, and with it what it quotes of a text that is not this run's own")
+        return page
+    print(
+        f"{page} is not published: it quotes a text that it does not say is this run's validation text; "
+        f"--include_report publishes it all the same, score.py --data {run} makes one that goes along"
+    )
+    return None
 
 
 def _stage_export(weights: Weights, export: Path, folder: Path) -> dict[str, Any]:

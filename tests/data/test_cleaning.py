@@ -1,6 +1,12 @@
+import ast
 import csv
 import json
 import random
+import re
+import sysconfig
+import tokenize
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +87,51 @@ def test_entities_are_decoded_and_tags_removed_but_code_is_not_touched():
     assert run(html_remains, code) == code
 
 
+NAMED_GROUP = 'NUMBER = re.compile(r"(?P<I>[0-9]+)(?P<b>x)")\nPAGE = "<p>Fish &amp; chips</p> &lt;br&gt;"'
+
+
+def test_markup_is_text_wherever_it_is_not_a_page(tmp_path):
+    rows = [NAMED_GROUP, f"user: how do I write a paragraph?\n\nassistant: {NAMED_GROUP}", "1&lt;2 and <b> is bold"]
+    for text in [*rows, "Write `<html>` first, then <body>."]:
+        assert cleaned(text) == text
+    for page in ("<p>Fish &amp; chips</p>", "\n<p>Fish &amp; chips</p></html>"):
+        for begin in ("<!DOCTYPE html>", "<html lang='en'>", "<?xml version='1.0'?><!-- a page --><html>", "<body>"):
+            assert "Fish & chips" in cleaned(begin + page) and "<p>" not in cleaned(begin + page), begin + page
+    assert cleaned("<p>Fish &amp; chips</p>", CleaningConfig(html=True)) == "Fish & chips"
+    page = f"<!DOCTYPE html>{rows[2]}"
+    assert cleaned(page, CleaningConfig(html=False)) == page
+
+
+def test_the_modules_of_the_standard_library_come_through_but_for_blank_lines(tmp_path):
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    random.Random(7).shuffle(modules)
+    assert len(modules) > 150
+    for path in modules[:150]:
+        with tokenize.open(path) as file:
+            text = file.read()
+        clean = cleaned(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes in other people's strings
+            ast.parse(clean)
+        assert re.sub(r"\n{3,}", "\n\n", text).strip() == clean or not text.isascii(), path
+    for path in modules[:5]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    code = '# Two  \n\n\n\ndef f():\n    return \'&lt;\' + """a  \n\n\n\nb"""'
+    (tmp_path / "two.py").write_text(code)
+    found = list(Cleaner(DEFAULT)(read_documents(str(tmp_path / "*.py"))))
+    assert {document.id: document.text for document in found} == {
+        f"{path.name}#1": path.read_text("utf-8").strip() for path in tmp_path.glob("*.py")
+    }
+
+
+def test_the_first_line_of_code_in_a_row_stays_indented(tmp_path):
+    code = "    if wanted:\n        return 1\n    return 2"
+    (tmp_path / "code.jsonl").write_text(
+        "\n".join(json.dumps({"text": text}) for text in (f"\n\n{code}\n", "  one line"))
+    )
+    assert [document.text for document in Cleaner(DEFAULT)(read_documents(str(tmp_path)))] == [code, "one line"]
+
+
 def test_blanks_at_line_ends_and_superfluous_blank_lines_go():
     assert cleaned("a  \n\t\n \n\n  b\tc\n    d") == "a\n\n  b\tc\n    d"
 
@@ -97,6 +148,25 @@ def test_lines_repeated_over_documents_go_from_their_ends_only():
     assert nav in text
     assert find_repeated_lines(documents(texts[:9]), 0.3) == frozenset()
     assert find_repeated_lines(documents(texts), 0) == frozenset()
+
+
+def test_lines_that_many_documents_have_go_only_where_asked_and_never_from_rows_and_code(tmp_path):
+    same = "You are a helpful and honest assistant."
+    for folder in ("texts", "chats", "tables", "code"):
+        (tmp_path / folder).mkdir()
+    for number in range(20):
+        (tmp_path / "texts" / f"{number}.md").write_text(f"{same}\n\nText {number}")
+        (tmp_path / "code" / f"{number}.py").write_text(f"import numpy as np\n\nprint({number})")
+    chats = [[{"role": "system", "content": same}, {"role": "user", "content": f"Say {n}."}] for n in range(20)]
+    (tmp_path / "chats" / "a.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    (tmp_path / "tables" / "a.csv").write_text("text\n" + "".join(f'"{same}\n{n}"\n' for n in range(20)))
+    asked = CleaningConfig(repeated_lines=0.5)
+    for source, config, is_changed in (
+        *((source, DEFAULT, False) for source in ("texts", "chats", "tables", "code/*.py")),
+        *((source, asked, source == "texts") for source in ("texts", "chats", "tables", "code/*.py")),
+    ):
+        changed, report = words_changed(read_documents(str(tmp_path / source)), config)
+        assert (changed, report.repeated_lines) == ((20, [same]) if is_changed else (0, [])), source
 
 
 def test_the_marks_of_books_are_not_taken_for_repeated_lines_before_they_have_done_their_work():
@@ -147,6 +217,10 @@ def test_spans_say_where_in_the_raw_text_each_rule_removed_what():
         ("a b c d", {"min_words": 4, "max_words": 4, "repetition": True}, None),
         ("你好！ — «да»", {}, None),
         ("", {"min_words": 3}, None),
+        ("老村的河在冬天结冰。人们等着船。", {"min_words": 15}, ("too short", "14 words, min_words=15")),
+        ("老村的河在冬天结冰。人们等着船。", {"min_words": 14, "max_words": 14}, None),
+        ("老村的河 in winter", {"max_words": 5}, ("too long", "6 words, max_words=5")),
+        ("川の町で、ｶﾅ", {"min_words": 6}, None),
     ],
 )
 def test_each_filter_says_why_and_with_which_numbers(text, config, reason):
@@ -320,8 +394,7 @@ def words_changed(sources, config=DEFAULT):
 def test_the_documentation_of_python_comes_through():
     changed, report = words_changed(read_documents("python-docs"))
     assert report.documents_in == report.documents_out
-    assert report.gutenberg_books == 0
-    assert changed <= 4  # four modules that explain HTML
+    assert (changed, report.gutenberg_books) == (0, 0)
 
 
 def test_stories_come_through_but_for_their_mojibake(shared_data):
@@ -332,11 +405,12 @@ def test_stories_come_through_but_for_their_mojibake(shared_data):
     assert set(report.rules) == {"broken_unicode", "trailing_spaces", "blank_lines"}
 
 
-def test_news_and_encyclopedia_come_through_but_for_html(shared_data):
+def test_news_and_encyclopedia_come_through(shared_data):
     with (shared_data / "agnews" / "ag_news_test.csv").open(newline="") as file:
         news = documents(row[2] for row in csv.reader(file))
     changed, report = words_changed(news)
-    assert report.documents_out == len(news)
-    assert changed <= report.rules["html_remains"].documents
+    assert (changed, report.documents_out) == (0, len(news))
+    changed, report = words_changed(news, CleaningConfig(html=True))
+    assert 0 < changed <= report.rules["html_remains"].documents
     changed, report = words_changed(read_documents(str(shared_data / "wikitext2" / "wikitext2_valid.txt")))
     assert (changed, report.gutenberg_books) == (0, 0)

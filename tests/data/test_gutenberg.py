@@ -78,6 +78,61 @@ def test_what_only_mentions_the_project_is_no_book_of_it():
     assert not is_gutenberg(text)
 
 
+README = (
+    "# Words of Project Gutenberg\n\nCounts words in eBooks and etexts of Project Gutenberg (public domain).\n\n"
+    + "## Use\n\nProduced by `make`, see below. "
+    + "It reads each book and counts.\n\n" * 40
+)
+QUOTED = (
+    "Title: Moby Dick\nAuthor: Herman Melville\nRelease Date: June, 2001\n\n"
+    "*** START OF THIS PROJECT GUTENBERG EBOOK MOBY DICK ***\n\nCall me Ishmael.\n\n"
+    "*** END OF THIS PROJECT GUTENBERG EBOOK MOBY DICK ***\n\nThat is cut off.\n\n"
+)
+REVIEW = (
+    "The Long Night (1999)\n\nProduced by Ida Quell and Tom Reed. Directed by Mo Lind.\n\n[Illustration: a still]\n\n"
+    "* Note: contents follow.\n\n_Slow_ at first[1], the film\nthen " + "goes on and on and\n" * 30
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        README,
+        f"Project Gutenberg eBook counter\n===\n\n{README}",
+        f"The Project Gutenberg eBook of Great Expectations is a classic novel.\n\n{README}",
+        f"Project Gutenberg's archive is the oldest of all.\n\n{README}",
+        f"# Files\n\nThey look so:\n\n```\nThe Project Gutenberg EBook of Moby Dick\n\n{QUOTED}```\n\n{README}",
+        f"Markers that are cut:\n\n{QUOTED}{README}",
+        f"{README}\n\nEnd of the Project Gutenberg EBook of Moby Dick\n\nis the line to look for.\n\n{README}",
+        f"*END*THE SMALL PRINT! is another.\n\n{README}",
+        f"Title: How to strip headers\nAuthor: Me\n\nProject Gutenberg's files have them.\n\n{README}",
+        f"{REVIEW}\n\nE-text prepared by nobody. See www.pgdp.net.",
+        REVIEW,
+    ],
+)
+def test_what_names_the_project_or_quotes_its_marks_is_no_book(text):
+    assert not is_gutenberg(text)
+    assert cleaned(text).split() == text.split()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "The Project Gutenberg EBook of A Book\n\nTitle: A Book\n\nRelease Date: May, 2001 [EBook #1]\n\n",
+        "***The Project Gutenberg Etext of A Book***\n\nCopyright laws are changing all over the world, be sure to\n"
+        "check those for your country before redistributing these!\n\n*END*THE SMALL PRINT! FOR ETEXTS*END*\n\n",
+        "A Book\n\nProject Gutenberg's A Book, by A. Person\n\nThis eBook is for the use of anyone anywhere.\n\n",
+        "\ufeffProject Gutenberg’s A Book, by A. Person\n\nThis eBook is for the use of anyone anywhere.\n\n",
+        "*** START OF THE PROJECT GUTENBERG EBOOK A BOOK ***\n\n",
+        "Title: A Book\n\nAuthor: A. Person\n\n*** START OF THE PROJECT GUTENBERG EBOOK A BOOK ***\n\n",
+    ],
+)
+def test_a_book_needs_no_more_than_two_of_its_marks_in_their_places(head):
+    text = f"{head}{PROSE}\n\nEnd of the Project Gutenberg EBook of A Book\n"
+    assert is_gutenberg(text.lstrip("\ufeff"))
+    assert cleaned(text) == JOINED
+
+
 def test_the_small_print_may_stand_at_the_end():
     tail = "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN EBOOKS**START***\n\nYou.\n\n*END THE SMALL PRINT! EBOOKS*END*"
     assert cleaned(book("It was night.", tail=tail)) == "It was night."
@@ -164,6 +219,11 @@ def test_errata_at_the_end_go_by_whatever_name(back):
         "The following morning everything had changed.\n\nNobody knew why.",
         "ERRATA\n\nSo the old man called the children of his second wife.\n\nThey never knew.",
         "A note of music from the old house.\n\nThen it was still.",
+        "The following year the whole house was changed.\n\nOn the last page of her book a line was added.\n\nThe end.",
+        "These were the only corrections he ever made.\n\nNo page is missing.",
+        "Minor things had changed.\n\nChapter and verse, he read the original line.",
+        "The following letter was made by the clerk.\n\nHe had transcribed it in italics.",
+        "Spelling errors were all that he left behind.\n\nSo it ended.",
     ],
 )
 def test_the_end_of_a_story_is_no_list_of_errata(last):
@@ -179,6 +239,23 @@ def test_a_list_of_corrections_of_any_length_goes_and_a_note_about_the_text_does
     assert cleaned(book(f"{nights}\n\nTRANSCRIBER'S NOTES\n\n{story}")).endswith(story)
     front = "Transcriber's note: errors were mended.\n\nA BOOK\n\nIt was night."
     assert cleaned(book(front)) == "A BOOK\n\nIt was night."
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Created by the moonlight, the shadows ran before them over the grass.",
+        "Prepared by his mother for the winter, the boy had everything he needed.",
+        "Produced by no hand that they knew, a sound came from the house.",
+        "This book was created by her own hand, and she was proud of it.",
+        "He looked at the box for long, and then he asked the old man about its\ncontents.\n\nA key\n\nA knife\n\n"
+        "The end of a rope, which somebody had cut off with a knife and then thrown into the river.",
+        "He looked it up in the\nindex.",
+    ],
+)
+def test_a_sentence_that_begins_or_ends_like_a_mark_of_the_file_is_one_of_the_story(words):
+    text = f"CHAPTER I\n\n{words}\n\nThey went on."
+    assert cleaned(book(text)).split() == text.split()
 
 
 def test_tags_go_over_lines_and_with_brackets_inside():
@@ -207,7 +284,12 @@ def test_pictures_of_other_names_and_notes_in_the_margin_go(tag):
 
 
 @pytest.mark.parametrize(
-    "said", ["[_Drawing his sword._]", "[Music, and he sings.]", "[Figure a man in black.]", "[Map in hand]"]
+    "said",
+    [
+        *("[_Drawing his sword._]", "[Music, and he sings.]", "[Figure a man in black.]", "[Map in hand]"),
+        *("[Drawing back.]", "[Picture falls.]", "[Music.]", "[Music]", "[Figure appears:]", "[Drawing nearer]"),
+        *("[Music: Come, o come, and row the boat.]", "[Image fades]", "[Ornament in her hair]", "[Illustrious Sir!]"),
+    ],
 )
 def test_what_is_said_in_brackets_on_a_stage_stays(said):
     assert run(gutenberg_pages.bracketed_tags, f"{said} Stand!") == f"{said} Stand!"
@@ -452,6 +534,9 @@ def test_a_heading_named_contents_without_a_table_stays():
             "A one.[1]\n\n\nNOTES\n\n[1] Of one.\n\nThe story goes on.\n\n[9] The ninth of them.",
             "A one. The story goes on. [9] The ninth of them.",
         ),
+        ("Water is H_{2}O, x^{2} grows, a[0] and a[1] are, v{2} too, and see [3].", None),
+        ("The item a[1] first.\n\n1. Take it.\n\n2. Water is H_{2}O.", None),
+        ("A star[*] here.\n\n     * Its note.\n\nOn.", "A star here. On."),
         ("From [1854], by [V] and (2) of it: f[x].\n\n(a) One.\n\n* A bullet", None),
         ("1. One\n\n2. Two [A]\n\nThen (3) and (4) in a row.", None),
     ],
@@ -514,6 +599,8 @@ def test_marks_of_other_types_go_and_sums_and_numbers_stay():
     assert run(gutenberg_pages.emphasis, "#Honesty# and +the cat+ on ~a mat~.") == "Honesty and the cat on a mat."
     text = "C# and F# are notes, #1 and #2, a + b + c = d, x+y+z, ~5 or ~6 days"
     assert run(gutenberg_pages.emphasis, text) == text
+    text = '#550. Signal. A sign.\n#551. Record. The mark "#", which means pounds, and +-----+ and +---+'
+    assert run(gutenberg_pages.emphasis, text) == text
 
 
 def test_divided_words_are_joined_with_a_hyphen_where_they_have_one():
@@ -566,6 +653,25 @@ def test_paragraphs_told_by_indentation_alone_stay_apart():
 def test_a_text_with_a_paragraph_in_each_line_is_not_joined():
     text = "\n".join([JOINED] * 5)
     assert run(gutenberg_pages.hard_wraps, text) == text
+
+
+PIPES = "Letter |From the mill    |From the boat\n-------+-----------------+--------\nAM     |Bring the grain. |We do."
+RANGES = (
+    "0 to 600 yards, close water, for any boat that is there and has two oars.\n"
+    "600 to 1,200 yards, middle water, with two oars and a sail that is not wet.\n"
+    "1,200 to 2,000 yards, long water, with four oars and nobody in the water."
+)
+PAIRS = (
+    "the glass,                      das Glas.\nas they walked with a           da sie in gutem Schritt gingen.\n"
+    "the winter,                     der Winter.\nto give somebody a hand,        jemandem die Hand reichen, oder"
+)
+
+
+@pytest.mark.parametrize("table", [PIPES, RANGES, PAIRS])
+def test_tables_and_lists_stay_in_lines(table):
+    text = cleaned(book("\n\n".join([PROSE, PROSE, table, PROSE, PROSE])))
+    lines = [" ".join(line.split()) for line in table.split("\n")]
+    assert [" ".join(line.split()) for line in text.split("\n")[4:-4]] == lines
 
 
 def test_a_line_of_blanks_is_no_word():

@@ -135,7 +135,7 @@ def test_what_is_cleaned_away_is_in_the_report_and_not_in_the_tokens(tmp_path):
     rows += ["too short", "*** START OF THE PROJECT GUTENBERG EBOOK A ***\n\nOnly a book of six words."]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     (tmp_path / "bad.jsonl").write_text("{")
-    cleaning = CleaningConfig(min_words=3)
+    cleaning = CleaningConfig(min_words=3, html=True)
     files = prepare(tmp_path / "*.jsonl", tmp_path / "tokens", 300, cleaning=cleaning, on_bad_file="skip")
     found = decoded(files, "train") + decoded(files, "validation")
     assert sorted(found) == sorted([*(f"{text}\n\n1<2" for text in STORIES), "Only a book of six words."])
@@ -494,13 +494,12 @@ def test_the_documents_that_are_wanted_are_read_and_no_others(tmp_path, monkeypa
 
 
 def test_a_corpus_of_equal_documents_says_what_became_of_them(tmp_path):
-    rows = [json.dumps({"text": "The same story about a cat and a dog."})] * 30
-    (tmp_path / "same.jsonl").write_text("\n".join(rows))
+    (tmp_path / "same.txt").write_text("\n<|endoftext|>\n".join(["The same story about a cat and a dog."] * 30))
     message = r"left no document \(nothing left: 30\); they are made of the same lines; .* cleaning.repeated_lines to 0"
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "same.jsonl", tmp_path / "tokens")
+        prepare(tmp_path / "same.txt", tmp_path / "tokens", cleaning=CleaningConfig(repeated_lines=0.5))
     with pytest.raises(UserError, match="all are equal, so give data.validation_source"):
-        prepare(tmp_path / "same.jsonl", tmp_path / "tokens", cleaning=CleaningConfig(repeated_lines=0))
+        prepare(tmp_path / "same.txt", tmp_path / "tokens")
 
 
 # --- found again -----------------------------------------------------------------------------------------------------
@@ -564,7 +563,7 @@ def test_other_settings_have_another_default_folder(source):
         ({"vocab_size": 280}, r"model.vocab_size=270, this run wants 280"),
         ({"text_column": "story"}, r"data.text_column=text, this run wants story"),
         ({"tokenizer": TokenizerConfig("gpt2")}, r"tokenizer.source=bpe, this run wants gpt2"),
-        ({"cleaning": CleaningConfig(html=False)}, r"cleaning.html=True, this run wants False"),
+        ({"cleaning": CleaningConfig(html=False)}, r"cleaning.html=auto, this run wants False"),
     ],
 )
 def test_a_given_folder_that_holds_other_token_files_is_refused(source, tmp_path, change, message):

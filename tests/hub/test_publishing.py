@@ -15,9 +15,12 @@ from transformers import AutoModelForCausalLM
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.card import Statements, find_weights
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.reporting import report_results
 from smallm_hf.hub import checks, publishing
 from smallm_hf.hub.publishing import publish
-from smallm_hf.hub.staging import TOKENIZER_FILES, copy_files, stage
+from smallm_hf.hub.staging import CURVES, TOKENIZER_FILES, copy_files, stage
+from smallm_hf.plots import FIGURES
 
 STATED = Statements(license="mit", language="en")
 TREE = {
@@ -115,12 +118,53 @@ def test_the_card_on_the_hub_has_metadata_that_the_hub_reads(published, finished
     assert (info.pipeline_tag, info.tags, info.private) == ("text-generation", ["smallm"], False)
 
 
-def test_the_page_of_all_scores_is_published_without_paths_and_the_card_links_it(hub, run, unchecked):
-    (run / "report.html").write_text(f"<p>{run.resolve()}/best</p>")
-    publish(run, "user/tiny")
+def test_the_figures_of_a_run_are_those_that_its_records_give():
+    assert tuple(FIGURES) == CURVES
+
+
+def scored(run, data):
+    """Leaves a page of scores in the run, as score.py --report does."""
+    report_results(evaluate_models([f"{run}/best"], str(data), loading={"device": "cpu"}), page=f"{run}/report.html")
+
+
+def test_a_page_of_scores_on_the_runs_own_validation_text_goes_along_without_paths_and_the_card_links_it(
+    hub, run, unchecked, capsys
+):
+    scored(run.resolve(), run)
+    publish(run, "user/tiny", checkpoints=False)
     files = hub.files("user/tiny")
-    assert files["report.html"] == f"<p>{run.name}/best</p>".encode()
+    assert str(run.parent).encode() not in files["report.html"] and b"Hardest" in files["report.html"]
     assert b"[report.html](report.html)" in files["README.md"]
+    assert f"{run}/report.html is published: it quotes the validation text of this run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_quotes_another_text_is_published_only_where_that_is_asked_for(
+    hub, run, unchecked, capsys, tmp_path, dry_run
+):
+    secret = tmp_path / "diary.txt"
+    secret.write_text(
+        "\n<|endoftext|>\n".join(f"Nobody must ever read what I write here, number {n}." for n in range(9))
+    )
+    scored(run, secret)
+    assert "Nobody must ever read" in (run / "report.html").read_text()
+    (run / "figures" / "tokens.png").write_bytes(b"a picture of my text")
+    for page in (None, "<html><head></head><body>written before pages said what they quote</body></html>"):
+        for include in (False, True):
+            if page:
+                (run / "report.html").write_text(page)
+            publish(run, "user/tiny", checkpoints=False, include_report=include, dry_run=dry_run)
+            said = capsys.readouterr().out
+            assert "not published, since they may show a text of yours: figures/tokens.png" in said
+            assert (f"{run}/report.html is not published" in said) != include
+            names = (
+                set(re.findall(r"^ +[\d,]+  (\S+)$", said, re.MULTILINE)) if dry_run else set(hub.files("user/tiny"))
+            )
+            assert ("report.html" in names) == include and "figures/loss.png" in names
+            assert "figures/tokens.png" not in names
+    (run / "report.html").unlink()
+    with pytest.raises(UserError, match=r"--include_report: there is no .*report.html; make it with score.py --report"):
+        publish(run, "user/tiny", include_report=True)
 
 
 def test_a_second_time_nothing_is_sent(published, finished_run, unchecked, capsys):
