@@ -43,7 +43,7 @@ BATCH_CHARACTERS = 1 << 21
 ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
 WORKER_BYTES = 1 << 30  # of memory, of which a process takes most only for books of many megabytes
 EXAMPLES = 3  # documents of each side and part that are kept for the report
-PARTS_FORMAT = 2  # of the files below; parts of another are made again
+PARTS_FORMAT = 3  # of the files below; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
 KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
     {"text": pyarrow.large_string(), "id": pyarrow.string(), "piece": pyarrow.int64(), "is_last": pyarrow.bool_()}
