@@ -205,7 +205,7 @@ def open_text(
     Args:
         path: of the file.
         report: what is met is written there.
-        encoding: of a file that is neither marked by a byte order mark nor UTF-8; None guesses if the file does not say it.
+        encoding: of a file that is neither UTF-8 nor marked by a byte order mark; None lets it say that, or guesses.
         newline: as in `open`.
 
     Raises:

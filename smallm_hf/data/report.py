@@ -341,12 +341,8 @@ def _source(source: dict[str, Any], alone: bool) -> list[str]:
         lines += [f"{reading['foreign_bytes']:,} bytes were no UTF-8 and were read as Windows-1252.", ""]
     for kind, heading in NOTES.items():
         if found := reading[kind]:
-            lines += [
-                f"{heading[0].upper()}{heading[1:]}: {len(found):,}",
-                "",
-                *(f"- {note}" for note in found[:NOTES_SHOWN]),
-                "",
-            ]
+            lines += [f"{heading[0].upper()}{heading[1:]}: {len(found):,}", ""]
+            lines += [*(f"- {note}" for note in found[:NOTES_SHOWN]), ""]
     return lines + (_cleaning(cleaning) if cleaning else ["Cleaning was off.", ""])
 
 

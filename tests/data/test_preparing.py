@@ -625,7 +625,7 @@ def test_bad_files_are_counted_in_the_report(source, tmp_path):
     report = json.loads((tmp_path / "tokens" / "report.json").read_text())
     assert len(report["sources"][0]["reading"]["bad_files"]) == 25
     readable = (tmp_path / "tokens" / "report.md").read_text()
-    assert "25 files were skipped, or left from a fault on" in readable
+    assert "Files skipped, or left from a fault on: 25" in readable
     assert readable.count("is a broken EPUB") == 20
 
 
