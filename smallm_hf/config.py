@@ -279,6 +279,8 @@ def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
 
 def _check_file_keys(path: str, valid: Iterable[str]) -> None:
     content, stated = read_recipe(path, SECTIONS), set()
+    if not content:
+        raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
     for section, keys in content.items():
         if section in (*SECTIONS, "model") and not isinstance(keys, dict):
             raise UserError(f"{path}: section {section} holds {keys!r}, not keys with values; fill it or leave it out")

@@ -19,6 +19,7 @@ from smallm_hf.errors import UserError, one_line
 
 # Numbers that are others in YAML than they look: 12:30 counts in sixties, 017 in eights.
 STRANGE_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 PRETRAINED_HINTS = {"init_from": str | None, "model_type": str | None}  # of `model`, which has no class of ours
 
 
@@ -40,15 +41,15 @@ def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, Any
         raise UserError(f"--config {path}: cannot be read ({one_line(error)}); the recipes are in configs/") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path}: not YAML ({one_line(error)}); see configs/quickstart.yaml") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
     _refuse_twice(root, f"--config {path}")
     for name, section in _items(root):
-        keys = [(f"{name}.{key}", node) for key, node in _items(section)] or [(name, section)]
+        keys = [(f"{name.value}.{key.value}", node) for key, node in _items(section)] or [(name.value, section)]
         for key, node in keys:
             if hint := type_of(key, sections):
                 _refuse_misread(key, node, hint, f"--config {path} line {node.start_mark.line + 1}: {key}")
-    return content
+    return content or {}
 
 
 def check_word(key: str, word: str, sections: Mapping[str, type]) -> None:
@@ -62,7 +63,8 @@ def check_word(key: str, word: str, sections: Mapping[str, type]) -> None:
         node = yaml.compose(word, yaml.SafeLoader)
     except yaml.YAMLError:
         return
-    if hint and node and (isinstance(node, yaml.SequenceNode) or _element(hint) is str or key.startswith("model.")):
+    is_list = isinstance(node, yaml.SequenceNode) or (_element(hint) is str and str not in _options(hint))
+    if hint and node and (is_list or key.startswith("model.")):
         _refuse_twice(node, f"--{key}")
         _refuse_misread(f"--{key}", node, hint, f"--{key} {word}")
 
@@ -77,9 +79,9 @@ def type_of(key: str, sections: Mapping[str, type]) -> Any:
 # --- keys that stand twice -------------------------------------------------------------------------------------------
 
 
-def _items(node: yaml.Node) -> Iterator[tuple[str, yaml.Node]]:
+def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
     if isinstance(node, yaml.MappingNode):
-        yield from ((str(key.value), value) for key, value in node.value if key.tag != "tag:yaml.org,2002:merge")
+        yield from ((key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE)
 
 
 def _refuse_twice(node: yaml.Node, where: str, trail: str = "", above: tuple[yaml.Node, ...] = ()) -> None:
@@ -87,14 +89,14 @@ def _refuse_twice(node: yaml.Node, where: str, trail: str = "", above: tuple[yam
         return
     lines = {}
     for key, value in _items(node):
-        line = value.start_mark.line + 1
-        if key in lines:
+        name, line = f"{trail}{key.value}", key.start_mark.line + 1
+        if name in lines:
             raise UserError(
-                f"{where}: {trail}{key} stands twice, with values in line {lines[key]} and in line {line}, and YAML "
-                "keeps the last alone; join them, or leave one out"
+                f"{where}: {name} stands twice, in line {lines[name]} and in line {line}, and YAML keeps the last "
+                "alone; join them, or leave one out"
             )
-        lines[key] = line
-        _refuse_twice(value, where, f"{trail}{key}.", (*above, node))
+        lines[name] = line
+        _refuse_twice(value, where, f"{name}.", (*above, node))
     for item in node.value if isinstance(node, yaml.SequenceNode) else ():
         _refuse_twice(item, where, trail, (*above, node))
 
@@ -109,17 +111,18 @@ def _refuse_misread(key: str, node: yaml.Node, hint: Any, where: str) -> None:
         hints = get_type_hints(element)
         for item in node.value if isinstance(node, yaml.SequenceNode) else ():
             for name, value in _items(item):
-                if name in hints:
-                    _refuse_misread(name, value, hints[name], f"{where}: {name}")
+                if name.value in hints:
+                    _refuse_misread(name.value, value, hints[name.value], f"{where}: {name.value}")
         return
-    if element is str and isinstance(node, yaml.ScalarNode) and _value(node) is not None:
+    is_text = isinstance(node, yaml.ScalarNode) and _value(node) is not None and node.value not in _options(hint)
+    if element is str and is_text and str not in _options(hint):
         raise UserError(f"{where}: {node.value} is not a list; write {_written(key, [node.value])}")
     for wrong in _misread(node, hint):
-        value = json.dumps(_value(wrong))
-        if STRANGE_NUMBER.fullmatch(wrong.value) and _fits(_value(wrong), hint):
-            raise UserError(f"{where}: YAML reads {wrong.value} as {value}; write {value}, or what is meant")
-        meant = _written(key, _meant(node, hint))
-        raise UserError(f"{where}: YAML reads {wrong.value} as {value}, not as text; quote it: {meant}")
+        value = _value(wrong)
+        read = f"{where}: YAML reads {wrong.value} as {'the number ' * _is_number(value)}{json.dumps(value)}"
+        if _is_number(value) and _fits(value, hint):
+            raise UserError(f"{read}; write {json.dumps(value)}, or what is meant")
+        raise UserError(f"{read}, not as text; quote it: {_written(key, _meant(node, hint))}")
 
 
 def _misread(node: yaml.Node, hint: Any) -> Iterator[yaml.ScalarNode]:
@@ -131,7 +134,7 @@ def _misread(node: yaml.Node, hint: Any) -> Iterator[yaml.ScalarNode]:
         value = _value(node)
         if isinstance(value, str):
             return
-        is_strange = not isinstance(value, bool | None) and STRANGE_NUMBER.fullmatch(node.value)
+        is_strange = _is_number(value) and STRANGE_NUMBER.fullmatch(node.value)
         if is_strange if _fits(value, hint) else (str in _options(hint) or node.value in _options(hint)):
             yield node
 
@@ -145,6 +148,10 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _element(hint: Any) -> Any:
     """What a list of this type holds; None if it is no list."""
     return next((get_args(option)[0] for option in _options(hint) if get_origin(option) is list), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fits(value: Any, hint: Any) -> bool:
