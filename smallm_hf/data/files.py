@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,9 @@ LARGEST_CONTROL_SHARE = 0.05
 LARGEST_FOREIGN_SHARE = 0.25  # of the bytes of a block that are no UTF-8; more is no Western text in Windows-1252
 GUESSED_BYTES = 1 << 17  # from the first that is not ASCII, by which an encoding is guessed
 FEWEST_FOREIGN, SMALLEST_FOREIGN_SHARE = 16, 0.01  # of them that are not ASCII; by fewer every guess is a weak one
+FIX_OF_BINARY = "give text, or name a parquet or gzip file .parquet or .gz"
 ASCII = bytes(range(128))
+CONTROL_CHARACTERS = re.compile(f"[{re.escape(CONTROL_BYTES.decode())}]")
 STRAY = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with surrogateescape
 LETTERS = re.compile("[^\0-\x7f\udc80-\udcff]")  # of several bytes
 BYTE_ORDER_MARKS = {  # longest first: one begins with another
@@ -83,7 +85,11 @@ class ReadingReport:
     def lines(self) -> list[str]:
         """What has to be said on the terminal, a line for each kind."""
         found = ((heading, getattr(self, kind)) for kind, heading in NOTES.items())
-        return [f"{heading}: {len(notes):,}, the first: {notes[0]}" for heading, notes in found if notes]
+        return [
+            f"{heading}: {f'{len(notes):,}, the first: ' if len(notes) > 1 else ''}{notes[0]}"
+            for heading, notes in found
+            if notes
+        ]
 
 
 NOTES = {  # lists of a `ReadingReport`, and what is said of them
@@ -140,8 +146,14 @@ def _name_below(root: Path, file: Path) -> str:
 
 
 def _saved_folder(file: Path) -> Path | None:
-    """The folder of a file if `Dataset.save_to_disk` has left it there: only the library knows what belongs to it."""
-    return file.parent if all((file.parent / name).is_file() for name in SAVED) else None
+    """The folder of a file that `Dataset.save_to_disk` has left: only the library knows which of them hold the rows."""
+    if file.suffix == ".arrow" or file.name in SAVED:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # there is no state, or that of something else
+            state = json.loads((file.parent / SAVED[0]).read_text(encoding="utf-8"))
+            has_rows = any((file.parent / part["filename"]).is_file() for part in state["_data_files"])
+            if has_rows or all(other.suffix == ".json" for other in file.parent.iterdir()):
+                return file.parent
+    return None
 
 
 def saved_splits(source: str) -> list[str] | None:
@@ -228,15 +240,25 @@ def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _refuse_binary(path: Path, sample: bytes) -> None:
+    if sample.startswith(b"%PDF-"):
+        raise UserError(f"{path} is a PDF; give the text of it, for example by pdftotext")
     for part in (sample[:HEADER_BYTES], sample):
         controls = len(part) - len(part.translate(None, CONTROL_BYTES))
         if controls > LARGEST_CONTROL_SHARE * len(part):
-            wide = "; text of UTF-16 without a byte order mark needs data.encoding utf-16-le or utf-16-be"
+            wide = _unmarked(sample)
+            fix = f"if it is text in {wide}, set data.encoding to that" if wide else FIX_OF_BINARY
             raise UserError(
-                f"{path} looks like a binary file ({controls} control bytes in its first {len(part)}); "
-                "give text, or name a parquet or gzip file .parquet or .gz"
-                + (wide if part.count(0) > LARGEST_FOREIGN_SHARE * len(part) else "")
+                f"{path} looks like a binary file ({controls} control bytes in its first {len(part)}); {fix}"
             )
+
+
+def _unmarked(sample: bytes) -> str | None:
+    """UTF-16 without a byte order mark: what it would be as such holds blanks and no control characters."""
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = sample[: len(sample) // 2 * 2].decode(encoding, "replace")
+        if " " in text and "\ufffd" not in text[:-1] and not CONTROL_CHARACTERS.search(text):
+            return encoding
+    return None
 
 
 def _declared(sample: bytes) -> str | None:
@@ -249,11 +271,10 @@ def _declared(sample: bytes) -> str | None:
 
 
 def _holds_ascii(encoding: str) -> bool:
-    """Whether ASCII is itself in an encoding, so that a file may be told by its first bytes beyond ASCII."""
-    try:
-        return ASCII.decode(encoding) == ASCII.decode("ascii")
-    except UnicodeDecodeError:
-        return False
+    """Whether bytes of ASCII are ASCII and nothing else in an encoding, so that the first other byte tells it."""
+    others = (letter.encode(encoding, "ignore") for letter in "éяあ한")
+    is_same = ASCII.decode(encoding, "replace") == ASCII.decode()
+    return is_same and not any(other and other.isascii() for other in others)
 
 
 def _shown(encoding: str) -> str:
@@ -292,7 +313,7 @@ def _report_content(content: "_ToUtf8", report: ReadingReport) -> None:
     if content.note:
         report.guessed_encodings.append(f"{name}: {content.note}")
     if content.nul_bytes:
-        report.nul_bytes.append(f"{name}: {content.nul_bytes:,}, the first in line {content.nul_line}")
+        report.nul_bytes.append(f"{name}: {content.nul_bytes:,} of them, the first in line {content.nul_line}")
     said = content.stated or _declared(content.sample)
     agrees = said in (None, actual) or found == "ascii" or (said in WESTERN and actual == "cp1252")
     if not agrees and len(report.wrongly_declared) < SHOWN:

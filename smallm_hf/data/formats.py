@@ -119,7 +119,9 @@ def _marks_inside(path: Path, report: ReadingReport) -> Iterator[list[int]]:
         yield places
     finally:
         if places:
-            report.inner_marks.append(f"{printable(path.name)}: {len(places):,} times, the first in number {places[0]}")
+            report.inner_marks.append(
+                f"{printable(path.name)}: {len(places):,} of them, the first is number {places[0]}"
+            )
 
 
 def _whole_text(path: Path, report: ReadingReport, encoding: str | None) -> str:
@@ -312,6 +314,11 @@ def _csv_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[dic
             if column.isdigit() and not all(name.isdigit() for name in header):
                 header, rows = [str(number) for number in range(1, len(header) + 1)], _Again(header, rows)
             for row in filter(None, rows):
+                if len(header) == 1 and column not in header:
+                    raise _OtherTable(
+                        f"{path} has one column, {header[0][:300]!r}, and none {column!r}; set data.text_column, or "
+                        "data.separator if something else stands between its columns"
+                    )
                 if len(row) != len(header):
                     raise UserError(
                         f"{path} line {rows.line_num} has {len(row)} fields, the header {len(header)}; put fields that "
@@ -348,7 +355,7 @@ def _guess_separator(head: list[str], column: str, path: Path, report: ReadingRe
             alike = sum(len(row) == len(rows[0]) for row in rows[1:]) / max(1, len(rows[1:]) + fault)
             found[mark] = (column in map(str.strip, rows[0]), alike)
     best = max(found, key=found.get, default="")
-    if best != "," or len(found) > 1:
+    if head and (best != "," or len(found) > 1):
         shown = {"": "none, it has one column", "\t": "a tab"}.get(best, repr(best))
         report.guessed_separators.append(f"{printable(path.name)}: {shown}")
     return best
