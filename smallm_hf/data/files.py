@@ -30,8 +30,8 @@ HEADER_BYTES = 64  # in which a binary format that holds much text, such as an a
 CONTROL_BYTES = bytes(set(range(32)) - set(b"\b\t\n\v\f\r\x1b"))
 LARGEST_CONTROL_SHARE = 0.05
 LARGEST_FOREIGN_SHARE = 0.25  # of the bytes of a block that are no UTF-8; more is no Western text in Windows-1252
-GUESSED_BYTES = 1 << 17  # from the first that is not ASCII, by which an encoding is guessed
-FEWEST_FOREIGN, SMALLEST_FOREIGN_SHARE = 16, 0.01  # of them that are not ASCII; by fewer every guess is a weak one
+BEFORE_BYTES, GUESSED_BYTES = 1 << 8, 1 << 17  # around the first that is not ASCII, by which an encoding is guessed
+FEWEST_FOREIGN, SMALLEST_FOREIGN_SHARE = 8, 0.01  # of them that are not ASCII; by fewer every guess is a weak one
 FIX_OF_BINARY = "give text, or name a parquet or gzip file .parquet or .gz"
 ASCII = bytes(range(128))
 CONTROL_CHARACTERS = re.compile(f"[{re.escape(CONTROL_BYTES.decode())}]")
@@ -387,7 +387,7 @@ class _ToUtf8(io.RawIOBase):
         if self.stated or declared not in (None, "utf-8", *WESTERN, *WIDE):
             return self.stated or declared
         first = _first_beyond_ascii(block)
-        encoding, other = _guess(block[first : first + GUESSED_BYTES])
+        encoding, other = _guess(block[max(0, first - BEFORE_BYTES) : first + GUESSED_BYTES])
         if encoding != "cp1252" or declared not in WESTERN:
             around = block[max(0, first - 30) : first + 30].decode(encoding, "ignore")
             line = self.line + block.count(b"\n", 0, first)
