@@ -20,10 +20,11 @@ from smallm_hf.data.batching import BatchingConfig
 from smallm_hf.data.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source
 from smallm_hf.data.selection import SelectionConfig
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.errors import UserError, one_line, printable
 from smallm_hf.folders import write_whole
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.pretrained import pretrained_config
+from smallm_hf.recipes import check_word, read_recipe
 from smallm_hf.tokenization import TokenizerConfig, load_tokenizer
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.tracking import LoggingConfig
@@ -109,6 +110,8 @@ def parse_command_line(
         UserError: an unknown key (the nearest valid one is named), a value of the wrong type, an unreadable file, or
             sections that contradict each other.
     """
+    if wrong := [word for word in arguments if printable(word) != word]:
+        raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
     parser = _parser(description, training)
     arguments = _config_files_first(list(arguments))
     if "--resume" in arguments and "--config" not in arguments:
@@ -193,7 +196,9 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrain
     except (StrictDataclassError, ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"model: {_innermost(error)}") from error
+        message = _innermost(error)
+        quote = "; if text is meant, quote it, as in 'no'" if "expected str, got" in message else ""
+        raise UserError(f"model: {message}{quote}") from error
 
 
 def _check_fields(fields: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> None:
@@ -265,7 +270,7 @@ def _config_of_run(arguments: list[str]) -> list[str]:
 
 
 def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
-    """Names the nearest valid key for one that is unknown, in the files and on the line."""
+    """Names the nearest valid key for one that is unknown, in the files and on the line, and refuses lost values."""
     valid = {*parser.get_defaults().keys(), *SECTIONS, "help", "print_config"}
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == "--config":
@@ -274,22 +279,14 @@ def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
             key = word[2:].split("=")[0].rstrip("+")
             if key not in valid and not key.startswith("model."):
                 raise UserError(f"unknown option --{key}{_nearest(key, valid, '--')}")
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read ({error}); the recipes are in configs/") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML ({_innermost(error)}); see configs/quickstart.yaml") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
-    return content
+            if not word.split("=")[0].endswith("+"):  # which adds one entry to a list
+                check_word(key, word.partition("=")[2] if "=" in word else following, SECTIONS)
 
 
 def _check_file_keys(path: str, valid: Iterable[str]) -> None:
-    content = _read_file(path)
+    content, stated = read_recipe(path, SECTIONS), set()
+    if not content:
+        raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
     for section, keys in content.items():
         if section in (*SECTIONS, "model") and not isinstance(keys, dict):
             raise UserError(f"{path}: section {section} holds {keys!r}, not keys with values; fill it or leave it out")
@@ -297,6 +294,9 @@ def _check_file_keys(path: str, valid: Iterable[str]) -> None:
         for name in map(str, names):
             if name not in valid:
                 raise UserError(f"{path}: unknown key {name}{_nearest(name, valid)}")
+            if name in stated:
+                raise UserError(f"{path}: {name} stands twice, inside of its section and outside; leave one out")
+            stated.add(name)
 
 
 def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
@@ -346,7 +346,7 @@ def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[
     """
     start = 0
     for index, word in enumerate(arguments):
-        if word == "--config" and "init_from" in (_read_file(arguments[index + 1]).get("model") or {}):
+        if word == "--config" and "init_from" in (read_recipe(arguments[index + 1], SECTIONS).get("model") or {}):
             start = index
         elif re.match(r"--model\.init_from\b", word):
             start = arguments.index("--config") + 2 * arguments.count("--config") if "--config" in arguments else 0

@@ -14,6 +14,9 @@ class UserError(ValueError):
     with status 2; every other exception is our own fault and keeps its traceback.
     """
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 class TooLong(UserError):
     """A text takes more tokens than a model has positions."""
@@ -32,6 +35,11 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     return any(words in str(error) for words in NO_SPACE_WORDS)
+
+
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8: what is no Unicode in it, such as the bytes of a file name, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def one_line(error: BaseException) -> str:

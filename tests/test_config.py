@@ -136,6 +136,72 @@ def test_a_wrong_file_is_one_line_that_names_the_fix(tmp_path, content, message)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("training:\n  max_steps: 5\n\ntraining:\n  seed: 1\n", r"training stands twice, in line 1 and in line 4"),
+        ("data:\n  source: a\n  source: b\n", r"data.source stands twice, in line 2 and in line 3"),
+        ("data: {sources: [{source: a, weight: 1, 'source': b}]}", r"data.sources.source stands twice, in line 1 and"),
+        ("model:\n  hidden_size: 8\n  hidden_size: 16\n", r"model.hidden_size stands twice, in line 2 and in line 3"),
+        ("training:\n  seed: 1\ntraining.seed: 2\n", r"training.seed stands twice, inside of its section and outside"),
+        ("cleaning:\n  languages: [no, en]\n", r"line 2: .*reads no as false, .*quote it: languages: \['no', 'en'\]"),
+        ("cleaning:\n  languages:\n  - en\n  - off\n", r"off as false, .*quote it: languages: \['en', 'off'\]"),
+        ("cleaning:\n  languages: [~]\n", r"reads ~ as null, not as text; quote it: languages: \['~'\]"),
+        ("cleaning:\n  languages: no\n", r"languages: no is not a list; write languages: \['no'\]"),
+        ("data:\n  source: 1984\n", r"data.source: .*1984 as the number 1984, not as text; quote it: source: '1984'"),
+        ("data:\n  text_column: 1\n", r"quote it: text_column: '1'"),
+        ("data:\n  language: yes\n", r"reads yes as true, not as text; quote it: language: 'yes'"),
+        ("data:\n  revision: 12345e7\n", r"the number 123450000000.0, not as text; quote it: revision: '12345e7'"),
+        ("data:\n  split: 12:30\n", r"the number 750, not as text; quote it: split: '12:30'"),
+        ("data:\n  sources:\n  - {source: 2001, weight: 1}\n", r"data.sources: source: .*quote it: source: '2001'"),
+        ("training:\n  sample_prompts: [It's, 1.5]\n", r"quote it: sample_prompts: \['It''s', '1.5'\]"),
+        ("model:\n  init_from: 1984\n", r"quote it: init_from: '1984'"),
+        ("model:\n  hidden_act: no\n", r"hidden_act.*if text is meant, quote it"),
+        ("training:\n  max_seconds: 12:30\n", r"reads 12:30 as the number 750; write 750, or what is meant"),
+        ("training:\n  seed: 017\n", r"reads 017 as the number 15; write 15, or what is meant"),
+    ],
+)
+def test_what_yaml_would_lose_or_misread_is_refused_with_what_to_write(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        parse("--config", path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cleaning.languages", "[no, en]"], r"""quote it: --cleaning.languages '\["no", "en"\]'"""),
+        (["--cleaning.languages=no"], r"""no is not a list; write --cleaning.languages '\["no"\]'"""),
+        (["--data.sources", '[{"source": 1984}]'], r"source: .*quote it: source: '1984'"),
+        (["--data.sources", '[{"source": "a", "source": "b"}]'], r"--data.sources: source stands twice"),
+        (["--model.init_from", "1984"], """quote it: --model.init_from '"1984"'"""),
+        (["--output_dir", "a\udcff"], r"a\\udcff is not UTF-8; rename the file or folder"),
+        (["--data.source=b\udcff/*.txt"], r"b\\udcff/\*.txt is not UTF-8; rename"),
+    ],
+)
+def test_the_line_is_read_as_carefully_as_a_recipe(recipe, words, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse("--config", recipe, *words)
+    assert str(error.value).encode()
+
+
+def test_what_is_quoted_or_meant_is_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "data: {source: '1984', text_column: \"1\", language: null, license: 2024-01-01}\n"
+        "cleaning: {languages: ['no', en], html: off}\n"
+        "training: {max_steps: 1_000, seed: 0x10, learning_rate: 1e-3, batch_size: auto, sample_prompts: ['~', no!]}\n"
+    )
+    config = parse("--config", path)
+    assert (config.data.source, config.data.text_column, config.data.license) == ("1984", "1", "2024-01-01")
+    assert (config.cleaning.languages, config.cleaning.html) == (["no", "en"], False)
+    assert (config.training.max_steps, config.training.seed, config.training.learning_rate) == (1000, 16, 1e-3)
+    line = parse("--config", path, "--data.source", "2001", "--data.text_column", "3", "--cleaning.languages+", "de")
+    assert (line.data.source, line.data.text_column, line.cleaning.languages) == ("2001", "3", ["no", "en", "de"])
+
+
 def test_every_model_field_is_checked_for_other_families_too():
     assert model_config({"model_type": "gpt2", "n_embd": 64, "n_head": 2}).hidden_size == 64
     with pytest.raises(UserError, match="did you mean model.n_embd"):

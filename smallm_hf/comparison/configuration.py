@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from smallm_hf.errors import UserError, one_line
+from smallm_hf.recipes import read_recipe
 
 PROMPTS = ("the cat sat", "The dog", "Neural networks are", "How to implement", "Once upon a time")
 
@@ -51,13 +50,11 @@ def read_benchmark(path: Path) -> str:
     Raises:
         UserError: a file that cannot be read or does not name one.
     """
+    content = read_recipe(path, {"comparison": ComparisonConfig})
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         section = ComparisonConfig(**content["comparison"])
     except UserError as error:
         raise UserError(f"--config {path}: {error}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: cannot be read ({one_line(error)}); the recipes are in configs/") from error
     except (KeyError, TypeError):
         section = ComparisonConfig()
     if section.benchmark_model is None:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import re
 import sys
 import sysconfig
@@ -19,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from smallm_hf.data.configuration import PYTHON_DOCS
-from smallm_hf.data.files import PIECE_CHARACTERS, ReadingReport, local_files, suffix_of
+from smallm_hf.data.configuration import PYTHON_DOCS, Source
+from smallm_hf.data.files import PIECE_CHARACTERS, ReadingReport, contents_of, local_files, saved_splits, suffix_of
 from smallm_hf.data.formats import Found, in_parts, read_files, text_of
 from smallm_hf.errors import UserError
 from smallm_hf.tokenization import require_hub, valid_unicode
@@ -215,26 +216,49 @@ def read_documents(
     streaming: bool = False,
     split: str = "train",
     text_column: str = "text",
+    encoding: str | None = None,
+    separator: str | None = None,
     on_bad_file: Literal["error", "skip"] = "error",
     report: ReadingReport | None = None,
 ) -> Iterator[Document]:
     """Yields the documents of a source, in an order and with ids that are equal on every run; see `DataConfig`.
 
-    Text is UTF-8, UTF-16 or UTF-32 by its byte order mark, or UTF-8; bytes that are none are read as Windows-1252.
+    Text is UTF-8, UTF-16 or UTF-32 by its byte order mark, or UTF-8; the encoding of any other is stated or guessed.
+    What was guessed or left out is logged at the end if there is no report for it.
 
     Raises:
         UserError: while reading, for a missing source, a missing column, values that are no text, binary files, bytes
-            that are neither UTF-8 nor Windows-1252, damaged files, or a Hub that does not answer.
+            of no known encoding, damaged files, or a Hub that does not answer.
     """
-    report = report or ReadingReport()
+    reading = ReadingReport() if report is None else report
     if source == PYTHON_DOCS:
         found = python_docs()
     elif (files := local_files(source)) is not None:
-        found = read_files(files, text_column, on_bad_file == "skip", report)
+        files = _of_split(source, files, split)
+        how = Source(source, text_column=text_column, encoding=encoding, separator=separator)
+        found = read_files(files, how, on_bad_file == "skip", reading)
     else:
         found = _read_hub(source, configuration, revision, split, streaming, text_column)
-    for id, metadata, parts in found:
-        yield from cut_pieces(id, metadata, parts)
+    try:
+        for id, metadata, parts in found:
+            yield from cut_pieces(id, metadata, parts)
+    finally:
+        for line in reading.lines if report is None else ():
+            _log_once(f"{source}: {line}")
+
+
+@functools.cache
+def _log_once(line: str) -> None:
+    logging.getLogger(__name__).warning(line)
+
+
+def _of_split(source: str, files: list[tuple[str, Path]], split: str) -> list[tuple[str, Path]]:
+    """Of a folder of saved splits the one that is asked for; all files of any other source."""
+    if (splits := saved_splits(source)) is None:
+        return files
+    if split not in splits:
+        raise UserError(f"data source {source} has no split {split!r}, only {splits}; set data.split to one of these")
+    return [(name, path) for name, path in files if name == split]
 
 
 def read_texts(source: str, **options) -> Iterator[str]:
@@ -246,8 +270,8 @@ def read_texts(source: str, **options) -> Iterator[str]:
 
 
 def has_splits(source: str) -> bool:
-    """Returns whether a source is a Hub data set; a split is nothing to all others."""
-    return source != PYTHON_DOCS and local_files(source) is None
+    """Returns whether a source is a data set of the Hub, or a `DatasetDict` that was saved; others have no splits."""
+    return source != PYTHON_DOCS and (local_files(source) is None or saved_splits(source) is not None)
 
 
 def fingerprint_source(
@@ -267,6 +291,7 @@ def fingerprint_source(
     if source == PYTHON_DOCS:
         facts = [sys.version, *((name, path.stat().st_size) for name, path in _documented_modules())]
     elif (files := local_files(source)) is not None:
+        files = [(name, file) for name, path in files for file in contents_of(path)]
         facts = [(name, _sha256(path) if contents else _size_and_time(path)) for name, path in files]
     else:
         facts = [source, configuration, split, *([revision] if revision else [])]

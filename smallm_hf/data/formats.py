@@ -1,20 +1,26 @@
-"""The formats of local files: what each holds as documents, (id, metadata, parts of the text), read lazily."""
+"""The formats of local files: what each holds as documents, (id, metadata, parts of the text), read lazily.
+
+How a table is read may depend on a `data.Source`: which column, and which separator and encoding if they are stated.
+"""
 
 import csv
 import functools
 import io
 import itertools
 import json
+import operator
 import posixpath
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from smallm_hf.data.configuration import Source
 from smallm_hf.data.files import (
     HTML_SUFFIXES,
     PIECE_CHARACTERS,
@@ -25,10 +31,13 @@ from smallm_hf.data.files import (
     open_text,
     suffix_of,
 )
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, one_line, printable
 from smallm_hf.tokenization import EOS
 
-SEPARATOR = EOS  # a line of a text file that is exactly this ends a document
+SEPARATOR = EOS  # at the beginning or the end of a line of a text file it stands between documents
+MARK = rf"(?:{re.escape(SEPARATOR)}|<\|startoftext\|>)"  # the other is gpt-2-simple's, in front of a document
+MARKS_BEFORE, MARKS_BEHIND = re.compile(rf"\s*(?:{MARK}\s*)+"), re.compile(rf"(?:{MARK}\s*)+\Z")
+CUT_MARKS = tuple(SEPARATOR[:length] for length in range(1, len(SEPARATOR) + 1))
 PARQUET_ROWS = 128  # decoded at a time; rows may be whole books
 LONGEST_ROW = 1 << 28  # characters of a JSON or CSV row, which has to be held whole
 # Of a page, which are no text of it; the last are the numbers of the printed pages that a book was made from.
@@ -46,6 +55,10 @@ UNSEEN_ELEMENTS = [
 MESSAGES = ("messages", "conversation", "conversations")  # columns of a chat export
 TURNS = (("role", "content"), ("from", "value"))  # what a message has
 PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+)?html\b", re.IGNORECASE)
+CSV_SEPARATORS = ",;\t|"  # that are looked for, the commonest first
+CSV_SAMPLE = 1 << 16  # characters at the beginning of a table by which its separator is guessed
+SAID_SEPARATOR = re.compile(r"sep=(.)\r?\n?\Z")  # the first line of a table that Excel is meant to open
+ONE_COLUMN = "\x1f"  # separates the fields of a table that has one column: it stands in no text
 PAGE_BYTES = 512  # at the beginning of a file, in which it shows that it is a page
 
 Found = tuple[str, dict, Iterable[str]]  # id, metadata, parts of the text
@@ -58,24 +71,72 @@ class _OtherTable(UserError):
 # --- texts and pages -------------------------------------------------------------------------------------------------
 
 
-def split_documents(lines: Iterable[str]) -> Iterator[Iterator[str]]:
-    """Yields the lines of each document of a text: lines that are exactly `<|endoftext|>` stand between documents.
+def split_documents(lines: Iterable[str], found_inside: Callable[[int], None] = int) -> Iterator[Iterator[str]]:
+    """Yields the lines of each document of a text, between which `<|endoftext|>` stands at the edge of a line.
 
-    Each document has to be read before the next is asked for.
+    In the middle of a line it is text that speaks of it, or a mistake.
+
+    Args:
+        lines: each with its end; long ones in several parts.
+        found_inside: called with the number of each line that has it in the middle.
     """
-    for is_separator, document in itertools.groupby(lines, key=lambda line: line.rstrip() == SEPARATOR):
-        if not is_separator:
-            yield document
+    document, line_number = 0, 1
+
+    def numbered() -> Iterator[tuple[int, str]]:
+        nonlocal document, line_number
+        is_beginning = True
+        for line in lines:
+            if "oftext|>" in line:
+                before = MARKS_BEFORE.match(line) if is_beginning else None
+                behind = MARKS_BEHIND.search(line, before.end() if before else 0)
+                document += bool(before)
+                text = line[before.end() if before else 0 : behind.start() if behind else None]
+                if SEPARATOR in text:
+                    found_inside(line_number)
+                if text.strip():
+                    yield document, text
+                document += bool(behind)
+            else:
+                yield document, line
+            is_beginning = line.endswith("\n")
+            line_number += is_beginning
+
+    for _, numbers in itertools.groupby(numbered(), key=operator.itemgetter(0)):
+        yield (line for _, line in numbers)
 
 
-def _lines(path: Path, report: ReadingReport) -> Iterator[str]:
-    """Yields lines, long ones in parts; faults of the file show here, whoever reads the document."""
-    with open_text(path, report) as file:
-        yield from iter(functools.partial(file.readline, PIECE_CHARACTERS), "")
+def _lines(path: Path, report: ReadingReport, encoding: str | None) -> Iterator[str]:
+    """Yields lines, long ones in parts, none of which ends in the middle of a mark.
+
+    Faults of the file show here, whoever reads the document.
+    """
+    with open_text(path, report, encoding) as file:
+        while part := file.readline(PIECE_CHARACTERS):
+            while part.endswith(CUT_MARKS) and (more := file.readline(len(SEPARATOR))):
+                part += more
+            yield part
 
 
-def _whole_text(path: Path, report: ReadingReport) -> str:
-    with open_text(path, report) as file:
+def _text_documents(path: Path, report: ReadingReport, encoding: str | None) -> Iterator[Iterable[str]]:
+    with _marks_inside(path, report) as places:
+        yield from split_documents(_lines(path, report, encoding), places.append)
+
+
+@contextmanager
+def _marks_inside(path: Path, report: ReadingReport) -> Iterator[list[int]]:
+    """Takes the numbers of lines or rows in which `<|endoftext|>` separates nothing, and reports them at the end."""
+    places = []
+    try:
+        yield places
+    finally:
+        if places:
+            report.inner_marks.append(
+                f"{printable(path.name)}: {len(places):,} of them, the first is number {places[0]}"
+            )
+
+
+def _whole_text(path: Path, report: ReadingReport, encoding: str | None) -> str:
+    with open_text(path, report, encoding) as file:
         text = file.read(LONGEST_ROW + 1)
     if len(text) > LONGEST_ROW:
         raise UserError(f"{path} is a page of more than {LONGEST_ROW} characters; cut it or give it as .txt")
@@ -142,50 +203,66 @@ def _epub_chapters(path: Path) -> Iterator[str]:
 
 
 def _texts(rows: Iterable[Any], column: str, path: Path) -> Iterator[str]:
-    """Yields the text of each row; rows of role and content are one conversation, and so is a row of messages."""
+    """Yields the text of each row; rows of role and content are one conversation, and so is a row of messages.
+
+    A conversation that is empty or null is an empty document, which is counted.
+    """
     turns = []
     for number, row in enumerate(rows, start=1):
         if isinstance(row, dict) and column not in row:
             if any(set(names) <= set(row) for names in TURNS):
                 turns.append(_turn(row, path, number))
                 continue
-            if messages := next((row[name] for name in MESSAGES if isinstance(row.get(name), list)), None):
-                yield "\n\n".join(_turn(message, path, number) for message in messages)
+            chats = [row[name] for name in MESSAGES if name in row and isinstance(row[name], list | None)]
+            if chats:
+                messages = filter(None, next(filter(None, chats), []))
+                yield _conversation(_turn(message, path, number) for message in messages)
                 continue
         yield text_of(row, column, path, number)
     if turns:
-        yield "\n\n".join(turns)
+        yield _conversation(turns)
 
 
-def _turn(message: Any, path: Path, number: int) -> str:
-    """`role: content`; content may be a list of parts, of which those of text are taken."""
+def _conversation(turns: Iterable[tuple[str | None, str]]) -> str:
+    """`role: content` of each message; nothing where none has any content."""
+    turns = list(turns)
+    if not any(content.strip() for _, content in turns):
+        return ""
+    return "\n\n".join(f"{role}: {content}" if role else content for role, content in turns)
+
+
+def _turn(message: Any, path: Path, number: int) -> tuple[str | None, str]:
+    """Role and content; that may be a list of parts, of which those of text are taken."""
     names = next((names for names in TURNS if isinstance(message, dict) and set(names) <= set(message)), None)
     if not names:
         raise UserError(f"{path} row {number} has a message without role and content; repair or remove the row")
     role, content = (message[name] for name in names)
     if isinstance(content, list):
-        parts = (part if isinstance(part, str) else part.get("text") for part in content)
-        content = "\n".join(filter(None, parts))
+        parts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        content = "\n".join(part for part in parts if isinstance(part, str) and part)
     if not isinstance(content, str | None):
         raise UserError(f"{path} row {number} has {type(content).__name__} as the content of a message, not text")
-    return f"{role}: {content or ''}"
+    return role, content or ""
 
 
 def text_of(row: Any, column: str, where: str | Path, number: int) -> str:
-    """Returns what a row, the `number`-th of `where`, holds in the column; nothing where it holds null.
+    """Returns what a row, the `number`-th of `where`, holds in the column; nothing where it holds null, or is null.
 
     Raises:
         UserError: no such column, or something else than text in it.
     """
+    wrong = _OtherTable if number == 1 else UserError
+    if row is None:
+        return ""  # counted among the empty documents
     if not isinstance(row, dict):
-        raise UserError(f"{where} row {number} is {type(row).__name__}, not an object with a {column!r} in it")
+        raise wrong(f"{where} row {number} is {type(row).__name__}, not an object with a {column!r} in it")
     if column not in row:
-        raise (_OtherTable if number == 1 else UserError)(
+        raise wrong(
             f"{where} row {number} has no column {column!r}, only {', '.join(map(repr, row))[:300]}; "
             "set data.text_column to one of these"
         )
     if row[column] is None:
-        return ""  # counted among the empty documents
+        return ""
     if not isinstance(row[column], str):
         raise UserError(
             f"{where} row {number} holds {type(row[column]).__name__} in column {column!r}, not text; "
@@ -199,12 +276,12 @@ def in_parts(text: str) -> Iterator[str]:
     return (text[start : start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
 
 
-def _json_rows(path: Path, column: str, report: ReadingReport) -> Iterator[Any]:
+def _json_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[Any]:
     """Yields one object after the other, whether they stand in lines, in an array, or printed over several lines."""
     decode = json.JSONDecoder().raw_decode
     between = re.compile(r"[\s,\[\]]*")
     buffer, position, number, line = "", 0, 0, 1  # the line in which the buffer begins
-    with open_text(path, report) as file:
+    with open_text(path, report, source.encoding) as file:
         while True:
             position = between.match(buffer, position).end()
             try:
@@ -232,31 +309,67 @@ def _json_rows(path: Path, column: str, report: ReadingReport) -> Iterator[Any]:
                 yield row
 
 
-def _csv_rows(path: Path, column: str, report: ReadingReport, separators: str = ",;\t") -> Iterator[dict]:
-    """Yields each row by the names of its columns; the first of the separators that the first line has is the one."""
+def _csv_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[dict]:
+    """Yields each row by the names of its columns."""
     csv.field_size_limit(LONGEST_ROW)  # the default of 128 KiB is shorter than many documents
-    with open_text(path, report, newline="") as file:
+    column, stated = source.text_column, source.separator
+    with open_text(path, report, source.encoding, newline="") as file:
         lines = _bounded_lines(path, file)
-        first = next(lines, "")
-        separator = next((mark for mark in separators if mark in first), separators[0])
-        rows = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
+        head = list(_head(lines))
+        if head and (said := SAID_SEPARATOR.match(head[0])):
+            stated, head = stated or said[1], head[1:]
+        separator = stated or ("\t" if suffix_of(path) == ".tsv" else _guess_separator(head, column, path, report))
+        rows = csv.reader(itertools.chain(head, lines), delimiter=separator or ONE_COLUMN, strict=True)
         try:
             header = [name.strip() for name in next(rows, [])]
             if column.isdigit() and not all(name.isdigit() for name in header):
                 header, rows = [str(number) for number in range(1, len(header) + 1)], _Again(header, rows)
             for row in filter(None, rows):
+                if len(header) == 1 and column not in header:
+                    raise _OtherTable(
+                        f"{path} has one column, {header[0][:300]!r}, and none {column!r}; set data.text_column, or "
+                        "data.separator if something else stands between its columns"
+                    )
                 if len(row) != len(header):
                     raise UserError(
-                        f"{path} line {rows.line_num} has {len(row)} fields, the header {len(header)}; "
-                        "put fields that hold separators in double quotes"
+                        f"{path} line {rows.line_num} has {len(row)} fields, the header {len(header)}; put fields that "
+                        f"hold separators in double quotes, or set data.separator, taken to be {separator!r}"
                     )
                 yield dict(zip(header, row, strict=True))
         except csv.Error as error:
             raise UserError(f"{path} line {rows.line_num} is not CSV ({error}); repair or remove it") from error
 
 
-def _tsv_rows(path: Path, column: str, report: ReadingReport) -> Iterator[dict]:
-    return _csv_rows(path, column, report, separators="\t")
+def _head(lines: Iterator[str]) -> Iterator[str]:
+    """Yields the first lines, `CSV_SAMPLE` characters and the rest of the last."""
+    characters = 0
+    while characters < CSV_SAMPLE and (line := next(lines, "")):
+        characters += len(line)
+        yield line
+
+
+def _guess_separator(head: list[str], column: str, path: Path, report: ReadingReport) -> str:
+    """Returns what separates the fields of a table, or nothing if there is one column, by how it begins.
+
+    It is what gives the header the column that is asked for, or else the most rows as many fields as the header. A
+    guess, which is reported, is all but the comma that nothing speaks against.
+    """
+    found = {}
+    for mark in CSV_SEPARATORS:
+        rows, fault = [], 0
+        try:
+            for row in filter(None, csv.reader(head, delimiter=mark, strict=True)):
+                rows.append(row)
+        except csv.Error:  # a row goes on behind the sample, or this is not how it is written
+            fault = 1
+        if rows and len(rows[0]) > 1:
+            alike = sum(len(row) == len(rows[0]) for row in rows[1:]) / max(1, len(rows[1:]) + fault)
+            found[mark] = (column in map(str.strip, rows[0]), alike)
+    best = max(found, key=found.get, default="")
+    if head and (best != "," or len(found) > 1):
+        shown = {"": "none, it has one column", "\t": "a tab"}.get(best, repr(best))
+        report.guessed_separators.append(f"{printable(path.name)}: {shown}")
+    return best
 
 
 def _bounded_lines(path: Path, file: io.TextIOBase) -> Iterator[str]:
@@ -280,7 +393,7 @@ class _Again:
         return self.rows.line_num
 
 
-def _parquet_rows(path: Path, column: str, report: ReadingReport) -> Iterator[dict]:
+def _parquet_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[dict]:
     import pyarrow  # here: a second of import that most runs can do without
     from pyarrow import parquet
 
@@ -288,7 +401,7 @@ def _parquet_rows(path: Path, column: str, report: ReadingReport) -> Iterator[di
         try:
             # Either option alone still reads whole row groups, which may be the whole file, into memory.
             table = parquet.ParquetFile(file, buffer_size=PIECE_CHARACTERS, pre_buffer=False)
-            columns = [column] if column in table.schema_arrow.names else None
+            columns = [source.text_column] if source.text_column in table.schema_arrow.names else None
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=columns, use_threads=False):
                 yield from batch.to_pylist()
         except pyarrow.ArrowException as error:
@@ -296,7 +409,7 @@ def _parquet_rows(path: Path, column: str, report: ReadingReport) -> Iterator[di
             raise UserError(f"{path} is not a readable parquet file ({reason}); fetch it again") from error
 
 
-def _arrow_rows(path: Path, column: str, report: ReadingReport) -> Iterator[dict]:
+def _arrow_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[dict]:
     """Reads both forms of Arrow files: the stream that `datasets` keeps in its cache, and the file with an index."""
     import pyarrow
 
@@ -309,7 +422,7 @@ def _arrow_rows(path: Path, column: str, report: ReadingReport) -> Iterator[dict
                 whole = pyarrow.ipc.open_file(file)
                 batches = (whole.get_batch(index) for index in range(whole.num_record_batches))
             for batch in batches:
-                batch = batch.select([column]) if column in batch.schema.names else batch
+                batch = batch.select([column]) if (column := source.text_column) in batch.schema.names else batch
                 for start in range(0, batch.num_rows, PARQUET_ROWS):
                     yield from batch.slice(start, PARQUET_ROWS).to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
@@ -317,11 +430,25 @@ def _arrow_rows(path: Path, column: str, report: ReadingReport) -> Iterator[dict
             raise UserError(f"{path} is not a readable arrow file ({reason}); fetch it again") from error
 
 
-ROW_READERS: dict[str, Callable[[Path, str, ReadingReport], Iterator[Any]]] = {
+def _saved_rows(folder: Path, column: str) -> Iterator[dict]:
+    """Reads what `Dataset.save_to_disk` has left."""
+    import datasets
+    import pyarrow
+
+    try:
+        rows = datasets.load_from_disk(str(folder))
+        rows = rows.select_columns([column]) if column in rows.column_names else rows
+        for start in range(0, len(rows), PARQUET_ROWS):
+            yield from rows.with_format("arrow")[start : start + PARQUET_ROWS].to_pylist()
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not a readable data set of save_to_disk ({one_line(error)})") from error
+
+
+ROW_READERS: dict[str, Callable[[Path, Source, ReadingReport], Iterator[Any]]] = {
     ".json": _json_rows,
     ".jsonl": _json_rows,
     ".csv": _csv_rows,
-    ".tsv": _tsv_rows,
+    ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
     ".arrow": _arrow_rows,
 }
@@ -330,31 +457,41 @@ ROW_READERS: dict[str, Callable[[Path, str, ReadingReport], Iterator[Any]]] = {
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, name: str, text_column: str, report: ReadingReport) -> Iterator[Found]:
+def _read_file(path: Path, name: str, source: Source, report: ReadingReport) -> Iterator[Found]:
     """Yields each document of a file; a suffix we do not know means text, which may turn out to be a page."""
     suffix = suffix_of(path)
-    if suffix in ROW_SUFFIXES:
-        rows = ROW_READERS[suffix](path, text_column, report)
-        for number, text in enumerate(_texts(rows, text_column, path), start=1):
-            yield f"{name}#{number}", {"file": name, "row": number}, in_parts(text)
+    if path.is_dir() or suffix in ROW_SUFFIXES:
+        rows = _saved_rows(path, source.text_column) if path.is_dir() else ROW_READERS[suffix](path, source, report)
+        with _marks_inside(path, report) as places:
+            for number, text in enumerate(_texts(rows, source.text_column, path), start=1):
+                if SEPARATOR in text:
+                    places.append(number)
+                yield f"{name}#{number}", {"file": name, "row": number}, in_parts(text)
     elif suffix in HTML_SUFFIXES or (suffix != ".epub" and _is_page(path)):
-        yield f"{name}#1", {"file": name}, (_visible_text(path, text) for text in [_whole_text(path, report)])
+        text = _whole_text(path, report, source.encoding)
+        yield f"{name}#1", {"file": name}, (_visible_text(path, page) for page in [text])
     elif suffix == ".epub":
         yield f"{name}#1", {"file": name}, _epub_chapters(path)
     else:
-        for number, document in enumerate(split_documents(_lines(path, report)), start=1):
+        for number, document in enumerate(_text_documents(path, report, source.encoding), start=1):
             yield f"{name}#{number}", {"file": name, "document": number}, document
 
 
-def read_files(files: list[tuple[str, Path]], text_column: str, skip: bool, report: ReadingReport) -> Iterator[Found]:
-    """Reads file after file; a fault ends all, or with `skip` the file, of which what has been read is kept."""
-    has_texts = any(suffix_of(path) not in ROW_SUFFIXES for _, path in files)
+def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report: ReadingReport) -> Iterator[Found]:
+    """Reads file after file; a fault ends all, or with `skip` the file, of which what has been read is kept.
+
+    Beside texts, a table without the text column is an index of them; beside other tables, a .json file without it says
+    what they are.
+    """
+    has_texts = any(_format(path) not in ROW_SUFFIXES for _, path in files)
+    has_tables = any(_format(path) != ".json" for _, path in files)
 
     def until_fault(parts: Iterable) -> Iterator:
         try:
             yield from parts
         except UserError as error:
-            if isinstance(error, _OtherTable) and has_texts:
+            is_other = isinstance(error, _OtherTable) and (has_texts or (has_tables and suffix_of(path) == ".json"))
+            if is_other:
                 report.other_tables.append(name)
             elif skip:
                 report.bad_files.append(str(error))
@@ -363,5 +500,10 @@ def read_files(files: list[tuple[str, Path]], text_column: str, skip: bool, repo
 
     for name, path in files:
         report.files += 1
-        for id, metadata, parts in until_fault(_read_file(path, name, text_column, report)):
+        for id, metadata, parts in until_fault(_read_file(path, name, source, report)):
             yield id, metadata, until_fault(parts)
+
+
+def _format(path: Path) -> str:
+    """What names the format of an entry of `local_files`, of which a folder holds Arrow files."""
+    return ".arrow" if path.is_dir() else suffix_of(path)

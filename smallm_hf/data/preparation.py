@@ -224,9 +224,9 @@ class Preparation:
         request, cleaned = self.request, Cleaned(one)
         config, name = request.cleaning, one.source.source
         repeated = frozenset()
-        if config.enabled:
-            repeated = find_repeated_lines(request.read(one.source), config.repeated_lines)
         if config.enabled and config.repeated_lines:
+            documents = request.read(one.source, ReadingReport())  # what is met is told below
+            repeated = find_repeated_lines(documents, config.repeated_lines)
             shown = f", such as {min(repeated)!r}" if repeated else ""
             self.report(
                 f"{name}: cleaning.repeated_lines removes {len(repeated)} lines that many documents have{shown}; rows, "
@@ -247,9 +247,8 @@ class Preparation:
         progress = _Progress("cleaned", self.report)
         for size in self.workers.map(clean_part, tasks()):
             progress.add(size)
-        for kind in ("bad_files", "other_tables"):
-            if names := getattr(cleaned.reading, kind):
-                self.report(f"{name}: {kind.replace('_', ' ')} passed over: {len(names)}, the first: {names[0]}")
+        for line in cleaned.reading.lines:
+            self.report(f"{name}: {line}")
         return cleaned
 
     def _require_text(self, one: Cleaned) -> None:

@@ -4,6 +4,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich.console import Console
 from rich.panel import Panel
@@ -76,7 +77,7 @@ def _of_files(request: Request, source: Source, files: list, number: int) -> lis
     found = []
     for part in range(number):  # in each of as many stretches of the folder the first file that gives a document
         for name, path in files[len(files) * part // number : len(files) * (part + 1) // number]:
-            one = Source(str(path), text_column=source.text_column, split="")
+            one = replace(source, source=str(path))
             try:
                 first = next((rest for _, *rest in _whole(request.read(one)) if rest[0]), None)
             except UserError:  # told when the text is prepared

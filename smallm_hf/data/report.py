@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from smallm_hf.data.files import NOTES
 from smallm_hf.data.packing import Meta
 from smallm_hf.data.selection import DUPLICATE, Selection
 from smallm_hf.data.splitting import SIDES, TRAIN
@@ -15,11 +16,6 @@ from smallm_hf.data.splitting import SIDES, TRAIN
 EXAMPLES = 3
 UNUSED_SHOWN = 20
 NOTES_SHOWN = 20
-NOTES = {  # of reading, and what is said of them
-    "bad_files": "files were skipped, or left from a fault on",
-    "other_tables": "tables without the text column were passed over",
-    "wrongly_declared": "files (at most 20 are noted) say another encoding than they have",
-}
 STAGES = ("read", "cleaned", "without duplicates", "without leakage")
 COUNTED = ("documents", "words")
 QUANTILES = {"shortest": 0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1}
@@ -345,7 +341,8 @@ def _source(source: dict[str, Any], alone: bool) -> list[str]:
         lines += [f"{reading['foreign_bytes']:,} bytes were no UTF-8 and were read as Windows-1252.", ""]
     for kind, heading in NOTES.items():
         if found := reading[kind]:
-            lines += [f"{len(found):,} {heading}:", "", *(f"- {note}" for note in found[:NOTES_SHOWN]), ""]
+            lines += [f"{heading[0].upper()}{heading[1:]}: {len(found):,}", ""]
+            lines += [*(f"- {note}" for note in found[:NOTES_SHOWN]), ""]
     return lines + (_cleaning(cleaning) if cleaning else ["Cleaning was off.", ""])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.configuration import DataConfig, Source
+from smallm_hf.data.configuration import HOW_TO_READ, DataConfig, Source
 from smallm_hf.data.documents import Document, fingerprint_source, has_splits, read_documents
 from smallm_hf.data.files import ReadingReport
 from smallm_hf.data.packing import Meta, TokenFiles
@@ -78,12 +78,9 @@ class Request:
                 inputs.append(Input(replace(source, split=data.validation_split), place, SIDES.index(VALIDATION)))
         if data.validation_source:
             split = data.validation_split or VALIDATION
+            how = {name: getattr(data, name) for name in HOW_TO_READ}
             source = Source(
-                data.validation_source,
-                split=split if has_splits(data.validation_source) else "",
-                configuration=data.configuration,
-                revision=data.revision,
-                text_column=data.text_column,
+                data.validation_source, **{**how, "split": split if has_splits(data.validation_source) else ""}
             )
             inputs.append(Input(source, None, SIDES.index(VALIDATION)))
         return inputs
@@ -96,7 +93,7 @@ class Request:
 
     def read(self, source: Source, report: ReadingReport | None = None) -> Iterator[Document]:
         """Reads a source from its beginning."""
-        options = {name: getattr(source, name) for name in ("configuration", "revision", "split", "text_column")}
+        options = {name: getattr(source, name) for name in HOW_TO_READ}
         options |= {name: getattr(self.data, name) for name in ("streaming", "on_bad_file")}
         return read_documents(source.source, report=report, **options)
 

@@ -2,10 +2,13 @@ import csv
 import errno
 import gzip
 import json
+import os
 import random
+import re
 import shutil
 import socket
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -17,7 +20,15 @@ from pyarrow import parquet
 
 import smallm_hf.data.documents as documents_module
 from smallm_hf.data import formats
-from smallm_hf.data.documents import Document, cut_pieces, fingerprint_source, python_docs, read_documents, read_texts
+from smallm_hf.data.documents import (
+    Document,
+    cut_pieces,
+    fingerprint_source,
+    has_splits,
+    python_docs,
+    read_documents,
+    read_texts,
+)
 from smallm_hf.data.files import ReadingReport, local_files
 from smallm_hf.data.formats import split_documents
 from smallm_hf.errors import UserError
@@ -70,10 +81,45 @@ def test_every_format_gives_the_same_documents(tmp_path, suffix, gz):
     assert [document.id for document in found] == [f"data{suffix}{gz}#{number}" for number in (1, 2, 3)]
 
 
-def test_only_lines_that_are_exactly_the_separator_separate(tmp_path):
-    text = "<|endoftext|>\none<|endoftext|>\n <|endoftext|>\n<|endoftext|>\n\ntwo\n<|endoftext|>\n"
-    (tmp_path / "a.txt").write_text(text)
-    assert texts(tmp_path / "a.txt") == ["one<|endoftext|>\n <|endoftext|>", "two"]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<|endoftext|>\none<|endoftext|>\n <|endoftext|>\n<|endoftext|>\n\ntwo\n<|endoftext|>\n", ["one", "two"]),
+        ("<|startoftext|>one<|endoftext|>\n<|startoftext|>two\nand<|endoftext|>\n", ["one", "two\nand"]),
+        ("<|startoftext|>\none\n<|endoftext|>\n<|startoftext|>\ntwo\n<|endoftext|>", ["one", "two"]),
+        ("one\n<|endoftext|>two<|endoftext|>  \r\nthree", ["one", "two", "three"]),
+    ],
+)
+def test_marks_at_the_edges_of_lines_separate_documents(tmp_path, text, expected):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    report = ReadingReport()
+    assert texts(tmp_path / "a.txt", report=report) == expected
+    assert report.lines == []
+
+
+def test_a_mark_inside_a_line_or_a_row_is_text_and_told(tmp_path):
+    (tmp_path / "a.txt").write_text("one\nGPT-2 has <|endoftext|> for that\n<|endoftext|>\ntwo\n")
+    write_rows(tmp_path / "b.jsonl", ["one", "two<|endoftext|>"])
+    report = ReadingReport()
+    assert texts(tmp_path, report=report) == [
+        "one\nGPT-2 has <|endoftext|> for that",
+        "two",
+        "one",
+        "two<|endoftext|>",
+    ]
+    (line,) = report.lines
+    assert "<|endoftext|> that separates no documents" in line
+    assert report.inner_marks == [
+        "a.txt: 1 of them, the first is number 2",
+        "b.jsonl: 1 of them, the first is number 2",
+    ]
+
+
+def test_a_mark_is_seen_wherever_a_long_line_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 50)
+    for length in range(30, 60):
+        (tmp_path / "a.txt").write_text("x" * length + "<|endoftext|>\n" + "y" * length + "<|endoftext|>")
+        assert texts(tmp_path / "a.txt") == ["x" * length, "y" * length]
 
 
 def test_separators_are_seen_behind_any_line_end(tmp_path):
@@ -356,6 +402,35 @@ def test_chats_are_read_as_conversations(tmp_path):
         texts(tmp_path / "d.json")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("nothing", [None, [], [{"role": "user", "content": None}]])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_empty_or_null_conversation_is_an_empty_document(tmp_path, name, nothing, place):
+    chats = [[{"role": "user", "content": word}] for word in ("one", "two")]
+    chats.insert(place, nothing)
+    table = pyarrow.table({"id": [1, 2, 3], "messages": chats})
+    if name == "a.parquet":
+        parquet.write_table(table, tmp_path / name)
+    elif name == "a.arrow":
+        with pyarrow.ipc.new_stream(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        rows = table.to_pylist()
+        (tmp_path / name).write_text(json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows)))
+    expected = ["user: one", "user: two"]
+    expected.insert(place, "")
+    assert texts(tmp_path / name) == expected
+
+
+def test_nulls_among_rows_messages_and_parts_are_empty(tmp_path):
+    rows = [None, {"messages": None, "conversations": [{"from": None, "value": "one"}, None]}]
+    rows.append({"messages": [{"role": "user", "content": [None, {"text": None}, {"image": 1}, "two"]}]})
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert texts(tmp_path / "a.json") == ["", "one", "user: two"]
+    (tmp_path / "b.json").write_text(json.dumps([{"text": None}, {"text": None}, {"text": "three"}]))
+    assert texts(tmp_path / "b.json") == ["", "", "three"]
+
+
 def test_a_table_without_a_header_is_read_by_the_number_of_the_column(tmp_path):
     (tmp_path / "a.tsv").write_text("Hi.\tSalut !\nGo.\tVa !\n")
     assert texts(tmp_path / "a.tsv", text_column="2") == ["Salut !", "Va !"]
@@ -519,10 +594,51 @@ def test_broken_json_is_named_by_its_row(tmp_path):
         texts(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", ", "])
 def test_a_csv_file_may_have_another_separator_and_blanks_in_its_header(tmp_path, separator):
     (tmp_path / "a.csv").write_text(f"id{separator}text\n1{separator[0]}one two\n")
-    assert texts(tmp_path / "a.csv") == ["one two"]
+    report = ReadingReport()
+    assert texts(tmp_path / "a.csv", report=report) == ["one two"]
+    assert bool(report.lines) == (separator[0] != ",")
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "expected", "told"),
+    [
+        ("id;notes, cleaned;text\n7;x;one, two\n8;y;three\n", "text", ["one, two", "three"], "';'"),
+        ('"text, cleaned";"label"\n"one, two";"x"\n', "text, cleaned", ["one, two"], "';'"),
+        ("label;text\n1;a, b, c\n2;d, e, f\n", "text", ["a, b, c", "d, e, f"], "';'"),
+        ("1;Hi, you\n2;Ho, he\n3;x\n", "2", ["Hi, you", "Ho, he", "x"], "';'"),
+        ('text;label\n"one, two;\n' + "three, four;\n" * 9999 + '";1\n', "label", ["1"], "';'"),
+        ("text\nHello, world\nBye; you, and me\n", "text", ["Hello, world", "Bye; you, and me"], "none, it has one"),
+        ('text\n"Hello, ""world"",\nand moon"\n', "text", ['Hello, "world",\nand moon'], "none, it has one"),
+        ('text,label\n"one; two",1\n"three; four",2\n', "text", ["one; two", "three; four"], None),
+        ("sep=|\r\nid|text\r\n1|a,b\r\n", "text", ["a,b"], None),
+    ],
+)
+def test_what_separates_the_columns_of_a_table_is_told_by_its_header_and_rows(
+    tmp_path, content, column, expected, told
+):
+    (tmp_path / "a.csv").write_text(content, newline="")
+    report = ReadingReport()
+    assert texts(tmp_path / "a.csv", text_column=column, report=report) == expected
+    assert [note.removeprefix("a.csv: ")[: len(told or "")] for note in report.guessed_separators] == [told] * bool(
+        told
+    )
+
+
+def test_a_separator_may_be_stated(tmp_path):
+    (tmp_path / "a.csv").write_text("id:text\n1:one, two; three\n")
+    with pytest.raises(UserError, match=r"a.csv has one column, 'id:text', and none 'text'; .*or data.separator"):
+        texts(tmp_path / "a.csv")
+    report = ReadingReport()
+    assert texts(tmp_path / "a.csv", separator=":", report=report) == ["one, two; three"]
+    assert report.lines == []
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\tone, two\n")
+    for separator in (None, r"\t", "tab", "\t"):
+        assert texts(tmp_path / "a.tsv", separator=separator) == ["one, two"]
+    with pytest.raises(UserError, match="data.separator='::' is not one character"):
+        texts(tmp_path / "a.csv", separator="::")
 
 
 def test_suffixes_may_be_of_capitals(tmp_path):
@@ -552,6 +668,31 @@ def test_a_binary_file_is_no_text(tmp_path, name, content):
         texts(tmp_path / name)
 
 
+def test_archives_and_other_formats_that_hold_much_text_are_no_text(tmp_path):
+    (tmp_path / "text").write_text("many words\n" * 9999)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "text")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "text")
+    for name in ("a.tar", "a.zip"):
+        with pytest.raises(UserError, match=rf"{name} looks like a binary file"):
+            texts(tmp_path / name)
+    (tmp_path / "a.pdf").write_text("%PDF-1.4\n" + "text\n" * 99)
+    with pytest.raises(UserError, match=r"a.pdf is a PDF; give the text of it"):
+        texts(tmp_path / "a.pdf")
+
+
+@pytest.mark.parametrize("place", [0, 40, 500, 80_000, 2_000_000])
+def test_a_nul_byte_is_handed_on_wherever_it_stands_and_told_with_its_line(tmp_path, place):
+    text = "one two three\n" * 200_000
+    (tmp_path / "a.txt").write_text(text[:place] + "\0" + text[place:])
+    report = ReadingReport()
+    (found,) = read_texts(str(tmp_path / "a.txt"), report=report)
+    assert found.replace("\0", "") == text.strip()
+    (line,) = report.lines
+    assert line.endswith(f"a.txt: 1 of them, the first in line {place // 14 + 1}")
+
+
 @pytest.mark.parametrize("offset", [3, 70_000, 2_000_001])
 def test_bytes_of_no_encoding_are_named_with_their_place(tmp_path, offset):
     (tmp_path / "a.txt").write_bytes(("é" * (offset // 2) + "x" * (offset % 2)).encode() + b"\x81 what")
@@ -559,10 +700,90 @@ def test_bytes_of_no_encoding_are_named_with_their_place(tmp_path, offset):
         texts(tmp_path / "a.txt")
 
 
-def test_another_alphabet_in_another_encoding_is_not_taken_for_a_western_one(tmp_path):
-    (tmp_path / "a.txt").write_bytes("Привет, как дела? Спасибо, хорошо!".encode("koi8-r"))
-    with pytest.raises(UserError, match=r"is neither UTF-8 nor Windows-1252: byte \d+ is .*line 1.*iconv -f KOI8-R"):
+def test_another_alphabet_that_is_not_recognised_is_not_taken_for_a_western_one(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Привет, как дела? Спасибо, хорошо!".encode("mac_cyrillic"))
+    with pytest.raises(UserError, match=r"is neither UTF-8 nor Windows-1252: byte \d+ is .*line 1.*data.encoding"):
         texts(tmp_path / "a.txt")
+
+
+POLISH = "Litwo! Ojczyzno moja! ty jesteś jak zdrowie; Ile cię trzeba cenić, ten tylko się dowie, Kto cię stracił."
+CZECH = "Příliš žluťoučký kůň úpěl ďábelské ódy. Voda hučí po lučinách, bory šumí po skalinách."
+RUSSIAN = "Мороз и солнце; день чудесный! Еще ты дремлешь, друг прелестный."
+JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "shown"),
+    [
+        (POLISH * 2, "cp1250", "windows-1250"),
+        (POLISH * 2, "iso8859-2", "iso8859-2"),
+        (CZECH, "cp1250", "windows-1250"),
+        (RUSSIAN, "cp1251", "windows-1251"),
+        (RUSSIAN, "koi8-r", "koi8-r"),
+        (JAPANESE, "shift_jis", "shift_jis"),
+        ("Le café est près de la forêt.", "cp1252", "windows-1252"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 100_000])
+def test_an_encoding_that_is_guessed_is_told_with_what_it_gives(tmp_path, text, codec, shown, before):
+    text = "plain words\n" * (before // 12) + text
+    (tmp_path / "a.txt").write_bytes(text.encode(codec))
+    report = ReadingReport()
+    assert "".join(texts(tmp_path / "a.txt", report=report)) == text
+    (line,) = report.lines
+    assert re.search(rf"not UTF-8.*data.encoding.*a.txt: read as {shown}.*line {before // 12 + 1}: '", line)
+
+
+def test_a_weak_guess_is_windows_1252_and_says_what_else_it_could_be(tmp_path):
+    (tmp_path / "a.txt").write_bytes(POLISH.encode("cp1250") + b" Plain." * 500)
+    report = ReadingReport()
+    assert texts(tmp_path / "a.txt", report=report)[0].startswith("Litwo! Ojczyzno moja! ty jesteœ jak zdrowie")
+    assert "read as windows-1252, could be windows-1250" in report.lines[0]
+
+
+@pytest.mark.parametrize("codec", ["cp1250", "koi8-r", "mac_cyrillic", "cp037", "utf-16-le", "shift_jis", "iso2022_jp"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.html"])
+def test_a_stated_encoding_is_read_without_a_guess(tmp_path, codec, name):
+    text = {"cp1250": POLISH, "cp037": "café", "shift_jis": JAPANESE, "iso2022_jp": JAPANESE}.get(codec, RUSSIAN)
+    forms = {".jsonl": '{{"text": "{}"}}', ".csv": 'text,n\n"{}",1\n', ".html": "<html><body><p>{}</p></body></html>"}
+    (tmp_path / name).write_bytes(forms.get(Path(name).suffix, "{}").format(text).encode(codec))
+    if name == "a.html" and codec in ("cp037", "utf-16-le"):
+        pytest.skip("a page is known by its first bytes")
+    report = ReadingReport()
+    assert texts(tmp_path / name, encoding=codec, report=report) == [text]
+    assert report.lines == []
+
+
+def test_a_stated_encoding_is_for_files_that_do_not_show_theirs(tmp_path):
+    (tmp_path / "a.txt").write_bytes(POLISH.encode("cp1250"))
+    (tmp_path / "b.txt").write_text(POLISH)
+    (tmp_path / "c.txt").write_bytes(POLISH.encode("utf-16"))
+    report = ReadingReport()
+    assert texts(tmp_path, encoding="cp1250", report=report) == [POLISH] * 3
+    assert report.wrongly_declared == [
+        "b.txt: data.encoding says cp1250, is utf-8",
+        "c.txt: data.encoding says cp1250, is utf-16",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "shift_jis", "utf-16-le"])
+def test_a_wrong_stated_encoding_is_one_line_with_the_place(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes(b"one\n" + POLISH.encode("cp1250") + b"\xff\xfe\xdc")
+    with pytest.raises(
+        UserError, match=rf"a.txt is not {encoding}, as data.encoding says: byte \d+ is 0x.*line "
+    ) as info:
+        texts(tmp_path / "a.txt", encoding=encoding)
+    assert "\n" not in str(info.value)
+    with pytest.raises(UserError, match="data.encoding=cp99 is not the name of an encoding"):
+        texts(tmp_path / "a.txt", encoding="cp99")
+
+
+def test_utf_16_without_a_byte_order_mark_is_told_what_to_state(tmp_path):
+    for codec, text in (("utf-16-le", "plain words"), ("utf-16-be", RUSSIAN)):
+        (tmp_path / "a.txt").write_bytes(text.encode(codec))
+        with pytest.raises(UserError, match=f"looks like a binary file .*if it is text in {codec}, set data.encoding"):
+            texts(tmp_path / "a.txt")
+        assert texts(tmp_path / "a.txt", encoding=codec) == [text]
 
 
 def test_damaged_gzip_and_parquet_files_are_named(tmp_path):
@@ -661,6 +882,94 @@ def test_an_index_beside_the_texts_of_a_folder_is_passed_over_and_reported(tmp_p
     (tmp_path / "a.txt").unlink()
     with pytest.raises(UserError, match=r"index.tsv row 1 has no column 'text'"):
         texts(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.csv", "a.jsonl"])
+def test_json_that_describes_the_tables_beside_it_is_passed_over_and_reported(tmp_path, name):
+    write_rows(tmp_path / name, TEXTS)
+    (tmp_path / "dataset_info.json").write_text('{"description": "of tables", "features": {}}')
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    (tmp_path / "splits.json").write_text('["train"]')
+    report = ReadingReport()
+    assert texts(tmp_path, report=report) == TEXTS
+    assert report.other_tables == ["dataset_info.json", "splits.json", "state.json"]
+    (tmp_path / name).unlink()
+    write_rows(tmp_path / name, TEXTS, column="story")
+    with pytest.raises(UserError, match=rf"{name} row 1 has no column 'text', only 'id', 'story'"):
+        texts(tmp_path)
+
+
+def test_files_whose_names_are_of_any_bytes_are_read(tmp_path):
+    folder = os.fsencode(tmp_path)
+    try:
+        os.mkdir(folder + b"/\xc8\xfd")
+    except OSError:
+        pytest.skip("this file system wants names of Unicode")
+    contents = {
+        b"\xc8\xfd/\xb9.txt": b"caf\xe9 two",
+        b"\xfc.txt.zst": COMPRESS[".zst"](b"three"),
+        b"\xff.csv": b"a;text\n1;2",
+    }
+    for name, content in contents.items():
+        Path(os.fsdecode(folder + b"/" + name)).write_bytes(content)
+    Path(os.fsdecode(folder + b"/\xfd.jsonl")).write_text("{")
+    report = ReadingReport()
+    found = list(read_documents(str(tmp_path), on_bad_file="skip", report=report))
+    assert [document.text for document in found] == ["café two", "three", "2"]
+    said = [*report.lines, *report.bad_files, *(f"{document.id} {document.metadata}" for document in found)]
+    assert "\n".join(said).encode()  # can be printed and kept
+    with pytest.raises(
+        UserError, match=r"its name is not UTF-8; rename it, or give the folder that it lies in"
+    ) as info:
+        texts(os.fsdecode(folder + b"/\xc8\xfd"))
+    assert str(info.value).encode()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder of data sets as `save_to_disk` leaves them."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"n": [1, 2, 3], "text": TEXTS})
+    rows.save_to_disk(tmp_path / "saved" / "plain", num_shards=2)
+    rows.select([2, 0]).save_to_disk(tmp_path / "saved" / "chosen")
+    datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "saved" / "splits")
+    return tmp_path / "saved"
+
+
+def test_a_saved_data_set_is_read_by_its_library(saved):
+    (saved / "plain" / "cache-1.arrow").write_bytes((saved / "plain" / "data-00000-of-00002.arrow").read_bytes())
+    assert texts(saved / "plain") == TEXTS
+    assert texts(saved / "chosen") == [TEXTS[2], TEXTS[0]]
+    assert texts(saved) == [TEXTS[2], TEXTS[0], *TEXTS, TEXTS[1], *TEXTS]
+    assert {document.id for document in read_documents(str(saved / "chosen"))} == {"dataset#1", "dataset#2"}
+    before = fingerprint_source(str(saved / "plain"), contents=True)
+    shutil.rmtree(saved / "chosen")
+    assert fingerprint_source(str(saved / "plain"), contents=True) == before
+    (saved / "plain" / "data-00001-of-00002.arrow").unlink()
+    assert fingerprint_source(str(saved / "plain"), contents=True) != before
+    with pytest.raises(UserError, match="plain is not a readable data set of save_to_disk"):
+        texts(saved / "plain")
+    (saved / "plain" / "data-00000-of-00002.arrow").unlink()
+    (saved / "plain" / "cache-1.arrow").unlink()
+    with pytest.raises(UserError, match="plain is not a readable data set of save_to_disk"):
+        texts(saved / "plain")
+
+
+def test_saved_splits_are_chosen_like_those_of_the_hub(saved):
+    source = saved / "splits"
+    assert has_splits(str(source))
+    assert not has_splits(str(saved / "plain"))
+    assert texts(source) == TEXTS
+    assert texts(source, split="test") == [TEXTS[1]]
+    with pytest.raises(UserError, match=r"splits has no split 'dev', only \['train', 'test'\]; set data.split"):
+        texts(source, split="dev")
+
+
+def test_what_was_guessed_is_logged_where_nobody_asks_for_it(tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait")
+    list(read_texts(str(tmp_path / "a.txt")))
+    assert "read as windows-1252" in caplog.text
 
 
 def test_bad_files_are_left_from_their_fault_on_and_reported(tmp_path):

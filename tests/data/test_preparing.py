@@ -671,6 +671,67 @@ def test_of_equal_documents_none_is_left_to_validate(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_is_guessed_skipped_and_odd_in_a_text_is_said_and_kept_in_the_report(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    try:
+        Path(os.fsdecode(os.fsencode(folder) + b"/\xc8\xfd.txt")).write_bytes("żółw i gęś, ".encode("cp1250") * 20)
+    except OSError:
+        pytest.skip("this file system wants names of Unicode")
+    (folder / "a.csv").write_text("id;text\n" + "".join(f"{n};{text!r}\n" for n, text in enumerate(STORIES)))
+    (folder / "b.jsonl").write_text(json.dumps({"text": "one <|endoftext|> two"}))
+    (folder / "c.txt").write_text("many words\n" * 20 + "on\0e\n")
+    (folder / "d.epub").write_bytes(b"no zip")
+    (folder / "info.json").write_text("{}")
+    said = []
+    data = DataConfig(source=str(folder), validation_ratio=0.2, workers=1, on_bad_file="skip")
+    files = find_or_prepare(Request(data, BPE, 300, DEFAULT, EXACT), tmp_path / "tokens", 64, said.append)
+    texts = [text for side in ("train", "validation") for text in decoded(files, side)]
+    assert any(text.endswith("many words\none") for text in texts)
+    assert any("żółw" in text for text in texts)
+    notes = (
+        "guessed (data.encoding states it): \\udcc8\\udcfd.txt: read as windows-1250, as in line 1: 'żółw",
+        "guessed (data.separator states it): a.csv: ';'",
+        "separates no documents, being inside a line or a row: b.jsonl: 1 of them, the first is number 1",
+        "NUL bytes (cleaning, if it is on, removes them): c.txt: 1 of them, the first in line 21",
+        "files skipped, or left from a fault on: ",
+        "tables without the text column passed over: info.json",
+    )
+    readable = (tmp_path / "tokens" / "report.md").read_text()
+    for note in notes:
+        assert any(note in line for line in said), note
+        assert note.partition(": ")[2] in readable, note
+
+
+def test_saved_splits_train_and_validate(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": STORIES})
+    splits = {"train": rows.select(range(50)), "validation": rows.select(range(50, 60)), "test": rows}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    files = prepare(tmp_path / "saved", tmp_path / "tokens", validation_split="validation")
+    assert decoded(files, "train") == STORIES[:50]
+    assert decoded(files, "validation") == STORIES[50:]
+    other = prepare(tmp_path / "saved", tmp_path / "other", split="test")
+    assert sorted(decoded(other, "train") + decoded(other, "validation")) == sorted(STORIES)
+
+
+def test_each_source_may_state_how_it_is_read(tmp_path):
+    rows = "id|text\n" + "\n".join(f'1|"{story} łódź"' for story in STORIES)
+    (tmp_path / "a.csv").write_bytes(rows.encode("iso8859-2"))
+    (tmp_path / "b.txt").write_text("\n<|endoftext|>\n".join(f"Text {n} of many words" for n in range(20)))
+    sources = [
+        Source(str(tmp_path / "a.csv"), encoding="iso8859-2", separator="|"),
+        Source(str(tmp_path / "b.txt"), encoding="utf-8"),
+    ]
+    files = prepare(sources, tmp_path / "tokens", encoding="koi8-r")
+    assert sum("łódź" in text for side in ("train", "validation") for text in decoded(files, side)) == len(STORIES)
+    with pytest.raises(UserError, match="data.encoding=latin99 is not the name of an encoding"):
+        DataConfig(encoding="latin99")
+    with pytest.raises(UserError, match="data.separator=';;' is not one character"):
+        Source("a.csv", separator=";;")
+
+
 def test_bad_files_are_counted_in_the_report(source, tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(25):
@@ -680,7 +741,7 @@ def test_bad_files_are_counted_in_the_report(source, tmp_path):
     report = json.loads((tmp_path / "tokens" / "report.json").read_text())
     assert len(report["sources"][0]["reading"]["bad_files"]) == 25
     readable = (tmp_path / "tokens" / "report.md").read_text()
-    assert "25 files were skipped, or left from a fault on" in readable
+    assert "Files skipped, or left from a fault on: 25" in readable
     assert readable.count("is a broken EPUB") == 20
 
 
