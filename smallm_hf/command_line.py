@@ -6,6 +6,7 @@ from argparse import ArgumentError
 from collections.abc import Callable
 
 from smallm_hf.errors import Interrupted, UserError, is_disk_full, one_line
+from smallm_hf.terminal import lasting_output, require_written
 
 # What a script that was asked to stop, and can go on from where it is, exits with: EX_TEMPFAIL of BSD's sysexits.h.
 EXIT_INTERRUPTED = 75
@@ -20,22 +21,25 @@ def exit_clearly(main: Callable[[], None]) -> None:
     """Runs `main` and turns a user's mistake into one line on stderr and exit status 2.
 
     A full disk is a user's matter too. A run that saved its state because it was asked to stop exits 75, Ctrl-C before
-    there is a state 130. Anything else is a fault of ours and keeps its traceback.
+    there is a state 130. Anything else is a fault of ours and keeps its traceback. Meanwhile no terminal that is closed
+    and no character that it lacks ends `main`, see `lasting_output`.
     """
-    try:
-        main()
-    except UserError as error:
-        _stop(f"error: {error}", 2)
-    except ArgumentError as error:  # from a parser that was told exit_on_error=False
-        _stop(f"error: {one_line(error)}; see --help", 2)
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        _stop(f"error: no space left writing {error.filename or 'a file'}; free some space and run again", 2)
-    except Interrupted as request:
-        _stop(str(request), EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        _stop("interrupted", 130)
+    with lasting_output():
+        try:
+            main()
+            require_written()
+        except UserError as error:
+            _stop(f"error: {error}", 2)
+        except ArgumentError as error:  # from a parser that was told exit_on_error=False
+            _stop(f"error: {one_line(error)}; see --help", 2)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            _stop(f"error: no space left writing {error.filename or 'a file'}; free some space and run again", 2)
+        except Interrupted as request:
+            _stop(str(request), EXIT_INTERRUPTED)
+        except KeyboardInterrupt:
+            _stop("interrupted", 130)
 
 
 def _stop(line: str, status: int) -> None:
