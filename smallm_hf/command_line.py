@@ -10,6 +10,8 @@ from smallm_hf.terminal import lasting_output, require_written
 
 # What a script that was asked to stop, and can go on from where it is, exits with: EX_TEMPFAIL of BSD's sysexits.h.
 EXIT_INTERRUPTED = 75
+# The home of users who have none, as Debian writes it: libraries manage without that folder, but not without a name.
+NO_HOME = "/nonexistent"
 
 
 def is_main_process() -> bool:
@@ -24,6 +26,8 @@ def exit_clearly(main: Callable[[], None]) -> None:
     there is a state 130. Anything else is a fault of ours and keeps its traceback. Meanwhile no terminal that is closed
     and no character that it lacks ends `main`, see `lasting_output`.
     """
+    if os.path.expanduser("~") == "~":  # a user whom the system does not know, in a container perhaps
+        os.environ["HOME"] = NO_HOME
     with lasting_output():
         try:
             main()
