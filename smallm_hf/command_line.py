@@ -30,12 +30,20 @@ def exit_clearly(main: Callable[[], None]) -> None:
         os.environ["HOME"] = NO_HOME
     with lasting_output():
         try:
+            sys.argv[1:] = map(_as_utf8, sys.argv[1:])
             main()
             require_written()
         except UserError as error:
             _stop(f"error: {error}", 2)
         except ArgumentError as error:  # from a parser that was told exit_on_error=False
             _stop(f"error: {one_line(error)}; see --help", 2)
+        except UnicodeEncodeError as error:
+            if error.encoding == "utf-8" or error.encoding != sys.getfilesystemencoding():
+                raise
+            _stop(
+                f"error: {error.object!a} cannot name a file here, where names are {error.encoding}; set PYTHONUTF8=1",
+                2,
+            )
         except OSError as error:
             if not is_disk_full(error):
                 raise
@@ -44,6 +52,21 @@ def exit_clearly(main: Callable[[], None]) -> None:
             _stop(str(request), EXIT_INTERRUPTED)
         except KeyboardInterrupt:
             _stop("interrupted", 130)
+
+
+def _as_utf8(word: str) -> str:
+    """A word of the command line, decoded as UTF-8 where the locale knows less.
+
+    Raises:
+        UserError: it is not UTF-8, and a model or a library could take it neither for text nor for a path.
+    """
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise UserError(
+            f"{word.encode('utf-8', 'surrogateescape')} on the command line is not UTF-8, as the locale says it is; set "
+            "LC_ALL to what the terminal types, or rename the file that is called so"
+        ) from error
 
 
 def _stop(line: str, status: int) -> None:

@@ -34,6 +34,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+from smallm_hf.tokenization import valid_unicode
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
 # that Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
@@ -312,6 +313,8 @@ def sample(
 
 def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """The start token and the prompt's own, int64 of shape (tokens,)."""
+    if prompt != valid_unicode(prompt):
+        raise UserError(f"the prompt {prompt!a} holds half of a character (a lone surrogate); give whole ones")
     start = start_token_id(tokenizer)
     ids = ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]
     if not ids:

@@ -25,7 +25,14 @@ from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
 from smallm_hf.data.request import Request
-from smallm_hf.describing import describe_data, describe_end, describe_plan, describe_probe, describe_results
+from smallm_hf.describing import (
+    describe_data,
+    describe_end,
+    describe_next,
+    describe_plan,
+    describe_probe,
+    describe_results,
+)
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
@@ -78,7 +85,7 @@ def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles | None
         return None
     files = _token_files(config, print, options.output_dir)
     print(describe_data(files))
-    print(f"read {files.folder}/report.md; train on them with the same settings and --data.folder {files.folder}")
+    print(describe_next(files))
     return files
 
 
