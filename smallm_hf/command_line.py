@@ -40,18 +40,17 @@ def exit_clearly(main: Callable[[], None]) -> None:
         except UnicodeEncodeError as error:
             if error.encoding == "utf-8" or error.encoding != sys.getfilesystemencoding():
                 raise
-            _stop(
-                f"error: {error.object!a} cannot name a file here, where names are {error.encoding}; set PYTHONUTF8=1",
-                2,
-            )
-        except OSError as error:
-            if not is_disk_full(error):
-                raise
-            _stop(f"error: no space left writing {error.filename or 'a file'}; free some space and run again", 2)
+            named = f"{error.object!a} cannot be the name of a file here, where names are {error.encoding}"
+            _stop(f"error: {named}; set PYTHONUTF8=1", 2)
         except Interrupted as request:
             _stop(str(request), EXIT_INTERRUPTED)
         except KeyboardInterrupt:
             _stop("interrupted", 130)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            file = getattr(error, "filename", None) or "a file"
+            _stop(f"error: no space left writing {file}; free some space and run again", 2)
 
 
 def _as_utf8(word: str) -> str:
@@ -64,8 +63,8 @@ def _as_utf8(word: str) -> str:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError as error:
         raise UserError(
-            f"{word.encode('utf-8', 'surrogateescape')} on the command line is not UTF-8, as the locale says it is; set "
-            "LC_ALL to what the terminal types, or rename the file that is called so"
+            f"{word!a} on the command line is not UTF-8, as the locale says it is; set LC_ALL to what the terminal "
+            "types, or rename the file that is called so"
         ) from error
 
 

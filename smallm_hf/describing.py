@@ -83,9 +83,10 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
     early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
     last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
     model = shlex.quote(f"{run}/best")
-    in_python = (  # strings of JSON are Python's too, and leave the single quotes to the shell
+    model_in_python = json.dumps(f"{run}/best", ensure_ascii=False)  # which leaves single quotes to the shell
+    in_python = (
         "from transformers import pipeline; "
-        f'print(pipeline("text-generation", {json.dumps(f"{run}/best", ensure_ascii=False)})("The")[0]["generated_text"])'
+        f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
     )
     windows = sum(source["windows"] for source in results["sources"])
     drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]

@@ -20,6 +20,8 @@ import torch
 import torch._dynamo.config as dynamo
 import torch._inductor.config as inductor
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from transformers import (
     Cache,
     GenerationConfig,
@@ -32,7 +34,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
 from smallm_hf.tokenization import valid_unicode
 
@@ -106,12 +108,20 @@ def _compiling(model: PreTrainedModel) -> Iterator[None]:
     """What holds while a compiled step is called, as its first call compiles it.
 
     On a CPU the weights become constants of it, laid out for its products: should the model's change, it keeps these.
+
+    Raises:
+        UserError: the compiler of this machine fails.
     """
     frozen = {"freezing": model.device.type == "cpu"}
     if frozen["freezing"] and model.dtype == torch.float32:
         frozen |= OWN_PRODUCTS
     with inductor.patch(**frozen), dynamo.patch(recompile_limit=COMPILED_STEPS):
-        yield
+        try:
+            yield
+        except (TorchDynamoException, InductorError) as error:
+            raise UserError(
+                f"compiling fails on this machine ({one_line(error)}); write with --compile false"
+            ) from error
 
 
 def _unmark(cache: Cache) -> None:

@@ -103,7 +103,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     if options.dry_run:
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
         config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
+        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
         say(describe_plan(plan, config, precision))
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
@@ -168,7 +168,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
 
     shape = (len(files.train), config.training.context_length, config.training.seed)
     order = WindowOrder(*shape, config.batching, files.meta.sources)
-    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, order.windows_per_epoch))
+    steps = plan_steps(config.training, order.windows_per_epoch)
+    plan = make_plan(architecture, config.training, precision, steps, say)
     config = _with_training(config, precision=precision, compile=plan.compiled)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))

@@ -7,7 +7,7 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "allocation", "folders", "tokenization", "models", "pretrained"],
+    ["errors", "terminal", "allocation", "folders", "tokenization", "models", "pretrained"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",

@@ -189,7 +189,7 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     """
     folder = Path(folder)
     try:
-        content = json.loads((folder / "meta.json").read_text())
+        content = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no token files (no meta.json); make them with scripts/prepare.py") from None
     except ValueError as error:

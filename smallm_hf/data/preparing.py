@@ -219,4 +219,4 @@ def _write(preparation: Preparation, state: str, folder: Path) -> None:
     )
     (folder / "report.md").write_text(readable(content), encoding="utf-8")
     (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
+    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n", encoding="utf-8")

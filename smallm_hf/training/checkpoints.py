@@ -211,7 +211,7 @@ def save_checkpoint(
             torch.save(saved, folder / "optimizer.pt")
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
-            (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+            (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
             manifest = Manifest(
                 format=FORMAT,
                 step=state.step,
@@ -240,7 +240,7 @@ def load_state(checkpoint: Path) -> LoopState:
         UserError: they cannot be read.
     """
     with readable(checkpoint):
-        return LoopState(**json.loads((checkpoint / STATE_FILE).read_text()))
+        return LoopState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
 
 
 def load_training_state(
