@@ -41,13 +41,18 @@ def lasting_output() -> Iterator[None]:
     is UTF-8.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_lasting, before)
+    let_output_last()
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+def let_output_last() -> None:
+    """As `lasting_output`, to the end of the process: for one that was begun to do a part of the work."""
+    sys.stdout, sys.stderr = map(_lasting, (sys.stdout, sys.stderr))
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
