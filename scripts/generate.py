@@ -1,6 +1,7 @@
 """Continues a prompt on the terminal: python scripts/generate.py --model runs/quickstart/best --prompt "The list" """
 
 import functools
+import sys
 from typing import Literal
 
 from jsonargparse import ArgumentParser
@@ -10,6 +11,7 @@ from smallm_hf.allocation import keep_freed_memory
 from smallm_hf.command_line import exit_clearly
 from smallm_hf.generation import lay_out_for_decoding, stream, stream_samples
 from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.terminal import print_piece
 from smallm_hf.training.devices import resolve_decoding_compile
 
 DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
@@ -27,11 +29,12 @@ def main() -> None:
     parser.add_function_arguments(stream, as_group=False, skip=NOT_ASKED)
     given = parser.parse_args().as_dict()
     loading = {name: given.pop(name) for name in ("model", "dtype", "device", "trust_remote_code")}
-    given["compile"] = resolve_decoding_compile(given["compile"], given["num_samples"] * given["max_new_tokens"])
+    tell = functools.partial(print, file=sys.stderr)  # the text alone goes to standard output
+    tokens = given["num_samples"] * given["max_new_tokens"]
+    given["compile"] = resolve_decoding_compile(given["compile"], tokens, tell)
     keep_freed_memory()  # logits of each token would else take new pages
     model, tokenizer = load_causal_lm(**loading)
-    write = functools.partial(print, end="", flush=True)
-    stream_samples(lay_out_for_decoding(model), tokenizer, write=write, **given)
+    stream_samples(lay_out_for_decoding(model), tokenizer, write=print_piece, **given)
 
 
 if __name__ == "__main__":

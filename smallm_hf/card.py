@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -104,7 +105,8 @@ def read_results(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder (no config.yaml); give what train.py --output_dir has written")
     if not path.is_file():
-        raise UserError(f"{run} has not ended (no results.json); finish it with train.py --resume --output_dir {run}")
+        command = f"train.py --resume --output_dir {shlex.quote(str(run))}"
+        raise UserError(f"{run} has not ended (no results.json); finish it with {command}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

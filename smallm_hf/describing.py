@@ -1,5 +1,6 @@
 """What a run is told to hold, cost and have reached, as the lines a user reads."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ def describe_data(files: TokenFiles) -> str:
         f"({side.bytes / side.tokens:.2f} bytes per token)"
         for name, side in sides
     )
+
+
+def describe_next(files: TokenFiles) -> str:
+    """What to do with token files that were asked for alone."""
+    option = f"--data.folder {shlex.quote(str(files.folder))}"
+    return f"read {files.folder / 'report.md'}; train on them with the same settings and {option}"
 
 
 def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
@@ -80,6 +87,12 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
     early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
     last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
+    model = shlex.quote(f"{run}/best")
+    model_in_python = json.dumps(f"{run}/best", ensure_ascii=False)  # which leaves single quotes to the shell
+    in_python = (
+        "from transformers import pipeline; "
+        f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
+    )
     windows = sum(source["windows"] for source in results["sources"])
     drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
     return "\n".join(
@@ -93,9 +106,8 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",
             "next:",
-            f"  python scripts/generate.py --model {run}/best --prompt {shlex.quote(prompt)}",
-            f"  python scripts/score.py --model {run}/best --data YOUR_TEXT.txt",
-            '  python -c "from transformers import pipeline; '
-            f"print(pipeline('text-generation', '{run}/best')('The')[0]['generated_text'])\"",
+            f"  python scripts/generate.py --model {model} --prompt {shlex.quote(prompt)}",
+            f"  python scripts/score.py --model {model} --data YOUR_TEXT.txt",
+            f"  python -c {shlex.quote(in_python)}",
         ]
     )

@@ -28,7 +28,7 @@ def commit() -> str | None:
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(command, capture_output=True, errors="replace", timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # no git here, or a checkout too slow to ask
         return None
     return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -5,6 +5,7 @@ import errno
 # How a full disk shows: by the file system's number, or in the words of libraries that write files by themselves.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_SPACE_WORDS = ("No space left", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
+NO_SPACE_WORDS += ("basic_ios::clear: iostream error",)  # of torch.save, behind an error of its own
 
 
 class UserError(ValueError):
@@ -30,11 +31,13 @@ class Interrupted(Exception):
     """Work was given up because the run was asked to stop; what leaves a script has saved the state and exits 75."""
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception of a write means that there is no space left."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an exception of a write, or one that led to it, means that there is no space left."""
+    if error is None:
+        return False
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
-    return any(words in str(error) for words in NO_SPACE_WORDS)
+    return any(words in str(error) for words in NO_SPACE_WORDS) or is_disk_full(error.__cause__ or error.__context__)
 
 
 def printable(text: str) -> str:

@@ -23,6 +23,8 @@ import torch
 import torch._dynamo.config as dynamo
 import torch._inductor.config as inductor
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from transformers import (
     Cache,
     GenerationConfig,
@@ -35,7 +37,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.errors import TooLong, UserError
+from smallm_hf.errors import TooLong, UserError, one_line
 from smallm_hf.evaluation.scoring import (
     encode_ordinary,
     evaluation_mode,
@@ -44,6 +46,7 @@ from smallm_hf.evaluation.scoring import (
     trained_length,
 )
 from smallm_hf.models.modeling_smallm import CACHE_NAME
+from smallm_hf.tokenization import valid_unicode
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
 # that Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.
@@ -115,12 +118,20 @@ def _compiling(model: PreTrainedModel) -> Iterator[None]:
     """What holds while a compiled step is called, as its first call compiles it.
 
     On a CPU the weights become constants of it, laid out for its products: should the model's change, it keeps these.
+
+    Raises:
+        UserError: the compiler of this machine fails.
     """
     frozen = {"freezing": model.device.type == "cpu"}
     if frozen["freezing"] and model.dtype == torch.float32:
         frozen |= OWN_PRODUCTS
     with inductor.patch(**frozen), dynamo.patch(recompile_limit=COMPILED_STEPS):
-        yield
+        try:
+            yield
+        except (TorchDynamoException, InductorError) as error:
+            raise UserError(
+                f"compiling fails on this machine ({one_line(error)}); write with --compile false"
+            ) from error
 
 
 def _unmark(cache: Cache) -> None:
@@ -353,6 +364,8 @@ def _beyond_training(
 
 def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
     """The start token and the prompt's own, int64 of shape (tokens,)."""
+    if prompt != valid_unicode(prompt):
+        raise UserError(f"the prompt {prompt!a} holds half of a character (a lone surrogate); give whole ones")
     start = start_token_id(tokenizer)
     ids = ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]
     if not ids:

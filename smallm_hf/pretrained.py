@@ -173,7 +173,9 @@ def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{source} cannot be loaded as a language model: {one_line(error)}") from error
+        closed = isinstance(error, PermissionError | NotADirectoryError)  # the cache: the folder itself was looked at
+        hint = "; set HF_HOME to a folder that can be written to" if closed else ""
+        raise UserError(f"{source} cannot be loaded as a language model: {one_line(error)}{hint}") from error
 
 
 def _is_model_folder(source: str) -> bool:

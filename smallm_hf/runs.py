@@ -25,7 +25,14 @@ from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.data.packing import TokenFiles
 from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
 from smallm_hf.data.request import Request
-from smallm_hf.describing import describe_data, describe_end, describe_plan, describe_probe, describe_results
+from smallm_hf.describing import (
+    describe_data,
+    describe_end,
+    describe_next,
+    describe_plan,
+    describe_probe,
+    describe_results,
+)
 from smallm_hf.environment import environment
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
@@ -82,7 +89,7 @@ def prepare_run(config: RunConfig, options: CommandOptions) -> TokenFiles | None
         return None
     files = _token_files(config, print, options.output_dir)
     print(describe_data(files))
-    print(f"read {files.folder}/report.md; train on them with the same settings and --data.folder {files.folder}")
+    print(describe_next(files))
     return files
 
 
@@ -103,7 +110,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     if options.dry_run:
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
         config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None))
+        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
         say(describe_plan(plan, config, precision))
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
@@ -168,7 +175,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
 
     shape = (len(files.train), config.training.context_length, config.training.seed)
     order = WindowOrder(*shape, config.batching, files.meta.sources)
-    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, order.windows_per_epoch))
+    steps = plan_steps(config.training, order.windows_per_epoch)
+    plan = make_plan(architecture, config.training, precision, steps, say)
     config = _with_training(config, precision=precision, compile=plan.compiled)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))

@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 import torch._dynamo.config as dynamo
+from torch._inductor.exc import InductorError
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -17,6 +18,7 @@ from transformers import (
     Mamba2ForCausalLM,
 )
 
+from smallm_hf import generation
 from smallm_hf.errors import UserError
 from smallm_hf.generation import decode, decodes_directly, lay_out_for_decoding, sample, seed_of, stream
 from smallm_hf.pretrained import load_causal_lm
@@ -270,3 +272,17 @@ def test_a_real_model_continues_without_glued_words_and_writes_what_was_asked_fo
     (text,) = sample(model, tokenizer, [PROMPT], max_new_tokens=200, min_new_tokens=200, temperature=0.0)
     assert text.startswith(" The pumpkin was very")
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 150
+
+
+def test_a_compiler_that_fails_is_one_line_that_says_how_to_write_without(roomy, tokenizer, monkeypatch):
+    def fail(*arguments):
+        raise InductorError(RuntimeError("No working C++ compiler found"), None)
+
+    monkeypatch.setattr(generation, "_compiled_step", lambda: fail)
+    with pytest.raises(UserError, match=r"compiling fails .*No working C\+\+ compiler.*; write with --compile false"):
+        sample(roomy, tokenizer, [PROMPT], max_new_tokens=4, compile=True)
+
+
+def test_half_a_character_in_a_prompt_is_refused(roomy, tokenizer):
+    with pytest.raises(UserError, match=r"the prompt 'caf\\udce9' holds half of a character .*; give whole ones"):
+        sample(roomy, tokenizer, ["caf\udce9"])

@@ -7,7 +7,7 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "allocation", "arithmetic", "command_line", "folders", "plain_json", "recipes"],
+    ["errors", "terminal", "allocation", "arithmetic", "command_line", "folders", "plain_json", "recipes"],
     ["tokenization", "models", "pretrained"],
     ["environment", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [

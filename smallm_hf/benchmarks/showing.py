@@ -12,10 +12,12 @@ from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
 from smallm_hf.benchmarks.size import measure_size, print_size
 from smallm_hf.benchmarks.training import compare_training, print_training
 from smallm_hf.config import parse_command_line
+from smallm_hf.errors import UserError
 from smallm_hf.folders import require_writable, write_whole
 from smallm_hf.plain_json import json_text
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
+from smallm_hf.training.devices import accelerator_type, missing_for_compiling
 
 
 def _show_train(*, config_words: Sequence[str], **given: Any) -> dict[str, Any]:
@@ -45,6 +47,9 @@ def _show_size(*, source: str, tokenizer: str, megabytes: float, workers: list[i
 
 def _show_generate(*, model: str, quick: bool, **given: Any) -> dict[str, Any]:
     """Measures and shows decoding, see `compare_decoding`."""
+    missing = missing_for_compiling(accelerator_type())
+    if missing and not quick:
+        raise UserError(f"benchmark.py generate compiles, which needs {missing}; install it, or give --quick")
     keep_freed_memory()
     results = compare_decoding(load_causal_lm(model, dtype="float32")[0], compile=not quick, quick=quick)
     print_decoding(results, Console())

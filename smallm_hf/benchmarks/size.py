@@ -114,7 +114,7 @@ def _anonymous_bytes(process: psutil.Process) -> int:
     with suppress(psutil.NoSuchProcess):
         for member in [process, *process.children(recursive=True)]:
             with suppress(OSError):  # it has ended
-                pages = Path(f"/proc/{member.pid}/smaps_rollup").read_text()
+                pages = Path(f"/proc/{member.pid}/smaps_rollup").read_text(encoding="utf-8")
                 total += 1024 * int(re.search(r"^Pss_Anon:\s+(\d+)", pages, re.MULTILINE)[1])
     return total
 

@@ -32,6 +32,7 @@ from smallm_hf.training.devices import (
     check_launch,
     hardware,
     peak_memory_bytes,
+    resolve_compile,
     resolve_precision,
 )
 from smallm_hf.training.loop import TrainingLoop
@@ -91,9 +92,11 @@ def compare_training(
         2022, 4.1); `matrix_products` says what they reach, in operations per second. And where it was measured.
 
     Raises:
-        UserError: an unknown contestant, one that failed, or a launcher's settings that would not hold.
+        UserError: an unknown contestant, one that failed, a launcher's settings that would not hold, or no compiler.
     """
     check_launch(config.training)
+    wanted = bool(config.training.compile)  # ours is compiled wherever that is not forbidden, however short the run
+    resolve_compile(wanted, planned_flops=None, planned_seconds=None)  # or refused
     for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:
         if name not in known:
             raise UserError(f"{name} is no contestant; choose from {', '.join(known)}")

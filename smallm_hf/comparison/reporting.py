@@ -114,8 +114,10 @@ def report_comparison(results: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: they cannot be written there.
     """
-    files = write_report(results, folder)
-    print_report(results)
+    try:  # what fails of the two takes nothing of the other along
+        files = write_report(results, folder)
+    finally:
+        print_report(results)
     print(*files, sep="\n")
 
 

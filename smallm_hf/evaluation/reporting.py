@@ -232,21 +232,23 @@ def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def report_results(results: dict[str, Any], output: str | None = None, page: str | None = None) -> None:
-    """Prints the tables; writes all as JSON and as a page where a file is named for it.
+    """Writes all as JSON and as a page where a file is named for it; prints the tables.
 
     Args:
         results: of `evaluate_models`, with versions and what else is known of their origin.
         output: a JSON file, without pictures; of a single model it holds its row at the top.
         page: an HTML file.
     """
-    print_results(results)
-    if output:
-        whole = {name: value for name, value in results.items() if name != "pictures" and value is not None}
-        if len(results["models"]) == 1:
-            whole = whole.pop("models")[0] | whole
-        _write(output, to_json(whole))
-    if page:
-        _write(page, render(results))
+    try:  # what fails of the two takes nothing of the other along
+        if output:
+            whole = {name: value for name, value in results.items() if name != "pictures" and value is not None}
+            if len(results["models"]) == 1:
+                whole = whole.pop("models")[0] | whole
+            _write(output, to_json(whole))
+        if page:
+            _write(page, render(results))
+    finally:
+        print_results(results)
 
 
 def to_json(content: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from smallm_hf.evaluation.families import (
     require_writer,
     vocabulary_size,
 )
+from smallm_hf.terminal import let_output_last
 
 Result = TypeVar("Result")
 
@@ -115,7 +116,8 @@ def in_own_process(measure: Callable[..., Result], model: str, *given: Any, **op
     Raises:
         UserError: the process was ended from outside.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawned, initializer=let_output_last) as pool:
         try:
             return pool.submit(measure, model, *given, **options).result()
         except BrokenProcessPool as error:

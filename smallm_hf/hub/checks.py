@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_token
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
@@ -22,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from smallm_hf.card import Weights, find_weights, read_results, render_card
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import Sums, position_limit, score_token_stream, summarize
+from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
 from smallm_hf.models import SmaLLMConfig
 from smallm_hf.pretrained import is_ours, load_weights
@@ -212,9 +212,9 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
     request = {"models": [question for question, _ in asked], "revision": revision, "prompt": PROMPT}
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0" if revision else "1"}
     if revision:
-        environment["HF_TOKEN"] = get_token()  # it may be kept in the usual HF_HOME
+        environment["HF_TOKEN"] = find_token()  # it may be kept in the usual HF_HOME
     code = f"{inspect.getsource(load_elsewhere)}\nload_elsewhere({json.dumps(request)!r})"
-    result = subprocess.run([sys.executable, "-I", "-c", code], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-I", "-c", code], env=environment, capture_output=True, errors="replace")
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["it gave no reason"])[-1]
         raise UserError(f"it does not load where smallm_hf is not installed: {reason:.300}; repair that, then publish")

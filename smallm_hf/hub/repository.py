@@ -23,6 +23,14 @@ MARKS = {"model": "results.json", "dataset": "meta.json"}  # a repository with t
 GIT_FILE = ".gitattributes"  # the Hub's own
 
 
+def find_token() -> str | None:
+    """The user's token for the Hub; None where there is none, or no home folder that could hold it."""
+    try:
+        return get_token()
+    except OSError:  # HOME is no folder, or closed to us
+        return None
+
+
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
     """Tells in one line what the Hub, or the way to it, answers to the block.
@@ -80,7 +88,7 @@ class Repository:
                 repository that holds something else, or a public one where a private one is wanted.
         """
         check_repo_name(repo)
-        if get_token() is None:
+        if find_token() is None:
             raise UserError("there is no token for the Hub on this machine; run hf auth login or set HF_TOKEN")
         require_hub(f"the repository {repo}", "publish when it answers, or see with --dry_run what would be sent")
         api = HfApi(library_name="smallm_hf")

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import get_token
 
 from smallm_hf import models
 from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, top_file, without_paths
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.reporting import scored_validation
-from smallm_hf.hub.repository import files_below
+from smallm_hf.hub.repository import files_below, find_token
 from smallm_hf.plain_json import json_text
 
 # All that is ever published; whatever else lies in a folder stays there.
@@ -184,7 +183,7 @@ def refuse_tokens(folder: Path) -> None:
     """
     for name in files_below(folder):
         content = (folder / name).read_text(encoding="utf-8") if name.endswith(TEXT_SUFFIXES) else ""
-        if TOKEN.search(content) or (get_token() or "\0") in content:
+        if TOKEN.search(content) or (find_token() or "\0") in content:
             raise UserError(f"{name} of the run holds an access token; revoke it, and take it out before you publish")
 
 

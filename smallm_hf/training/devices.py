@@ -9,11 +9,12 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import is_deepspeed_available, parse_flag_from_env
@@ -105,36 +106,74 @@ def resolve_precision(requested: str) -> str:
     return requested
 
 
-def resolve_compile(requested: bool | str, *, planned_flops: float | None, planned_seconds: float | None) -> bool:
+def resolve_compile(
+    requested: bool | str,
+    *,
+    planned_flops: float | None,
+    planned_seconds: float | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> bool:
     """Whether the training step is compiled.
 
     `auto` compiles where a toolchain is present and the plan is long enough to pay for it: `planned_flops` for a run
-    limited by steps or epochs, `planned_seconds` for one limited by time.
+    limited by steps or epochs, `planned_seconds` for one limited by time. `say` is told where only the former lacks.
+
+    Raises:
+        UserError: compiling was asked for, and what it needs is not here.
     """
     if requested != "auto":
-        return bool(requested)
+        return _compiled_as_asked(requested, "training.compile=true", "--training.compile false")
     device = accelerator_type()
     enough_flops = COMPILE_PAYS_PER_CPU_CORE * (os.cpu_count() or 1) if device == "cpu" else COMPILE_PAYS_ON_GPU
     long_enough = (planned_seconds is None or planned_seconds >= COMPILE_PAYS_SECONDS) and (
         planned_flops is None or planned_flops >= enough_flops
     )
-    return long_enough and _can_compile(device)
+    return long_enough and _can_compile(device, say)
 
 
-def resolve_decoding_compile(requested: bool | str, planned_tokens: int) -> bool:
-    """Whether the step that writes is compiled; `auto` does where a toolchain is present and so many tokens pay."""
+def resolve_decoding_compile(
+    requested: bool | str, planned_tokens: int, say: Callable[[str], None] = lambda line: None
+) -> bool:
+    """Whether the step that writes is compiled; `auto` does where a toolchain is present and so many tokens pay.
+
+    Raises:
+        UserError: compiling was asked for, and what it needs is not here.
+    """
     if requested != "auto":
-        return bool(requested)
-    return planned_tokens >= COMPILE_PAYS_TOKENS and _can_compile(accelerator_type())
+        return _compiled_as_asked(requested, "--compile true", "--compile false")
+    return planned_tokens >= COMPILE_PAYS_TOKENS and _can_compile(accelerator_type(), say)
 
 
-def _can_compile(device: str) -> bool:
-    """Whether Inductor finds what it builds kernels with: a compiler, Python's headers, for a GPU Triton too."""
-    compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
-    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    if not (sys.platform == "linux" and compiler and headers):  # elsewhere only on request
+def _compiled_as_asked(requested: bool, asked: str, instead: str) -> bool:
+    missing = missing_for_compiling(accelerator_type()) if requested else None
+    if missing:
+        raise UserError(f"{asked} needs {missing}, not found here; install it, or give {instead}")
+    return requested
+
+
+def _can_compile(device: str, say: Callable[[str], None]) -> bool:
+    """Whether `auto` may compile; elsewhere than on Linux only a user who asks for it does."""
+    if sys.platform != "linux" or device not in ("cpu", "cuda"):
         return False
-    return device == "cpu" or (device == "cuda" and has_triton())
+    missing = missing_for_compiling(device)
+    if missing:
+        say(f"not compiling, though it would pay: that needs {missing}, not found here")
+    return not missing
+
+
+def missing_for_compiling(device: str) -> str | None:
+    """What Inductor builds kernels with and, looking as it does itself, would not find; None where all is here.
+
+    Elsewhere than on Linux that is not known, and None.
+    """
+    if sys.platform != "linux":
+        return None
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        return f"the C++ compiler {compiler}"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python.h, the headers of Python (often in a package python3-dev)"
+    return "Triton" if device == "cuda" and not has_triton() else None
 
 
 def resolve_loss(requested: str, *, logits_bytes: int) -> str:
@@ -290,8 +329,8 @@ def check_launch(training: TrainingConfig) -> None:
     What a script calls does so first, before any data is prepared.
 
     Raises:
-        UserError: another engine, one that does not go together with the loop as it was told, a second compiler or
-            accumulation, processes that do not know of each other, or more of them than GPUs.
+        UserError: a GPU that is not here, another engine, one that does not go together with the loop as it was told,
+            a second compiler or accumulation, processes that do not know of each other, or more of them than GPUs.
     """
     for variable, engine in ENGINES.items():
         if parse_flag_from_env(variable):
@@ -305,6 +344,12 @@ def check_launch(training: TrainingConfig) -> None:
                 f"accelerate was told to use {engine}, which it does not on a CPU and says nothing; launch with "
                 "--config_file configs/accelerate/cpu_2_processes.yaml"
             )
+    if accelerator_type() == "cpu" and (asked := _gpu_asked_for()):
+        built = f"torch {torch.__version__} finds none here"
+        raise UserError(
+            f"accelerate was told {asked}, which is for GPUs, and {built}; launch with --config_file "
+            "configs/accelerate/cpu.yaml, or install a torch and a driver for the GPU"
+        )
     for variable, (wanted, reason) in SETTINGS.items():
         told = os.environ.get(variable, wanted).lower()
         if told != wanted:
@@ -345,6 +390,29 @@ def check_launch(training: TrainingConfig) -> None:
             f"{processes} processes were started here for {torch.cuda.device_count()} GPUs; set --num_processes to the "
             "number of GPUs, or ACCELERATE_USE_CPU=true to leave them alone"
         )
+
+
+def _gpu_asked_for() -> str | None:
+    """The words by which `accelerate launch` was told to use GPUs; None where it was not, or was not what started us.
+
+    It passes on nothing of it when there is none, and each process trains on a CPU. The launcher is our parent.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return None
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:  # gone, or not ours to look at
+        return None
+    words = [part for word in words for part in word.split("=", 1)]
+    if "--cpu" in words:
+        return None
+    for option in ("--config_file", "--config-file"):
+        if option in words[:-1]:
+            file = words[words.index(option) + 1]
+            with suppress(OSError, ValueError, yaml.YAMLError):  # the launcher has read it: it is not this kind of file
+                content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+                return None if content.get("use_cpu") else f"{option} {file}"
+    return next((word for word in words if word.replace("-", "_") in ("__multi_gpu", "__gpu_ids")), None)
 
 
 def build_accelerator(precision: str) -> Accelerator:

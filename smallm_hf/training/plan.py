@@ -1,5 +1,6 @@
 """What a run will cost, counted before it starts: parameters, tokens, operations, memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -70,14 +71,25 @@ class Plan:
         return None if self.tokens is None else self.tokens * self.flops_per_token
 
 
-def make_plan(config: PreTrainedConfig, training: TrainingConfig, precision: str, steps: int | None) -> Plan:
-    """Counts a run on the meta device, every `auto` but that of compiling decided: needs no data, weights or memory."""
+def make_plan(
+    config: PreTrainedConfig,
+    training: TrainingConfig,
+    precision: str,
+    steps: int | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Counts a run on the meta device, every `auto` but that of compiling decided: needs no data, weights or memory.
+
+    Raises:
+        UserError: compiling was asked for and cannot be, see `resolve_compile`, which also gets `say`.
+    """
     model = fresh_model(config, "meta")
     flops = flops_per_token(model, training.context_length)
     compiled = resolve_compile(
         training.compile,
         planned_flops=steps and steps * training.tokens_per_step * flops,
         planned_seconds=training.max_seconds,
+        say=say,
     )
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),

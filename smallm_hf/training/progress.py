@@ -77,7 +77,7 @@ class Reporter:
             quiet=not enabled,
             highlight=False,
             soft_wrap=True,
-            force_terminal=sys.stdout.isatty(),
+            force_terminal=sys.stdout is not None and sys.stdout.isatty(),
             force_jupyter=False,
         )
         self.bar: Progress | None = None

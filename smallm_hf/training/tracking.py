@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ class TensorBoard(TensorBoardTracker):
         super().__init__(self.name, session.run, purge_step=session.first_step)
         self.held = session.first_step - 1 if (session.run / self.name).exists() else -1
         self.identity = self.name
-        self.hint = f"tensorboard --logdir {session.run.parent}"
+        self.hint = f"tensorboard --logdir {shlex.quote(str(session.run.parent))}"
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Writes hyper-parameters into the run itself; Accelerate's way makes another run of them at every start."""
@@ -98,7 +99,8 @@ class Trackio(TrackioTracker):
         resume = "never" if self.local or self.identity is None else "allow"
         # embed: in a notebook the dashboard would be served from this process, under an address with a secret in it.
         super().__init__(project, name=session.name or session.run.resolve().name, resume=resume, embed=False)
-        self.hint = f"TRACKIO_DIR={directory} trackio show --project {project}" if self.local else None
+        command = f"TRACKIO_DIR={shlex.quote(directory)} trackio show --project {shlex.quote(project)}"
+        self.hint = command if self.local else None
 
     def start(self) -> None:
         """Begins the run; what a local project had of it is removed."""

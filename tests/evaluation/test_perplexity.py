@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import smallm_hf
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import score_documents, score_texts, summarize
+from smallm_hf.evaluation.scoring import Sums, score_documents, score_texts, summarize
 
 FOLDER = str(Path(smallm_hf.__file__).parent / "evaluation" / "perplexity")
 TEXTS = ["Once upon a time there was a pumpkin.", "Ü", "One fish, two fish, " * 5]  # the last exceeds 16 tokens
@@ -180,3 +180,10 @@ def test_the_scorers_summary_is_the_metrics(model, tokenizer):
     (sums,) = score_texts(model, tokenizer, TEXTS, protocol="packed", context_length=16, batch_size=2)
     result = load().compute(predictions=[{"nats": sums.nats, "tokens": sums.tokens, "bytes": sums.bytes}])
     assert summarize(sums)["perplexity"] == result["perplexity"]
+
+
+def test_sums_are_divided_without_a_folder_in_the_users_cache(monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", "/dev/null/home/metrics")
+    with pytest.raises(OSError):
+        load(keep_in_memory=True)  # what a Metric does by itself
+    assert summarize(Sums(nats=6.0, tokens=3, bytes=12))["perplexity"] == pytest.approx(math.e**2)

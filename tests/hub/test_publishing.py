@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from loopback_hub import connected_hub
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -178,6 +178,7 @@ def test_a_second_time_nothing_is_sent(published, finished_run, unchecked, capsy
 
 def test_a_dry_run_shows_all_and_needs_neither_network_nor_token(run, monkeypatch, capsys, unchecked, tree):
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/dev/null/home/token")  # a home that is no folder
     publish(run, "user/tiny", dry_run=True)
     said = capsys.readouterr().out
     assert "user/tiny, branch main, tags best, step-3, step-6, final:" in said

@@ -91,7 +91,7 @@ def test_a_launcher_that_contradicts_the_config_is_refused_with_both_values(on, 
 
 def test_compiling_is_left_out_where_it_would_not_pay(on, monkeypatch):
     on("cpu")
-    monkeypatch.setattr(devices, "_can_compile", lambda device: True)
+    monkeypatch.setattr(devices, "_can_compile", lambda device, say: True)
     assert not resolve_compile("auto", planned_flops=1e9, planned_seconds=None)
     assert resolve_compile("auto", planned_flops=1e18, planned_seconds=None)
     assert resolve_compile("auto", planned_flops=None, planned_seconds=60)
@@ -101,10 +101,11 @@ def test_compiling_is_left_out_where_it_would_not_pay(on, monkeypatch):
 
 def test_compiling_what_writes_is_left_out_for_few_tokens(on, monkeypatch):
     on("cpu")
-    monkeypatch.setattr(devices, "_can_compile", lambda device: True)
+    monkeypatch.setattr(devices, "_can_compile", lambda device, say: True)
     assert [resolve_decoding_compile("auto", tokens) for tokens in (200, 9_999, 10_000)] == [False, False, True]
+    monkeypatch.setattr(devices, "missing_for_compiling", lambda device: None)
     assert resolve_decoding_compile(True, 1) and not resolve_decoding_compile(False, 10**9)
-    monkeypatch.setattr(devices, "_can_compile", lambda device: False)
+    monkeypatch.setattr(devices, "_can_compile", lambda device, say: False)
     assert not resolve_decoding_compile("auto", 10**9)
 
 
@@ -112,17 +113,34 @@ def test_compiling_needs_the_headers_of_python(on, monkeypatch, tmp_path):
     on("cpu")
     monkeypatch.setattr(devices, "shutil", SimpleNamespace(which=lambda name: "/bin/c++"))
     monkeypatch.setattr(devices.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert not resolve_compile("auto", planned_flops=1e18, planned_seconds=None)
+    said = []
+    assert not resolve_compile("auto", planned_flops=1e18, planned_seconds=None, say=said.append)
+    if devices.sys.platform == "linux":
+        assert said == [
+            "not compiling, though it would pay: that needs Python.h, the headers of Python (often in a package "
+            "python3-dev), not found here"
+        ]
     (tmp_path / "Python.h").touch()
     assert resolve_compile("auto", planned_flops=1e18, planned_seconds=None) == (devices.sys.platform == "linux")
 
 
-def test_compiling_needs_a_compiler_unless_it_is_asked_for(on, monkeypatch):
+@pytest.mark.skipif(devices.sys.platform != "linux", reason="elsewhere what is needed is not known")
+def test_compiling_that_is_asked_for_without_a_compiler_is_refused_and_auto_goes_without_and_says_so(on, monkeypatch):
     on("cpu")
-    monkeypatch.setattr(devices, "shutil", SimpleNamespace(which=lambda name: None))
-    assert not resolve_compile("auto", planned_flops=1e18, planned_seconds=None)
-    assert resolve_compile(True, planned_flops=0, planned_seconds=None)
-    assert not resolve_compile(False, planned_flops=1e18, planned_seconds=None)
+    monkeypatch.setenv("CXX", "no-such-compiler")  # Inductor looks for no other then, though there be one
+    said = []
+    assert not resolve_compile("auto", planned_flops=1e18, planned_seconds=None, say=said.append)
+    assert not resolve_decoding_compile("auto", 10**6, said.append)
+    assert (
+        said == ["not compiling, though it would pay: that needs the C++ compiler no-such-compiler, not found here"] * 2
+    )
+    assert not resolve_compile("auto", planned_flops=1, planned_seconds=None, say=said.append)  # it would not pay
+    assert not resolve_compile(False, planned_flops=1e18, planned_seconds=None, say=said.append) and len(said) == 2
+    needed = "needs the C\\+\\+ compiler no-such-compiler, not found here; install it, or give"
+    with pytest.raises(UserError, match=f"training.compile=true {needed} --training.compile false"):
+        resolve_compile(True, planned_flops=0, planned_seconds=None)
+    with pytest.raises(UserError, match=f"--compile true {needed} --compile false"):
+        resolve_decoding_compile(True, 1)
 
 
 def test_a_launchers_single_thread_becomes_a_share_of_the_cores(on, monkeypatch):
@@ -395,3 +413,30 @@ def test_a_gpu_that_the_launcher_hides_is_not_used(monkeypatch):
     assert accelerator_type() == "cuda"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     assert accelerator_type() == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["--quiet"], None),
+        (["--cpu", "--config_file", "gpu.yaml"], None),
+        (["--config_file", "cpu.yaml"], None),
+        (["--config_file", "gpu.yaml"], "--config_file gpu.yaml"),
+        (["--config_file=gpu.yaml"], "--config_file gpu.yaml"),
+        (["--multi_gpu", "--num_processes", "2"], "--multi_gpu"),
+        (["--gpu_ids", "0"], "--gpu_ids"),
+    ],
+)
+def test_gpus_that_the_launcher_was_told_and_are_not_here_are_refused(on, monkeypatch, tmp_path, words, asked):
+    (tmp_path / "gpu.yaml").write_text('distributed_type: "NO"\nnum_processes: 1\n')
+    (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_GPU\nuse_cpu: true\n")
+    monkeypatch.chdir(tmp_path)
+    line = ["python", "accelerate", "launch", *words, "scripts/train.py", "--config", "recipe.yaml"]
+    monkeypatch.setattr(devices.psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: line))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    on("cpu")
+    if asked:
+        with pytest.raises(UserError, match=f"accelerate was told {asked}, which is for GPUs, and torch .* finds none"):
+            check_launch(RECIPE)
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_launch(RECIPE)
