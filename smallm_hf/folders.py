@@ -108,7 +108,7 @@ def lock(folder: Path) -> FileLock:
     It lies among the temporary files: beside the folder it would stay behind when nothing else does.
     """
     user = os.getuid() if hasattr(os, "getuid") else ""  # another user's lock could not be opened
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"smallm_hf-{user}-{name}.lock")
 
 
