@@ -20,6 +20,7 @@ from huggingface_hub import (
 from transformers import AutoConfig
 
 from smallm_hf.errors import UserError
+from smallm_hf.hub.configuration import Statements
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE
 
@@ -52,23 +53,6 @@ SHAPE = {
     "vocab_size": "entries in the vocabulary",
     "max_position_embeddings": "positions",
 }
-
-
-@dataclass(frozen=True)
-class Statements:
-    """What a card says and no artefact knows.
-
-    Args:
-        license: of the weights, as the Hub spells it; left out, what hub.license of the run says, else apache-2.0.
-        data_license: of the training text; left out, data.license of the run, or what is known of its data.source.
-        data_set: Hub id of the training text, where the run read it from files.
-        language: of the text, as an ISO 639 code; several with commas between.
-    """
-
-    license: str | None = None
-    data_license: str | None = None
-    data_set: str | None = None
-    language: str | None = None
 
 
 @dataclass(frozen=True)

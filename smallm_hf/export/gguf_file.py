@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import encode_ordinary, start_token_id
+from smallm_hf.export.configuration import OutType
 from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, Engine, Step, Tolerance, torch_engine
 from smallm_hf.generation import stream
-
-# The names of llama.cpp's own converter, whose option is called --outtype too.
-OutType = Literal["f32", "f16", "bf16", "q8_0"]
 
 # --- what the config says --------------------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ import yaml
 from huggingface_hub import get_token
 
 from smallm_hf import models
-from smallm_hf.card import Statements, Weights, eval_results, read_results, render_card, top_file, without_paths
+from smallm_hf.card import Weights, eval_results, read_results, render_card, top_file, without_paths
 from smallm_hf.errors import UserError
+from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import files_below
 
 # All that is ever published; whatever else lies in a folder stays there.
