@@ -1,11 +1,11 @@
 """Lays language models side by side: python scripts/compare.py --models runs/quickstart/best gpt2"""
 
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
 from smallm_hf.comparison.configuration import Questions, read_benchmark, read_prompts
 from smallm_hf.folders import require_writable
 from smallm_hf.settings import Loading
@@ -22,12 +22,11 @@ def main() -> None:
     parser.add_argument("--skip_missing", action="store_true", help="leave out a model that cannot be loaded")
     parser.add_argument("--output_dir", type=Path, default=Path("comparison"), help="for .md, .json and .html")
     parser.add_class_arguments(Questions, as_group=False)
-    parser.add_class_arguments(Loading, as_group=False)
+    add_loading_arguments(parser)
     given = parser.parse_args().as_dict()
     require_writable(given["output_dir"], "--output_dir", folder=True)
     models = given["models"] + ([read_benchmark(given["config"])] if given["config"] else [])
-    prompts, questions = read_prompts(given["prompts"]), Questions(**{f.name: given[f.name] for f in fields(Questions)})
-    loading = {field.name: given[field.name] for field in fields(Loading)}
+    prompts, questions, loading = read_prompts(given["prompts"]), take(Questions, given), asdict(take(Loading, given))
 
     from smallm_hf.comparison.comparing import compare_models
     from smallm_hf.comparison.reporting import report_comparison

@@ -1,15 +1,15 @@
 """Continues a prompt on the terminal: python scripts/generate.py --model runs/quickstart/best --prompt "The list" """
 
 import functools
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from smallm_hf.allocation import keep_freed_memory
-from smallm_hf.command_line import exit_clearly
-from smallm_hf.settings import MODEL, Loading, Sampling, is_model_folder
+from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.settings import MODEL, Loading, Sampling, require_models
 
 DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
 
@@ -17,25 +17,25 @@ DESCRIPTION = "Continues a prompt with a causal language model and shows the tex
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", required=True, help=MODEL)
-    parser.add_class_arguments(Loading, as_group=False)
+    add_loading_arguments(parser)
     parser.add_argument("--prompt", default="", help="the beginning; left out, the model begins by itself")
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="texts to write, each with the next seed")
     compiling = "auto compiles the step where 10,000 tokens or more are asked for; it takes 10 to 20 s on a CPU"
     parser.add_argument("--compile", type=bool | Literal["auto"], default="auto", help=compiling)
     parser.add_class_arguments(Sampling, as_group=False)
     given = parser.parse_args().as_dict()
-    model, loading = given.pop("model"), {field.name: given.pop(field.name) for field in fields(Loading)}
-    Sampling(**{field.name: given[field.name] for field in fields(Sampling)}), is_model_folder(model)  # refused at once
+    model, loading, sampling = given.pop("model"), take(Loading, given), take(Sampling, given)
+    require_models([model])
 
     from smallm_hf.generation import lay_out_for_decoding, stream_samples
     from smallm_hf.pretrained import load_causal_lm
     from smallm_hf.training.devices import resolve_decoding_compile
 
-    given["compile"] = resolve_decoding_compile(given["compile"], given["num_samples"] * given["max_new_tokens"])
+    given["compile"] = resolve_decoding_compile(given["compile"], given["num_samples"] * sampling.max_new_tokens)
     keep_freed_memory()  # logits of each token would else take new pages
-    loaded, tokenizer = load_causal_lm(model, **loading)
+    loaded, tokenizer = load_causal_lm(model, **asdict(loading))
     write = functools.partial(print, end="", flush=True)
-    stream_samples(lay_out_for_decoding(loaded), tokenizer, write=write, **given)
+    stream_samples(lay_out_for_decoding(loaded), tokenizer, write=write, **asdict(sampling), **given)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Draws pictures: python scripts/plot.py runs/quickstart, or attention, embeddings or tokens of a model."""
 
 import sys
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
 from smallm_hf.pictures.configuration import OF_MODELS
-from smallm_hf.settings import MODEL, Loading, is_model_folder
+from smallm_hf.settings import MODEL, Loading, require_models
 
 DESCRIPTION = "Draws pictures of runs and models and prints their files; without a subcommand it is `runs`."
 RUNS = "Draws loss, bits per byte, rate, gradient norm and throughput of runs, over tokens and over time."
@@ -25,7 +25,7 @@ def main() -> None:
     for kind, pictures in OF_MODELS.items():
         command = ArgumentParser(description=pictures.__doc__.splitlines()[0], **OPTIONS)
         command.add_argument("--model", required=True, help=MODEL)
-        command.add_class_arguments(Loading, as_group=False)
+        add_loading_arguments(command)
         command.add_class_arguments(pictures, as_group=False)
         commands.add_subcommand(kind, command, help=command.description)
     line = sys.argv[1:]
@@ -36,12 +36,12 @@ def main() -> None:
 
         print(*draw_runs(**asked), sep="\n")
         return
-    model, loading = asked.pop("model"), {field.name: asked.pop(field.name) for field in fields(Loading)}
-    OF_MODELS[kind](**asked), is_model_folder(model)  # refused before the seconds that importing torch takes
+    model, loading, wanted = asked.pop("model"), take(Loading, asked), take(OF_MODELS[kind], asked)
+    require_models([model])
 
     from smallm_hf.pictures.drawing import draw_model
 
-    print(*draw_model(kind, model, loading, asked), sep="\n")
+    print(*draw_model(kind, model, asdict(loading), asdict(wanted)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Publishes a finished run on the Hugging Face Hub: python scripts/publish.py --run runs/quickstart --repo user/name"""
 
-from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.command_line import exit_clearly, take
 from smallm_hf.errors import UserError
-from smallm_hf.hub.configuration import Statements
+from smallm_hf.hub.configuration import Statements, require_run
 
 DESCRIPTION = "Publishes a finished run as one repository that loads everywhere, checked before and after."
 
@@ -25,7 +24,8 @@ def main() -> None:
     parser.add_argument("--data_repo", help="publish the text too, as a data set of this name; if it is yours to give")
     parser.add_class_arguments(Statements, as_group=False)
     given = parser.parse_args().as_dict()
-    statements = Statements(**{field.name: given.pop(field.name) for field in fields(Statements)})
+    statements = take(Statements, given)
+    require_run(given["run"])
     if given.pop("verify_card"):
         from smallm_hf.hub.checks import verify_card
 

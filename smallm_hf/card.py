@@ -20,7 +20,7 @@ from huggingface_hub import (
 from transformers import AutoConfig
 
 from smallm_hf.errors import UserError
-from smallm_hf.hub.configuration import Statements
+from smallm_hf.hub.configuration import Statements, require_run
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE
 
@@ -83,8 +83,7 @@ def read_results(run: Path) -> dict[str, Any]:
         UserError: no run, one that has not ended, or a file that is no JSON.
     """
     path = run / "results.json"
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder (no config.yaml); give what train.py --output_dir has written")
+    require_run(run)
     if not path.is_file():
         raise UserError(f"{run} has not ended (no results.json); finish it with train.py --resume --output_dir {run}")
     try:

@@ -1,5 +1,7 @@
 """Which model, how it is loaded and how it writes, as a user asks for it: known before torch is imported."""
 
+import glob
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -68,6 +70,13 @@ class Sampling:
         ):
             if not in_range:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; give {wanted}")
+
+
+def require_models(models: Iterable[str]) -> None:
+    """Refuses what `is_model_folder` refuses, before the seconds that importing torch takes; patterns are let pass."""
+    for model in models:
+        if not glob.has_magic(model):
+            is_model_folder(model)
 
 
 def is_model_folder(source: str) -> bool:

@@ -7,7 +7,7 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "allocation", "folders", "tokenization", "models", "pretrained"],
+    ["errors", "allocation", "folders", "registering", "settings", "tokenization", "models", "pretrained"],
     ["environment", "command_line", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",

@@ -1,6 +1,7 @@
 """The `hub` section of a run config, and what a user states for the model card."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from smallm_hf.errors import UserError, one_line
 
@@ -20,6 +21,16 @@ def check_repo_name(repo: str) -> None:
         raise UserError(
             f"{repo!r} is no name for a repository of the Hub: {one_line(error)}; give user/name"
         ) from error
+
+
+def require_run(run: Path) -> None:
+    """Makes sure that a folder is a run's.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder (no config.yaml); give what train.py --output_dir has written")
 
 
 @dataclass(frozen=True)
