@@ -23,7 +23,7 @@ from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import encode_ordinary, start_token_id
 from smallm_hf.export.configuration import OutType
 from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, Engine, Step, Tolerance, torch_engine
-from smallm_hf.generation import stream
+from smallm_hf.settings import Sampling
 
 # --- what the config says --------------------------------------------------------------------------------------------
 
@@ -257,16 +257,16 @@ def write_gguf(
 
 def _modelfile(file: str, tokenizer: PreTrainedTokenizerBase, context_length: int) -> str:
     """Ollama's recipe: a base model continues the text as it is, drawn as scripts/generate.py draws."""
-    draw = stream.__kwdefaults__
+    draw = Sampling()
     return "\n".join(
         [
             f"FROM ./{file}",
             'TEMPLATE """{{ .Prompt }}"""',
             f"PARAMETER num_ctx {context_length}",
-            f"PARAMETER temperature {draw['temperature']}",
-            f"PARAMETER top_k {draw['top_k']}",
-            f"PARAMETER top_p {draw['top_p']}",
-            f"PARAMETER repeat_penalty {draw['repetition_penalty']}",
+            f"PARAMETER temperature {draw.temperature}",
+            f"PARAMETER top_k {draw.top_k}",
+            f"PARAMETER top_p {draw.top_p}",
+            f"PARAMETER repeat_penalty {draw.repetition_penalty}",
             f'PARAMETER stop "{tokenizer.eos_token}"',
             "",
         ]
