@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from smallm_hf.command_line import exit_clearly
+from smallm_hf.config import parse_command_line
 
 WHAT = "train: our step against others; data: prepare against datasets.map; size: large texts; generate: decoding"
 WITHOUT = "train: ours without any of bf16, compile, muon, logits, fused, length_warmup, kept_memory"
@@ -31,9 +32,11 @@ def main() -> None:
     if needed and getattr(given, needed) is None:
         parser.error(f"{given.what} needs --{needed}")
 
+    run = parse_command_line("", config_words, training=False) if given.what == "train" else None
+
     from smallm_hf.benchmarks.showing import show
 
-    show(config_words=config_words, **vars(given))
+    show(run=run, **vars(given))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """Lays language models side by side: python scripts/compare.py --models runs/quickstart/best gpt2"""
 
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import exit_clearly
-from smallm_hf.comparison.comparing import compare_models
-from smallm_hf.comparison.configuration import read_benchmark, read_prompts
-from smallm_hf.comparison.measuring import Questions
-from smallm_hf.comparison.reporting import report_comparison
+from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.comparison.configuration import Questions, read_benchmark, read_prompts
 from smallm_hf.folders import require_writable
-from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.settings import Loading
 
 DESCRIPTION = "Gives the same prompts and the same text to several models; masked ones only fill in a word."
 
@@ -25,13 +22,15 @@ def main() -> None:
     parser.add_argument("--skip_missing", action="store_true", help="leave out a model that cannot be loaded")
     parser.add_argument("--output_dir", type=Path, default=Path("comparison"), help="for .md, .json and .html")
     parser.add_class_arguments(Questions, as_group=False)
-    parser.add_function_arguments(load_causal_lm, as_group=False, skip={"model", "trust_remote_code"})
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with them")
+    add_loading_arguments(parser)
     given = parser.parse_args().as_dict()
     require_writable(given["output_dir"], "--output_dir", folder=True)
     models = given["models"] + ([read_benchmark(given["config"])] if given["config"] else [])
-    prompts, questions = read_prompts(given["prompts"]), Questions(**{f.name: given[f.name] for f in fields(Questions)})
-    loading = {name: given[name] for name in ("dtype", "device", "trust_remote_code")}
+    prompts, questions, loading = read_prompts(given["prompts"]), take(Questions, given), asdict(take(Loading, given))
+
+    from smallm_hf.comparison.comparing import compare_models
+    from smallm_hf.comparison.reporting import report_comparison
+
     results = compare_models(models, prompts, given["data"], questions, loading, given["skip_missing"])
     report_comparison(results, given["output_dir"])
 

@@ -1,34 +1,47 @@
 """Draws pictures: python scripts/plot.py runs/quickstart, or attention, embeddings or tokens of a model."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import exit_clearly
-from smallm_hf.pictures.drawing import KINDS, OF_MODELS, draw
-from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.pictures.configuration import OF_MODELS
+from smallm_hf.settings import MODEL, Loading, require_models
 
 DESCRIPTION = "Draws pictures of runs and models and prints their files; without a subcommand it is `runs`."
+RUNS = "Draws loss, bits per byte, rate, gradient norm and throughput of runs, over tokens and over time."
 OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 
 
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, **OPTIONS)
     commands = parser.add_subcommands()
-    for kind, function in KINDS.items():
-        command = ArgumentParser(description=function.__doc__.splitlines()[0], **OPTIONS)
-        if kind in OF_MODELS:
-            command.add_function_arguments(load_causal_lm, as_group=False, skip={"trust_remote_code"})
-            command.add_argument("--trust_remote_code", action="store_true", help="run modeling code that comes along")
-            command.add_function_arguments(function, as_group=False, skip={"model", "tokenizer"})
-        else:
-            command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, laid over each other")
-            command.add_argument("--output_dir", type=Path, help="default: RUN/figures for one run, figures for more")
+    command = ArgumentParser(description=RUNS, **OPTIONS)
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, laid over each other")
+    command.add_argument("--output_dir", type=Path, help="default: RUN/figures for one run, figures for more")
+    commands.add_subcommand("runs", command, help=RUNS)
+    for kind, pictures in OF_MODELS.items():
+        command = ArgumentParser(description=pictures.__doc__.splitlines()[0], **OPTIONS)
+        command.add_argument("--model", required=True, help=MODEL)
+        add_loading_arguments(command)
+        command.add_class_arguments(pictures, as_group=False)
         commands.add_subcommand(kind, command, help=command.description)
     line = sys.argv[1:]
-    given = parser.parse_args(line if {*line[:1]} & {"-h", "--help", *KINDS} else ["runs", *line])
-    print(*draw(given.subcommand, **given[given.subcommand].as_dict()), sep="\n")
+    given = parser.parse_args(line if {*line[:1]} & {"-h", "--help", "runs", *OF_MODELS} else ["runs", *line])
+    kind, asked = given.subcommand, given[given.subcommand].as_dict()
+    if kind == "runs":
+        from smallm_hf.plots import draw_runs
+
+        print(*draw_runs(**asked), sep="\n")
+        return
+    model, loading, wanted = asked.pop("model"), take(Loading, asked), take(OF_MODELS[kind], asked)
+    require_models([model])
+
+    from smallm_hf.pictures.drawing import draw_model
+
+    print(*draw_model(kind, model, asdict(loading), asdict(wanted)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
 import sys
 
 from smallm_hf.command_line import exit_clearly
+from smallm_hf.config import parse_command_line
 
 
 def main() -> None:
-    from smallm_hf.config import parse_command_line
-    from smallm_hf.runs import prepare_run
-
     config, options = parse_command_line(
         "Reads, splits and tokenises the text of a recipe into memory-mapped token files, as train.py does by itself "
         "when they are missing.",
         sys.argv[1:],
         training=False,
     )
+    from smallm_hf.runs import prepare_run  # torch: after the line has been read
+
     prepare_run(config, options)
 
 

@@ -1,15 +1,12 @@
 """Publishes a finished run on the Hugging Face Hub: python scripts/publish.py --run runs/quickstart --repo user/name"""
 
-from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from smallm_hf.card import Statements
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.command_line import exit_clearly, take
 from smallm_hf.errors import UserError
-from smallm_hf.hub.checks import verify_card
-from smallm_hf.hub.publishing import publish
+from smallm_hf.hub.configuration import Statements, require_run
 
 DESCRIPTION = "Publishes a finished run as one repository that loads everywhere, checked before and after."
 
@@ -23,19 +20,24 @@ def main() -> None:
     parser.add_argument("--exports", type=Path, nargs="*", default=[], help="folders that export.py made from best/")
     parser.add_argument("--dry_run", action="store_true", help="show files, sizes and card; needs no network, no token")
     parser.add_argument("--verify_card", action="store_true", help="only recompute all that the card of best/ says")
+    parser.add_argument("--revision", help="a branch that gets the best weights in place of main; tags are left alone")
+    parser.add_argument("--data_repo", help="publish the text too, as a data set of this name; if it is yours to give")
     parser.add_argument(
         "--include_report", action="store_true", help="publish report.html whatever text it quotes, yours too"
     )
-    given_above = {"run", "repo", "statements", "private", "checkpoints", "exports", "include_report", "dry_run"}
-    parser.add_function_arguments(publish, as_group=False, skip=given_above)
     parser.add_class_arguments(Statements, as_group=False)
     given = parser.parse_args().as_dict()
-    statements = Statements(**{field.name: given.pop(field.name) for field in fields(Statements)})
+    statements = take(Statements, given)
+    require_run(given["run"])
     if given.pop("verify_card"):
+        from smallm_hf.hub.checks import verify_card
+
         print("\n".join(verify_card(given["run"])))
     elif given["repo"] is None:
         raise UserError("--repo names no repository; give user/name, or --verify_card to check the card alone")
     else:
+        from smallm_hf.hub.publishing import publish
+
         publish(**given, statements=statements)
 
 

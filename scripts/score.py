@@ -1,14 +1,15 @@
 """Scores language models on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
 
-from dataclasses import fields
+from dataclasses import asdict
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.command_line import exit_clearly
-from smallm_hf.evaluation.evaluating import Questions, evaluate_and_report
-from smallm_hf.pretrained import load_causal_lm
-from smallm_hf.training.devices import hardware
+from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.data.files import local_files
+from smallm_hf.evaluation.configuration import Questions
+from smallm_hf.settings import Loading, require_models
 
 DESCRIPTION = "Scores causal, seq2seq and masked language models on text, by a stated protocol."
 
@@ -21,17 +22,22 @@ def main() -> None:
     parser.add_class_arguments(Questions, as_group=False, skip={"top_k", "speed"})
     parser.add_argument("--top_k", nargs="+", type=PositiveInt, default=[1, 3], help="k of the top-k accuracies")
     parser.add_argument("--speed", action="store_true", help="time reading and writing")
-    parser.add_function_arguments(load_causal_lm, as_group=False, skip={"model", "trust_remote_code"})
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
+    add_loading_arguments(parser)
     parser.add_argument("--output", help="a JSON file for the result, with the versions and the command it came from")
     parser.add_argument("--report", help="an HTML page that shows all of it")
     given = parser.parse_args().as_dict()
-    questions = Questions(**{field.name: given.pop(field.name) for field in fields(Questions)})
-    loading = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code")}
+    questions, loading = take(Questions, given), take(Loading, given)
+    require_models(given["model"])
+    if not Path(given["data"]).is_dir():
+        local_files(given["data"])
+
+    from smallm_hf.evaluation.evaluating import evaluate_and_report
+    from smallm_hf.training.devices import hardware
+
     draw = None
     if given["report"]:
         from smallm_hf.pictures.gallery import gallery as draw  # matplotlib
-    evaluate_and_report(questions, loading, hardware, draw, **given)
+    evaluate_and_report(questions, asdict(loading), hardware, draw, **given)
 
 
 if __name__ == "__main__":

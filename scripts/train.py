@@ -3,18 +3,18 @@
 import sys
 
 from smallm_hf.command_line import exit_clearly
+from smallm_hf.config import parse_command_line
 
 
 def main() -> None:
-    from smallm_hf.config import parse_command_line
-    from smallm_hf.runs import train_run
-
     config, options = parse_command_line(
         "Trains a language model from scratch and leaves it as a Hugging Face folder. Keys of a section are set in the "
         "recipe or on the line as --section.key value; the line wins.",
         sys.argv[1:],
         training=True,
     )
+    from smallm_hf.runs import train_run  # torch: after the line has been read
+
     train_run(config, options)
 
 

@@ -22,6 +22,7 @@ from huggingface_hub import (
 from transformers import AutoConfig
 
 from smallm_hf.errors import UserError
+from smallm_hf.hub.configuration import Statements, require_run
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE, figures_of_json
 
@@ -58,23 +59,6 @@ SHAPE = {
 
 
 @dataclass(frozen=True)
-class Statements:
-    """What a card says and no artefact knows.
-
-    Args:
-        license: of the weights, as the Hub spells it; left out, what hub.license of the run says, else apache-2.0.
-        data_license: of the training text; left out, data.license of the run, or what is known of its data.source.
-        data_set: Hub id of the training text, where the run read it from files.
-        language: of the text, as an ISO 639 code; several with commas between.
-    """
-
-    license: str | None = None
-    data_license: str | None = None
-    data_set: str | None = None
-    language: str | None = None
-
-
-@dataclass(frozen=True)
 class Weights:
     """One set of weights of a run, and what the run's records say of it.
 
@@ -102,8 +86,7 @@ def read_results(run: Path) -> dict[str, Any]:
         UserError: no run, one that has not ended, or a file that is no JSON.
     """
     path = run / "results.json"
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder (no config.yaml); give what train.py --output_dir has written")
+    require_run(run)
     if not path.is_file():
         command = f"train.py --resume --output_dir {shlex.quote(str(run))}"
         raise UserError(f"{run} has not ended (no results.json); finish it with {command}")

@@ -1,12 +1,19 @@
-"""How every script ends: with success, or with one clear line and a status that says so."""
+"""How every script ends, with success or with one clear line and a status that says so, and how it reads its line."""
 
 import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
 
 from smallm_hf.errors import Interrupted, UserError, is_disk_full, one_line
+from smallm_hf.settings import Loading
 from smallm_hf.terminal import lasting_output, require_written
+
+Fields = TypeVar("Fields")
 
 # What a script that was asked to stop, and can go on from where it is, exits with: EX_TEMPFAIL of BSD's sysexits.h.
 EXIT_INTERRUPTED = 75
@@ -74,3 +81,14 @@ def _stop(line: str, status: int) -> None:
         print(line, file=sys.stderr, flush=True)
     # os._exit would skip the destructors of a process group; sys.exit lets them run.
     sys.exit(status)
+
+
+def add_loading_arguments(parser: ArgumentParser) -> None:
+    """Adds the fields of `Loading` to a parser."""
+    parser.add_class_arguments(Loading, as_group=False, skip={"trust_remote_code"})
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
+
+
+def take(kind: type[Fields], given: dict[str, Any]) -> Fields:
+    """Takes the fields of a dataclass out of what was given on a line; it refuses what is out of range."""
+    return kind(**{field.name: given.pop(field.name) for field in fields(kind)})

@@ -7,27 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from smallm_hf.comparison.configuration import ComparisonConfig
-from smallm_hf.data.batching import BatchingConfig
-from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.configuration import DataConfig, Source
-from smallm_hf.data.selection import SelectionConfig
+from smallm_hf.data.configuration import (
+    BatchingConfig,
+    CleaningConfig,
+    DataConfig,
+    SelectionConfig,
+    Source,
+    TokenizerConfig,
+)
 from smallm_hf.errors import UserError, one_line, printable
 from smallm_hf.folders import write_whole
 from smallm_hf.hub.configuration import HubConfig
-from smallm_hf.pretrained import pretrained_config
 from smallm_hf.recipes import check_word, read_recipe
-from smallm_hf.tokenization import TokenizerConfig, load_tokenizer
-from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.tracking import LoggingConfig
+from smallm_hf.training.configuration import LoggingConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SECTIONS = {
     "data": DataConfig,
@@ -121,10 +123,6 @@ def parse_command_line(
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise UserError(_wrong_type(error)) from error
-    if values.model.get("init_from"):
-        values.model, values.tokenizer = _pretrained_sections(parser, arguments)
-    else:
-        values.model = _complete_model(values.model, values.tokenizer.vocab_size)
     if values.training.batch_size == "auto" and values.training.global_batch_size is None:
         values.training.global_batch_size = _stated_windows(parser, arguments)
     if values.data.sources and values.data.source:  # what stands on the line takes the place of the recipe's
@@ -133,8 +131,12 @@ def parse_command_line(
             values.data.sources = None
         elif on_line == {"--data.sources"}:
             values.data.source = None
-    sections = parser.instantiate(values)
-    config = RunConfig(model=values.model, **{name: sections[name] for name in SECTIONS})
+    sections = parser.instantiate(values)  # all that can be refused without transformers and torch
+    if values.model.get("init_from"):
+        model, sections.tokenizer = _pretrained_sections(parser, arguments)
+    else:
+        model = _complete_model(values.model, sections.tokenizer.vocab_size)
+    config = RunConfig(model=model, **{name: sections[name] for name in SECTIONS})
     check_sections(config)
     output_dir = Path(values.output_dir) if values.output_dir else None
     if training and output_dir is None:
@@ -172,7 +174,7 @@ def check_sections(config: RunConfig) -> None:
     config.batching.check(training.context_length)
 
 
-def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrainedConfig:
+def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrainedConfig":
     """Builds the config class that `model_type` names from its own fields.
 
     Args:
@@ -184,6 +186,11 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrain
         UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses; a
             pretrained model that cannot be found or does not fit.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    from smallm_hf.pretrained import pretrained_config
+
     fields = dict(fields)
     model_type, source = fields.pop("model_type", "smallm"), fields.pop("init_from", None)
     if not source and model_type not in CONFIG_MAPPING:
@@ -201,8 +208,10 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> PreTrain
         raise UserError(f"model: {message}{quote}") from error
 
 
-def _check_fields(fields: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> None:
+def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfig]") -> None:
     """Refuses fields that the class has not, and a class whose models do not predict the next token."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     model_type = config_class.model_type
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
@@ -339,11 +348,14 @@ def _innermost(error: BaseException) -> str:
     return one_line(error)
 
 
-def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], Namespace]:
+def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], TokenizerConfig]:
     """The `model` and `tokenizer` of a run that goes on with a pretrained model.
 
     What was stated before `init_from`, in a recipe for a model from scratch, is set aside; the tokenizer is its own.
     """
+    from smallm_hf.pretrained import pretrained_config
+    from smallm_hf.tokenization import load_tokenizer
+
     start = 0
     for index, word in enumerate(arguments):
         if word == "--config" and "init_from" in (read_recipe(arguments[index + 1], SECTIONS).get("model") or {}):
@@ -357,8 +369,7 @@ def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[
         raise UserError(
             f"tokenizer.source={tokenizer.source} is not the tokenizer of model.init_from={source}; leave it out"
         )
-    tokenizer.source, tokenizer.vocab_size = source, tokenizer.vocab_size or len(load_tokenizer(source))
-    return stated.model, tokenizer
+    return stated.model, TokenizerConfig(source, tokenizer.vocab_size or len(load_tokenizer(source)))
 
 
 def _stated_windows(parser: ArgumentParser, arguments: list[str]) -> int:

@@ -46,6 +46,7 @@ from smallm_hf.evaluation.scoring import (
     trained_length,
 )
 from smallm_hf.models.modeling_smallm import CACHE_NAME
+from smallm_hf.settings import Sampling
 from smallm_hf.tokenization import valid_unicode
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
@@ -220,15 +221,9 @@ def stream(
     prompt: str,
     write: Callable[[str], None],
     *,
-    max_new_tokens: int = 200,
-    min_new_tokens: int = 0,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 42,
     compile: bool = False,
     heard: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> None:
     """Continues one prompt and hands the continuation to `write` word by word; joined, the pieces follow the prompt.
 
@@ -239,54 +234,49 @@ def stream(
         tokenizer: the model's own.
         prompt: the text to continue; may be empty, and is read as ordinary text.
         write: called with each new piece of text.
-        max_new_tokens: tokens to write at most, also beyond the model's context; the text may end earlier, by eos.
-        min_new_tokens: tokens before which eos is not allowed; `max_new_tokens` for a text of exactly that length.
-        temperature: divides the logits; below 1 safer, above 1 wilder, 0 always takes the most probable token.
-        top_k: draw from the k most probable tokens only; 0 for all.
-        top_p: draw from the most probable tokens that together hold this probability (Holtzman et al. 2020, 3.1).
-        repetition_penalty: above 1 makes tokens that occurred less probable (Keskar et al. 2019, 4.1).
-        seed: of the random draw.
         compile: compile the step, which takes 10 to 20 seconds on a CPU; without effect on a model that is no one
             graph. Logits differ by float rounding.
         heard: called after each token, where `write` waits for a word; may end it all by an exception.
+        settings: of `Sampling`.
 
     Raises:
         UserError: a prompt that leaves no room in the model's context, a setting out of its range, or an empty prompt
             and neither bos nor eos to begin with.
     """
-    _check_settings(max_new_tokens, min_new_tokens, temperature, top_k, top_p, repetition_penalty)
+    asked = Sampling(**settings)
     window = prompt_window(model, tokenizer, prompt)
     limit = position_limit(model)
     eos_token_id = model.generation_config.eos_token_id
     eos_token_id = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
     eos_token_ids = set(torch.tensor([] if eos_token_id is None else eos_token_id).flatten().tolist())
-    draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
+    draw = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p} if asked.temperature else {}
     output = _TextFrom(tokenizer, window, write, heard)
     cache = None
     if decodes_directly(model):
         loop = {"custom_generate": functools.partial(decode, compile=compile, put=output.put)}
         if compile:
-            cache = loop[CACHE_NAME] = fixed_cache(model, len(window) + max_new_tokens)
+            cache = loop[CACHE_NAME] = fixed_cache(model, len(window) + asked.max_new_tokens)
     else:
         loop = {"streamer": _NewTokens(output)}
     written = 0
     with forked_random(model.device), evaluation_mode(model):
-        torch.manual_seed(seed)
-        while written < max_new_tokens and not (written and window[-1].item() in eos_token_ids):
+        torch.manual_seed(asked.seed)
+        while written < asked.max_new_tokens and not (written and window[-1].item() in eos_token_ids):
             if limit is not None and len(window) >= limit:
                 window = window[-max(1, limit // 2) :]
-            room = max_new_tokens - written if limit is None else min(max_new_tokens - written, limit - len(window))
+            left = asked.max_new_tokens - written
+            room = left if limit is None else min(left, limit - len(window))
             if cache:
                 cache.reset()
             text = model.generate(
                 window[None].to(model.device),
                 attention_mask=torch.ones_like(window)[None].to(model.device),
                 generation_config=GenerationConfig(
-                    do_sample=temperature > 0,
+                    do_sample=asked.temperature > 0,
                     **draw,
-                    repetition_penalty=repetition_penalty,
+                    repetition_penalty=asked.repetition_penalty,
                     max_new_tokens=room,
-                    min_new_tokens=min(max(0, min_new_tokens - written), room),
+                    min_new_tokens=min(max(0, asked.min_new_tokens - written), room),
                     eos_token_id=eos_token_id,
                     pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
                 ),
@@ -349,7 +339,7 @@ def _beyond_training(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     *,
-    max_new_tokens: int = stream.__kwdefaults__["max_new_tokens"],
+    max_new_tokens: int = Sampling.max_new_tokens,
     **settings: Any,
 ) -> str | None:
     """What to expect of a text that is longer than the windows the model was trained on."""
@@ -377,18 +367,3 @@ def prompt_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
             "shorten the prompt"
         )
     return torch.tensor(ids)
-
-
-def _check_settings(
-    max_new_tokens: int, min_new_tokens: int, temperature: float, top_k: int, top_p: float, repetition_penalty: float
-) -> None:
-    for setting, in_range, wanted in (
-        (f"{max_new_tokens=}", max_new_tokens >= 1, "1 or more"),
-        (f"{min_new_tokens=}", 0 <= min_new_tokens <= max_new_tokens, f"0 to {max_new_tokens=}"),
-        (f"{temperature=}", temperature >= 0, "0 or more"),
-        (f"{top_k=}", top_k >= 0, "0 or more"),
-        (f"{top_p=}", 0 < top_p <= 1, "above 0 and at most 1"),
-        (f"{repetition_penalty=}", repetition_penalty > 0, "above 0"),
-    ):
-        if not in_range:
-            raise UserError(f"{setting} is out of range; give {wanted}")

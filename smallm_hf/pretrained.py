@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,40 +20,32 @@ from smallm_hf.arithmetic import multiplies_well, slow_dtype
 from smallm_hf.command_line import is_main_process
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.settings import Dtype, Loading, is_model_folder
 from smallm_hf.tokenization import require_hub
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Loaded = TypeVar("Loaded")
 
-# A folder without any of these gets an empty tokenizer from transformers, silently.
-TOKENIZER_MARKS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
-
-def load_causal_lm(
-    model: str, *, dtype: Dtype = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_causal_lm(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, to be used and not trained.
 
     Args:
         model: a folder written by `save_pretrained`, such as RUN/best, or a Hub id (looked for in the cache first).
-        dtype: `auto` keeps the dtype of the weights where the device multiplies it well, and else takes float32.
-        device: `cpu`, `cuda`, `cuda:1` or `mps`; by default the accelerator where there is one.
-        trust_remote_code: whether to run the modeling code that comes with the model.
+        loading: fields of `Loading`.
 
     Raises:
         UserError: no such folder, no config, tokenizer or weights in it, not a causal model, the Hub out of reach, an
             unknown dtype, no such device.
     """
-    if dtype not in get_args(Dtype):
-        raise UserError(f"dtype {dtype!r} is unknown; choose from {', '.join(get_args(Dtype))}")
-    found_device = existing_device(device)
+    asked = Loading(**loading)
+    found_device = existing_device(asked.device)
 
     def load(**options: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        options["trust_remote_code"] = trust_remote_code
+        options["trust_remote_code"] = asked.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the cache has none
             raise OSError("there is no tokenizer with it")
-        return load_for_use(AutoModelForCausalLM, model, dtype, found_device, **options), tokenizer
+        return load_for_use(AutoModelForCausalLM, model, asked.dtype, found_device, **options), tokenizer
 
     return find_model(model, load)
 
@@ -161,7 +153,7 @@ def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:
     Raises:
         UserError: in place of what the libraries raise.
     """
-    is_folder = _is_model_folder(source)
+    is_folder = is_model_folder(source)
     try:
         try:
             return load(local_files_only=True)
@@ -176,20 +168,6 @@ def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:
         closed = isinstance(error, PermissionError | NotADirectoryError)  # the cache: the folder itself was looked at
         hint = "; set HF_HOME to a folder that can be written to" if closed else ""
         raise UserError(f"{source} cannot be loaded as a language model: {one_line(error)}{hint}") from error
-
-
-def _is_model_folder(source: str) -> bool:
-    """True for a folder with a model in it, False for what may be a Hub id."""
-    folder = Path(source).expanduser()
-    hint = "give a folder that save_pretrained wrote, such as RUN/best, or a Hub id"
-    if folder.is_dir():
-        for content, names in (("config", ["config.json"]), ("tokenizer", TOKENIZER_MARKS)):
-            if not any((folder / name).is_file() for name in names):
-                raise UserError(f"{source} holds no {content} ({', '.join(names)}); {hint}")
-        return True
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"{source} is not a folder; {hint}")
-    return False
 
 
 def existing_device(name: str | None) -> torch.device:

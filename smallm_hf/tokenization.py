@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
@@ -56,20 +55,6 @@ HUB_ANSWER_SECONDS = 5  # for each of connect and read
 HUB_PROBE_SECONDS = 8  # for all of it: a name server that never answers heeds no timeout of the HTTP client
 
 Encoder = Callable[[list[str]], list[Sequence[int]]]
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Which tokenizer turns the text into ids.
-
-    Args:
-        source: `bpe` trains a byte-level BPE on the corpus, `gpt2` takes GPT-2's; anything else is the folder or the
-            Hub id of an existing tokenizer.
-        vocab_size: number of entries, special tokens included; left out, it is `model.vocab_size`.
-    """
-
-    source: str = "bpe"
-    vocab_size: int | None = None
 
 
 # --- the Hub, asked once and briefly ---------------------------------------------------------------------------------

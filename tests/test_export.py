@@ -1,6 +1,7 @@
 """Exports: each format holds the model, is compared with it, and refuses what it cannot hold."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from transformers import (
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import encode_ordinary
-from smallm_hf.export import exporting, gguf_file, onnx_file, parity
+from smallm_hf.export import gguf_file, onnx_file, parity
 from smallm_hf.export.exporting import describe_export, export_model
 from smallm_hf.tokenization import load_tokenizer, save_tokenizer, train_bpe
 
@@ -526,7 +527,7 @@ def test_a_tokenizer_of_another_model_is_refused(own_bpe, tmp_path):
 
 @pytest.mark.parametrize(("to", "packages"), [("gguf", "gguf"), ("onnx", "onnx, onnxscript, onnxruntime")])
 def test_a_missing_package_is_named_with_the_command_that_brings_it(folders, tmp_path, to, packages, monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf'--to {to} needs {packages}; pip install "smallm_hf\[export\]"'):
         export_model(folders["modern"], to, tmp_path / "export")
 

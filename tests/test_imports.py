@@ -7,8 +7,8 @@ import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
 LEVELS = [
-    ["errors", "terminal", "allocation", "arithmetic", "command_line", "folders", "plain_json", "recipes"],
-    ["tokenization", "models", "pretrained"],
+    ["errors", "terminal", "allocation", "arithmetic", "folders", "plain_json", "recipes", "registering", "settings"],
+    ["command_line", "tokenization", "models", "pretrained"],
     ["environment", "data", "evaluation", "generation", "training.optimization", "training.progress"],
     [
         "training.configuration",

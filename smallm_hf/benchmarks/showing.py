@@ -1,6 +1,6 @@
 """Each benchmark, measured and shown: what `scripts/benchmark.py` calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from smallm_hf.benchmarks.data import compare_preparing, print_preparing
 from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
 from smallm_hf.benchmarks.size import measure_size, print_size
 from smallm_hf.benchmarks.training import compare_training, print_training
-from smallm_hf.config import parse_command_line
+from smallm_hf.config import CommandOptions, RunConfig
 from smallm_hf.errors import UserError
 from smallm_hf.folders import require_writable, write_whole
 from smallm_hf.plain_json import json_text
@@ -20,9 +20,9 @@ from smallm_hf.runs import prepare_run
 from smallm_hf.training.devices import accelerator_type, missing_for_compiling
 
 
-def _show_train(*, config_words: Sequence[str], **given: Any) -> dict[str, Any]:
+def _show_train(*, run: tuple[RunConfig, CommandOptions], **given: Any) -> dict[str, Any]:
     """Measures and shows training, see `compare_training`."""
-    config, options = parse_command_line("", config_words, training=False)
+    config, options = run
     asked = {name: given[name] for name in ("seconds", "turn", "against", "without", "threads")}
     results = compare_training(config, prepare_run(config, options), **asked)
     print_training(results, Console())

@@ -1,9 +1,10 @@
-"""The `comparison` section of a run config, and the prompts."""
+"""The `comparison` section of a run config, what is asked of models that are compared, and the prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from smallm_hf.errors import UserError, one_line
+from smallm_hf.evaluation.configuration import Rules
 from smallm_hf.recipes import read_recipe
 
 PROMPTS = ("the cat sat", "The dog", "Neural networks are", "How to implement", "Once upon a time")
@@ -24,6 +25,43 @@ class ComparisonConfig:
     def __post_init__(self) -> None:
         if self.benchmark_model is not None and not self.benchmark_model.strip():
             raise UserError("comparison.benchmark_model is empty; name a folder or a Hub id, or set it to null")
+
+
+@dataclass(frozen=True)
+class Questions(Rules):
+    """What is asked of every model, in the same way; how a text is scored is said by `Rules`.
+
+    Args:
+        top_k: next words shown for each prompt, the most probable ones.
+        max_new_tokens: tokens of a continuation at most.
+        num_samples: continuations drawn for each prompt, each with the next seed, beside the greedy one.
+        temperature: of the drawn continuations.
+        seed: what the seed of each prompt's first draw is made of, beside the prompt.
+        speed_tokens: tokens written each time that speed is measured.
+        repetitions: times that it is measured, after one that does not count.
+        text_column: column of the data that holds the text, in all but text files.
+        max_documents: score only this many of the data, from the beginning.
+    """
+
+    top_k: int = 8
+    max_new_tokens: int = 60
+    num_samples: int = 2
+    temperature: float = 0.8
+    seed: int = 42
+    speed_tokens: int = 64
+    repetitions: int = 5
+    text_column: str = "text"
+    max_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("top_k", "max_new_tokens", "num_samples", "speed_tokens", "repetitions", "max_documents"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise UserError(f"{name}={count} is out of range; give 1 or more")
+        if self.temperature <= 0:
+            raise UserError(
+                f"temperature={self.temperature} draws nothing; give more than 0, the greedy text is always there"
+            )
 
 
 def read_prompts(path: Path | None) -> list[str]:

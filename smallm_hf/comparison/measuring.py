@@ -4,13 +4,13 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.comparison.configuration import Questions
 from smallm_hf.comparison.words import (
     NextWords,
     ends_in_a_word,
@@ -30,7 +30,7 @@ from smallm_hf.evaluation.families import (
     require_known,
     vocabulary_size,
 )
-from smallm_hf.evaluation.scoring import Rules, score_documents
+from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.speed import peak_memory, spread
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
@@ -42,43 +42,6 @@ Peak = Callable[[], int]  # the bytes that were taken at most so far
 
 class CannotLoad(UserError):
     """A model is missing, out of reach or damaged."""
-
-
-@dataclass(frozen=True)
-class Questions(Rules):
-    """What is asked of every model, in the same way; how a text is scored is said by `Rules`.
-
-    Args:
-        top_k: next words shown for each prompt, the most probable ones.
-        max_new_tokens: tokens of a continuation at most.
-        num_samples: continuations drawn for each prompt, each with the next seed, beside the greedy one.
-        temperature: of the drawn continuations.
-        seed: what the seed of each prompt's first draw is made of, beside the prompt.
-        speed_tokens: tokens written each time that speed is measured.
-        repetitions: times that it is measured, after one that does not count.
-        text_column: column of the data that holds the text, in all but text files.
-        max_documents: score only this many of the data, from the beginning.
-    """
-
-    top_k: int = 8
-    max_new_tokens: int = 60
-    num_samples: int = 2
-    temperature: float = 0.8
-    seed: int = 42
-    speed_tokens: int = 64
-    repetitions: int = 5
-    text_column: str = "text"
-    max_documents: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("top_k", "max_new_tokens", "num_samples", "speed_tokens", "repetitions", "max_documents"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise UserError(f"{name}={count} is out of range; give 1 or more")
-        if self.temperature <= 0:
-            raise UserError(
-                f"temperature={self.temperature} draws nothing; give more than 0, the greedy text is always there"
-            )
 
 
 def is_masked(model: str) -> bool:

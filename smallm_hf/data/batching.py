@@ -1,8 +1,6 @@
 """Windows over the token files: how they are cut, and how they become a batch."""
 
-from dataclasses import dataclass
 from inspect import signature
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,60 +8,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from transformers import PreTrainedModel
 
 from smallm_hf.errors import UserError
-
-
-@dataclass(frozen=True)
-class BatchingConfig:
-    """How the training text is cut into windows, and in which order these train.
-
-    Args:
-        stride: tokens between the starts of two neighbouring windows; null is training.context_length. A smaller one
-            makes windows overlap, and one epoch trains each token about training.context_length / stride times.
-        within_documents: attention does not look across the eos before a document, where positions begin at 0 again,
-            neither in training nor in validation.
-        curriculum: order of the first windows: length from short to long documents, loss from common to rare words
-            (nats per token under the frequencies of the training text); null is random.
-        curriculum_tokens: the tokens of a run that come in this order, of each source at most one pass; null is the
-            first epoch. A run that ends before has seen the easy part alone.
-        curriculum_buckets: equal groups from easy to hard; inside each the order is random.
-    """
-
-    stride: int | None = None
-    within_documents: bool = False
-    curriculum: Literal["length", "loss"] | None = None
-    curriculum_tokens: int | None = None
-    curriculum_buckets: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("stride", "curriculum_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"batching.{name}={value} is out of range; set it to a number above 0, or null")
-        if self.curriculum_tokens and not self.curriculum:
-            raise UserError(
-                f"batching.curriculum_tokens={self.curriculum_tokens} has no order while batching.curriculum is null; "
-                "set that to length or loss"
-            )
-        if self.curriculum_buckets < 2:
-            raise UserError(
-                f"batching.curriculum_buckets={self.curriculum_buckets} sorts nothing; set it to a number above 1"
-            )
-
-    def check(self, context_length: int) -> None:
-        """Refuses what does not fit windows of this length.
-
-        Raises:
-            UserError: naming both values and the fix.
-        """
-        window = f"training.context_length={context_length}"
-        if self.stride is not None and self.stride > context_length:
-            raise UserError(
-                f"batching.stride={self.stride} would leave tokens out between windows of {window}; lower it"
-            )
-        if self.curriculum_tokens is not None and self.curriculum_tokens < context_length:
-            raise UserError(
-                f"batching.curriculum_tokens={self.curriculum_tokens} is less than one window of {window}; raise it"
-            )
 
 
 def next_token_batch(

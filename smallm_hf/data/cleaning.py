@@ -12,12 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from resiliparse.parse.lang import detect_fast, supported_langs
 
 from smallm_hf.data import gutenberg, gutenberg_lists, gutenberg_pages
+from smallm_hf.data.configuration import CleaningConfig
 from smallm_hf.data.documents import Document, Kind, cut_pieces, strip_start
 from smallm_hf.data.edits import Cleaned, Rule, Span, apply_edits
 from smallm_hf.data.general_rules import (
@@ -35,44 +36,6 @@ from smallm_hf.errors import UserError
 WHOLE_CHARACTERS = 1 << 23  # a longer document is cleaned in parts of this size: no book is, and memory stays flat
 EXAMPLES = 3  # shown in the report for each rule and reason
 EXAMPLE_CHARACTERS = 160
-
-
-@dataclass(frozen=True)
-class CleaningConfig:
-    """What is cleaned, and which documents are left out.
-
-    Args:
-        enabled: off, documents are tokenised as they were read.
-        gutenberg: whether the rules for Project Gutenberg's books run: on files recognised as such by the marks around
-            the book, on all, on none.
-        html: whether entities (`&amp;`) are decoded and tags removed: `auto` does so in books of Project Gutenberg and
-            where a text is a page of the web from its beginning on; true everywhere but in code between backticks, for
-            texts that pages have left marks in; false nowhere. A file of HTML is read as the text that it shows.
-        repeated_lines: share of the documents, at least 10, in whose first or last 20 lines a line has to stand to be
-            removed as boilerplate, as 0.5 does with what stands in half of them; 0 keeps all. Rows of tables,
-            conversations and source code keep theirs in any case.
-        min_words: a document of fewer is dropped. In scripts that put no spaces between words, such as Chinese, every
-            letter counts as one.
-        max_words: a document of more is dropped; null keeps all.
-        max_symbols: largest share of characters that are ASCII punctuation.
-        max_digits: largest share of characters that are ASCII digits.
-        languages: ISO 639-1 codes, such as [en, de]; a document in another language is dropped. One of fewer than 200
-            characters is too short to tell and stays.
-        repetition: whether documents of 50 words or more are dropped by the repetition rules of Gopher (Rae et al.
-            2021, table A1): duplicated lines and paragraphs, and n-grams said over and over. Made for pages of the web;
-            reference works and children's stories repeat themselves for good reasons.
-    """
-
-    enabled: bool = True
-    gutenberg: Literal["auto", "always", "never"] = "auto"
-    html: bool | Literal["auto"] = "auto"
-    repeated_lines: float = 0.0
-    min_words: int = 0
-    max_words: int | None = None
-    max_symbols: float = 0.5
-    max_digits: float = 0.5
-    languages: list[str] | None = None
-    repetition: bool = False
 
 
 # --- all rules, in their order ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a run reads: the settings of its sources, and of the mixture that several of them make."""
+"""What a run reads, and how that becomes windows of tokens: the sections of a run config that are about data."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -141,3 +141,131 @@ class DataConfig:
             return self.source
         paths = [PurePath(source.source) for source in self.sources]
         return " + ".join(path.name if path.is_absolute() else str(path) for path in paths)
+
+
+@dataclass(frozen=True)
+class CleaningConfig:
+    """What is cleaned, and which documents are left out.
+
+    Args:
+        enabled: off, documents are tokenised as they were read.
+        gutenberg: whether the rules for Project Gutenberg's books run: on files recognised as such by the marks around
+            the book, on all, on none.
+        html: whether entities (`&amp;`) are decoded and tags removed: `auto` does so in books of Project Gutenberg and
+            where a text is a page of the web from its beginning on; true everywhere but in code between backticks, for
+            texts that pages have left marks in; false nowhere. A file of HTML is read as the text that it shows.
+        repeated_lines: share of the documents, at least 10, in whose first or last 20 lines a line has to stand to be
+            removed as boilerplate, as 0.5 does with what stands in half of them; 0 keeps all. Rows of tables,
+            conversations and source code keep theirs in any case.
+        min_words: a document of fewer is dropped. In scripts that put no spaces between words, such as Chinese, every
+            letter counts as one.
+        max_words: a document of more is dropped; null keeps all.
+        max_symbols: largest share of characters that are ASCII punctuation.
+        max_digits: largest share of characters that are ASCII digits.
+        languages: ISO 639-1 codes, such as [en, de]; a document in another language is dropped. One of fewer than 200
+            characters is too short to tell and stays.
+        repetition: whether documents of 50 words or more are dropped by the repetition rules of Gopher (Rae et al.
+            2021, table A1): duplicated lines and paragraphs, and n-grams said over and over. Made for pages of the web;
+            reference works and children's stories repeat themselves for good reasons.
+    """
+
+    enabled: bool = True
+    gutenberg: Literal["auto", "always", "never"] = "auto"
+    html: bool | Literal["auto"] = "auto"
+    repeated_lines: float = 0.0
+    min_words: int = 0
+    max_words: int | None = None
+    max_symbols: float = 0.5
+    max_digits: float = 0.5
+    languages: list[str] | None = None
+    repetition: bool = False
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which documents are left out as duplicates, and how the others are split.
+
+    Args:
+        duplicates: whether of documents that are equal but for blanks (`exact`), or nearly equal too (`near`), only the
+            first is kept.
+        similarity: share of the different runs of 5 words in two documents that have to stand in both (Jaccard) for
+            them to be near duplicates; estimated with a standard error of at most 0.045.
+        split: whether documents are split by a hash of their text, or so that rare words are spread evenly.
+        max_leakage: share of the runs of 13 words of a validation document that may stand in training too; a document
+            of more leaves validation. 1 keeps all.
+        formula_documents: runs of 13 words in more training documents than this are formulas, and give nothing away.
+    """
+
+    duplicates: Literal["keep", "exact", "near"] = "near"
+    similarity: float = 0.8
+    split: Literal["random", "stratified"] = "random"
+    max_leakage: float = 0.2
+    formula_documents: int = 5
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer turns the text into ids.
+
+    Args:
+        source: `bpe` trains a byte-level BPE on the corpus, `gpt2` takes GPT-2's; anything else is the folder or the
+            Hub id of an existing tokenizer.
+        vocab_size: number of entries, special tokens included; left out, it is `model.vocab_size`.
+    """
+
+    source: str = "bpe"
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """How the training text is cut into windows, and in which order these train.
+
+    Args:
+        stride: tokens between the starts of two neighbouring windows; null is training.context_length. A smaller one
+            makes windows overlap, and one epoch trains each token about training.context_length / stride times.
+        within_documents: attention does not look across the eos before a document, where positions begin at 0 again,
+            neither in training nor in validation.
+        curriculum: order of the first windows: length from short to long documents, loss from common to rare words
+            (nats per token under the frequencies of the training text); null is random.
+        curriculum_tokens: the tokens of a run that come in this order, of each source at most one pass; null is the
+            first epoch. A run that ends before has seen the easy part alone.
+        curriculum_buckets: equal groups from easy to hard; inside each the order is random.
+    """
+
+    stride: int | None = None
+    within_documents: bool = False
+    curriculum: Literal["length", "loss"] | None = None
+    curriculum_tokens: int | None = None
+    curriculum_buckets: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "curriculum_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"batching.{name}={value} is out of range; set it to a number above 0, or null")
+        if self.curriculum_tokens and not self.curriculum:
+            raise UserError(
+                f"batching.curriculum_tokens={self.curriculum_tokens} has no order while batching.curriculum is null; "
+                "set that to length or loss"
+            )
+        if self.curriculum_buckets < 2:
+            raise UserError(
+                f"batching.curriculum_buckets={self.curriculum_buckets} sorts nothing; set it to a number above 1"
+            )
+
+    def check(self, context_length: int) -> None:
+        """Refuses what does not fit windows of this length.
+
+        Raises:
+            UserError: naming both values and the fix.
+        """
+        window = f"training.context_length={context_length}"
+        if self.stride is not None and self.stride > context_length:
+            raise UserError(
+                f"batching.stride={self.stride} would leave tokens out between windows of {window}; lower it"
+            )
+        if self.curriculum_tokens is not None and self.curriculum_tokens < context_length:
+            raise UserError(
+                f"batching.curriculum_tokens={self.curriculum_tokens} is less than one window of {window}; raise it"
+            )

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smallm_hf.data.batching import BatchingConfig
+from smallm_hf.data.configuration import BatchingConfig
 from smallm_hf.data.difficulty import BLOCK, Difficulty, document_lengths, in_blocks, unigram_losses
 from smallm_hf.errors import UserError
 

@@ -12,15 +12,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.configuration import HOW_TO_READ, DataConfig, Source
+from smallm_hf.data.configuration import (
+    HOW_TO_READ,
+    CleaningConfig,
+    DataConfig,
+    SelectionConfig,
+    Source,
+    TokenizerConfig,
+)
 from smallm_hf.data.documents import Document, fingerprint_source, has_splits, read_documents
 from smallm_hf.data.files import ReadingReport
 from smallm_hf.data.packing import Meta, TokenFiles
-from smallm_hf.data.selection import SelectionConfig
 from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.errors import UserError
-from smallm_hf.tokenization import GPT2, GPT2_FINGERPRINT, TokenizerConfig, load_tokenizer, tokenizer_fingerprint
+from smallm_hf.tokenization import GPT2, GPT2_FINGERPRINT, load_tokenizer, tokenizer_fingerprint
 
 BPE = "bpe"
 DEFAULT_CLEANING = CleaningConfig()

@@ -9,10 +9,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from smallm_hf.data.configuration import SelectionConfig
 from smallm_hf.data.documents import Document
 from smallm_hf.data.duplicates import equal_to, estimated_similarity, join_similar
 from smallm_hf.data.features import Features
@@ -35,28 +36,6 @@ EXAMPLES = 5
 EXAMPLE_CHARACTERS = 160
 
 Read = Callable[[int, np.ndarray], Iterable[Document]]  # of a source, by its number, the documents wanted, (N,) bool
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """Which documents are left out as duplicates, and how the others are split.
-
-    Args:
-        duplicates: whether of documents that are equal but for blanks (`exact`), or nearly equal too (`near`), only the
-            first is kept.
-        similarity: share of the different runs of 5 words in two documents that have to stand in both (Jaccard) for
-            them to be near duplicates; estimated with a standard error of at most 0.045.
-        split: whether documents are split by a hash of their text, or so that rare words are spread evenly.
-        max_leakage: share of the runs of 13 words of a validation document that may stand in training too; a document
-            of more leaves validation. 1 keeps all.
-        formula_documents: runs of 13 words in more training documents than this are formulas, and give nothing away.
-    """
-
-    duplicates: Literal["keep", "exact", "near"] = "near"
-    similarity: float = 0.8
-    split: Literal["random", "stratified"] = "random"
-    max_leakage: float = 0.2
-    formula_documents: int = 5
 
 
 def check_split(config: SelectionConfig, ratio: float | None) -> None:

@@ -28,11 +28,12 @@ import numpy as np
 import psutil
 import pyarrow
 
-from smallm_hf.data.cleaning import Cleaner, CleaningConfig
+from smallm_hf.data.cleaning import Cleaner
+from smallm_hf.data.configuration import CleaningConfig, SelectionConfig
 from smallm_hf.data.documents import Document
 from smallm_hf.data.features import FeatureBuilder
 from smallm_hf.data.packing import id_type
-from smallm_hf.data.selection import Selection, SelectionConfig
+from smallm_hf.data.selection import Selection
 from smallm_hf.data.splitting import SIDES
 from smallm_hf.errors import UserError
 from smallm_hf.folders import replacing

@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
-from scipy.stats import t as student_t
 
 from smallm_hf.errors import UserError
 from smallm_hf.evaluation.sums import Sums
@@ -26,6 +24,8 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
     Raises:
         UserError: fewer than two values.
     """
+    from scipy.stats import t as student_t
+
     runs = len(values)
     if runs < 2:
         raise UserError(f"{runs} run has no spread; give two or more that differ in their seed")
@@ -50,6 +50,8 @@ def paired_bootstrap(ours: Sequence[Sums], others: Sequence[Sums], seed: int = 4
     Raises:
         UserError: not the same documents, or fewer than two.
     """
+    from scipy.stats import bootstrap
+
     text = np.array([(sums.bytes, sums.nats) for sums in ours])
     other = np.array([(sums.bytes, sums.nats) for sums in others])
     if len(text) < 2:

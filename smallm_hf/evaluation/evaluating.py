@@ -5,7 +5,7 @@ import glob
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from smallm_hf.command_line import is_main_process
 from smallm_hf.data.documents import read_documents
 from smallm_hf.data.packing import TokenFiles, open_token_files
 from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
+from smallm_hf.errors import UserError, require_packages
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
+from smallm_hf.evaluation.configuration import Questions
 from smallm_hf.evaluation.families import find_kind, load_scorable, require_writer
 from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
 from smallm_hf.evaluation.reporting import Picture, report_results
-from smallm_hf.evaluation.scoring import Rules, Scored, score_corpus
+from smallm_hf.evaluation.scoring import Scored, score_corpus
 from smallm_hf.evaluation.sharing import join_launch, own_device
 from smallm_hf.evaluation.speed import in_own_process, load_and_measure
 from smallm_hf.evaluation.sums import Sums
@@ -33,51 +34,6 @@ from smallm_hf.folders import require_writable
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little of a model.
 SHOWN, SHOWN_CHARACTERS, SHORTEST_SHOWN_BYTES = 5, 240, 40
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Questions(Rules):
-    """What is asked of every model, in the same way; how it is scored is said by `Rules`.
-
-    Args:
-        text_column: column of the data that holds the text, in all but text files.
-        source_column: column that the encoder of a seq2seq model reads; by default it reads nothing.
-        max_documents: score only this many, from the beginning.
-        top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
-        training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
-            binned by how frequent a token or a word is there instead of in the scored text.
-        generate: documents whose second half is written from the first, or the text from the source, and compared; what
-            the context does not hold is left out.
-        max_new_tokens: tokens of each of these texts at most.
-        temperature: of these texts; 0 takes the most probable token always.
-        seed: of these texts, beside what each continues, and of the resampling of documents for --against.
-        speed: whether reading and writing are timed.
-        speed_batch_size: texts at a time.
-        speed_prompt_tokens: tokens of each prompt.
-        speed_new_tokens: tokens written behind each.
-        speed_repetitions: times that count, after one that does not.
-    """
-
-    text_column: str = "text"
-    source_column: str | None = None
-    max_documents: int | None = None
-    top_k: Sequence[int] = (1, 3)
-    training_tokens: Path | None = None
-    generate: int = 0
-    max_new_tokens: int = 200
-    temperature: float = 0.8
-    seed: int = 42
-    speed: bool = False
-    speed_batch_size: int = 1
-    speed_prompt_tokens: int = 32
-    speed_new_tokens: int = 32
-    speed_repetitions: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in {"max_documents": 1, "generate": 0, "max_new_tokens": 1, "temperature": 0}.items():
-            if (number := getattr(self, name)) is not None and number < least:
-                raise UserError(f"{name}={number} is out of range; give {least} or more")
 
 
 def evaluate_models(
@@ -110,6 +66,10 @@ def evaluate_models(
     questions, loading = questions or Questions(), dict(loading or {})
     texts = require_texts(data)
     models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
+    if against or models[1:]:
+        require_packages("--against" if against else "more than one --model", ("scipy",), "evaluation")
+    if questions.generate:
+        require_packages("--generate", ("rouge_score", "sacrebleu"), "evaluation")
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed does not know; take documents or sliding")
     _require_one_measure([*models, *([against] if against else [])])

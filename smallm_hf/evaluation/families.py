@@ -8,7 +8,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from transformers import (
 from smallm_hf.data.batching import positions_in_documents
 from smallm_hf.errors import TooLong, UserError
 from smallm_hf.evaluation.windows import Window
-from smallm_hf.pretrained import Dtype, existing_device, find_model, load_causal_lm, load_for_use
+from smallm_hf.pretrained import existing_device, find_model, load_causal_lm, load_for_use
+from smallm_hf.settings import Loading
 
 Kind = Literal["causal", "seq2seq", "masked"]
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -68,20 +69,19 @@ def require_writer(model: PreTrainedModel) -> None:
         raise UserError(f"{type(model).__name__} fills in masks and writes no text; leave out --generate and --speed")
 
 
-def load_scorable(
-    model: str, *, dtype: Dtype = "auto", device: str | None = None, trust_remote_code: bool = False
-) -> Loaded:
+def load_scorable(model: str, **loading: Any) -> Loaded:
     """Loads a model of any family and its tokenizer; arguments and errors are those of `load_causal_lm`."""
     kind = find_kind(model)
     if kind == "causal":
-        return load_causal_lm(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    found_device = existing_device(device)
+        return load_causal_lm(model, **loading)
+    asked = Loading(**loading)
+    found_device = existing_device(asked.device)
     model_class = {"masked": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM}[kind]
 
     def load(**options: bool) -> Loaded:
-        options["trust_remote_code"] = trust_remote_code
+        options["trust_remote_code"] = asked.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
-        return load_for_use(model_class, model, dtype, found_device, **options), tokenizer
+        return load_for_use(model_class, model, asked.dtype, found_device, **options), tokenizer
 
     return find_model(model, load)
 

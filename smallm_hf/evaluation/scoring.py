@@ -24,8 +24,8 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.data.batching import refuse_mixing
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.configuration import Rules
 from smallm_hf.evaluation.families import (
     LOGITS_BYTES,
     READERS,
@@ -55,7 +56,7 @@ from smallm_hf.evaluation.families import (
 from smallm_hf.evaluation.profile import Profile, TokenScores
 from smallm_hf.evaluation.sharing import gather
 from smallm_hf.evaluation.sums import Sums, summarize
-from smallm_hf.evaluation.windows import Protocol, Window, cut_stream, cut_text, resolve_context_length, resolve_stride
+from smallm_hf.evaluation.windows import Window, cut_stream, cut_text, resolve_context_length, resolve_stride
 from smallm_hf.evaluation.word_loss import NO_WORD
 from smallm_hf.tokenization import valid_unicode
 
@@ -177,44 +178,6 @@ def score_token_stream(
             if advance:
                 advance(len(scores.nats))
     return total
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How texts are scored. Numbers are only compared where all but the batch size are the same.
-
-    Args:
-        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
-            one stream with eos between, as trained.
-        stride: tokens from one window to the next under `sliding`; by default half a window.
-        within_documents: under `packed` attention does not reach across the eos between documents, as in a model that
-            was trained with batching.within_documents.
-        context_length: tokens per window; by default the length each model was trained at where its config says so,
-            else all its positions, 2,048 at most. Longer texts go on in the next.
-        batch_size: windows per forward pass at most; changes speed and memory, not the result.
-    """
-
-    protocol: Protocol = "documents"
-    stride: int | None = None
-    within_documents: bool = False
-    context_length: int | None = None
-    batch_size: int = 16
-
-    @property
-    def rules(self) -> dict[str, Any]:
-        """These fields, without those that a kind of `Questions` adds."""
-        return {rule.name: getattr(self, rule.name) for rule in fields(Rules)}
-
-    def __post_init__(self) -> None:
-        if self.protocol not in get_args(Protocol):
-            raise UserError(f"protocol {self.protocol!r} is unknown; choose from {', '.join(get_args(Protocol))}")
-        if self.within_documents and self.protocol != "packed":
-            raise UserError(
-                f"within_documents=true belongs to protocol packed and not to {self.protocol}, whose windows hold one "
-                "document; leave out one"
-            )
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size} is out of range; give 1 or more")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import operator
 from dataclasses import astuple, dataclass
 
 from smallm_hf.errors import UserError
-from smallm_hf.evaluation.perplexity.perplexity import of_sums
 from smallm_hf.evaluation.profile import TokenScores
 
 
@@ -61,6 +60,8 @@ def summarize(sums: Sums) -> dict[str, float | int]:
         raise UserError("there was no token to score; give text that is not empty")
     if math.isnan(sums.nats):
         raise UserError("the model's logits are not numbers (NaN); its weights are damaged, or its dtype overflows")
+    from smallm_hf.evaluation.perplexity.perplexity import of_sums  # evaluate, a second of import
+
     figures = of_sums([{name: getattr(sums, name) for name in ("nats", "tokens", "bytes")}])
     of_text = {"characters": sums.characters, "words": sums.words} if sums.words else {}
     if of_text:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from smallm_hf.errors import UserError
-
-Protocol = Literal["documents", "packed", "sliding"]
+from smallm_hf.evaluation.configuration import Protocol
 
 # Contexts beyond this are used only when asked for: models of 128k positions would not fit beside their logits.
 LONGEST_DEFAULT_CONTEXT = 2048

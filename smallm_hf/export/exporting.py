@@ -1,24 +1,20 @@
-"""From a model's folder to a checked export, or to one line that says why not."""
+"""From a model's folder to a checked export, or to one line that says why not.
 
-import importlib.util
+What `scripts/export.py` takes is the signature of `export_model`. What it needs is imported behind its checks, so that
+neither `--help` nor a mistake waits for torch.
+"""
+
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
-
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import refuse_lookahead
-from smallm_hf.export.gguf_file import OutType, gguf_engine, gguf_tolerance, write_gguf
-from smallm_hf.export.native import native_engine, write_native
-from smallm_hf.export.onnx_file import onnx_engine, write_onnx
-from smallm_hf.export.parity import FLOAT32, check_parity
+from smallm_hf.errors import UserError, require_packages
+from smallm_hf.export.configuration import OutType, Target
 from smallm_hf.folders import replacing, require_writable
-from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
 from smallm_hf.plain_json import json_text
-from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
+from smallm_hf.settings import is_model_folder
 
-Target = Literal["native", "gguf", "onnx"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What a target needs beyond the packages that are always there.
 NEEDED = {"native": (), "gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -45,22 +41,32 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
     """
     if outtype != "f32" and to != "gguf":
         raise UserError(f"--outtype {outtype} is for --to gguf; leave it out with --to {to}")
-    if missing := [package for package in NEEDED[to] if importlib.util.find_spec(package) is None]:
-        raise UserError(f'--to {to} needs {", ".join(missing)}; pip install "smallm_hf[export]"')
+    require_packages(f"--to {to}", NEEDED[to], "export")
     require_writable(output_dir, "--output_dir", folder=True)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UserError(f"--output_dir {output_dir} holds files already; give another, or empty it first")
+    _require_model(model)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from smallm_hf.export.parity import FLOAT32, check_parity
+
     disable_progress_bar()
     exported, source, tokenizer = _load(model, to)
-
     with replacing(output_dir.absolute()) as folder:
         if to == "native":
+            from smallm_hf.export.native import native_engine, write_native
+
             write_native(exported, tokenizer, folder)
             engine, tolerance = native_engine(folder), FLOAT32
         elif to == "onnx":
+            from smallm_hf.export.onnx_file import onnx_engine, write_onnx
+
             write_onnx(exported, tokenizer, folder)
             engine, tolerance = onnx_engine(folder), FLOAT32
         else:
+            from smallm_hf.export.gguf_file import gguf_engine, gguf_tolerance, write_gguf
+
             file = write_gguf(exported, tokenizer, folder, _title(model), outtype)
             engine = gguf_engine(file, exported.config)
             tolerance = gguf_tolerance(outtype, exported.config, engine)
@@ -76,15 +82,23 @@ def _title(model: str) -> str:
     return path.parent.name if path.name in RUN_MODELS else path.name
 
 
-def _load(model: str, to: Target) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to write, in the class and dtype that anybody would get; its source in float32; their tokenizer.
-
-    The source of a model of ours is the class that was trained.
-    """
+def _require_model(model: str) -> None:
     if not Path(model, "config.json").is_file():
         for best in (Path(model, name) for name in RUN_MODELS):
             if (best / "config.json").is_file():
                 raise UserError(f"--model {model} is a run, which holds several models; give one, such as {best}")
+    is_model_folder(model)
+
+
+def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model to write, in the class and dtype that anybody would get; its source in float32; their tokenizer.
+
+    The source of a model of ours is the class that was trained.
+    """
+    from smallm_hf.evaluation.scoring import refuse_lookahead
+    from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+    from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
+
     exported, tokenizer = load_causal_lm(model, device="cpu")
     config = exported.config
     exported.to(config.dtype)  # as it is stored: what is written does not depend on what this machine multiplies well

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.scoring import encode_ordinary, start_token_id, trained_length
+from smallm_hf.export.configuration import OutType
 from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, Engine, Step, Tolerance, torch_engine
-from smallm_hf.generation import stream
-
-# The names of llama.cpp's own converter, whose option is called --outtype too.
-OutType = Literal["f32", "f16", "bf16", "q8_0"]
+from smallm_hf.settings import Sampling
 
 # --- what the config says --------------------------------------------------------------------------------------------
 
@@ -260,16 +258,16 @@ def write_gguf(
 
 def _modelfile(file: str, tokenizer: PreTrainedTokenizerBase, context_length: int) -> str:
     """Ollama's recipe: a base model continues the text as it is, drawn as scripts/generate.py draws."""
-    draw = stream.__kwdefaults__
+    draw = Sampling()
     return "\n".join(
         [
             f"FROM ./{file}",
             'TEMPLATE """{{ .Prompt }}"""',
             f"PARAMETER num_ctx {context_length}",
-            f"PARAMETER temperature {draw['temperature']}",
-            f"PARAMETER top_k {draw['top_k']}",
-            f"PARAMETER top_p {draw['top_p']}",
-            f"PARAMETER repeat_penalty {draw['repetition_penalty']}",
+            f"PARAMETER temperature {draw.temperature}",
+            f"PARAMETER top_k {draw.top_k}",
+            f"PARAMETER top_p {draw.top_p}",
+            f"PARAMETER repeat_penalty {draw.repetition_penalty}",
             f'PARAMETER stop "{tokenizer.eos_token}"',
             "",
         ]

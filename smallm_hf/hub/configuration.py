@@ -1,9 +1,7 @@
-"""The `hub` section of a run config."""
+"""The `hub` section of a run config, and what a user states for the model card."""
 
 from dataclasses import dataclass
-
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from pathlib import Path
 
 from smallm_hf.errors import UserError, one_line
 
@@ -14,12 +12,25 @@ def check_repo_name(repo: str) -> None:
     Raises:
         UserError: it does not.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(
             f"{repo!r} is no name for a repository of the Hub: {one_line(error)}; give user/name"
         ) from error
+
+
+def require_run(run: Path) -> None:
+    """Makes sure that a folder is a run's.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder (no config.yaml); give what train.py --output_dir has written")
 
 
 @dataclass(frozen=True)
@@ -46,3 +57,20 @@ class HubConfig:
             raise UserError(f"hub.push_every={self.push_every} is out of range; set it to a number above 0 or null")
         if self.push_every is not None and self.repo is None:
             raise UserError(f"hub.push_every={self.push_every} names no repository; set hub.repo to user/name")
+
+
+@dataclass(frozen=True)
+class Statements:
+    """What a card says and no artefact knows.
+
+    Args:
+        license: of the weights, as the Hub spells it; left out, what hub.license of the run says, else apache-2.0.
+        data_license: of the training text; left out, data.license of the run, or what is known of its data.source.
+        data_set: Hub id of the training text, where the run read it from files.
+        language: of the text, as an ISO 639 code; several with commas between.
+    """
+
+    license: str | None = None
+    data_license: str | None = None
+    data_set: str | None = None
+    language: str | None = None

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from smallm_hf.card import Statements, find_weights, read_results, resolve_statements
+from smallm_hf.card import find_weights, read_results, resolve_statements
 from smallm_hf.hub.checks import Check, check_card, check_elsewhere, check_record, load_own_class
-from smallm_hf.hub.configuration import check_repo_name
+from smallm_hf.hub.configuration import Statements, check_repo_name
 from smallm_hf.hub.repository import Repository, files_below
 from smallm_hf.hub.staging import choose_report, stage
 from smallm_hf.hub.text import stage_text

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.families import added_around, evaluation_mode, kind_of, position_limit, start_token_id
 from smallm_hf.evaluation.page import fill_template
+from smallm_hf.pictures.configuration import AttentionPictures
 from smallm_hf.pictures.picture import STYLE, Picture, legible, shorten, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name, read_tokens, token_labels
 
@@ -249,25 +251,13 @@ def _chosen(wanted: int | None, number: int, name: str) -> Sequence[int]:
     return [wanted]
 
 
-def draw_attention(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    text: str,
-    layer: int | None = None,
-    head: int | None = None,
-    output_dir: Path = Path("figures"),
-) -> list[Path]:
+def draw_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> list[Path]:
     """Draws what each head of a model looks at while it reads a text.
 
     Args:
         model: causal or masked.
         tokenizer: the model's own.
-        text: the text; its first 24 tokens are read and drawn.
-        layer: only this one, from 0.
-        head: only this one, from 0; with a layer it is drawn alone, larger and with numbers.
-        output_dir: for attention.png and attention.svg, and the page attention.html, on which a token shows where each
-            head looks from it; with layer and head in the name where they are chosen.
+        asked: fields of `AttentionPictures`.
 
     Returns:
         The files written.
@@ -275,5 +265,6 @@ def draw_attention(
     Raises:
         UserError: no such layer or head, what `read_attention` refuses, or files that cannot be written.
     """
-    pictures = attention_pictures(model, tokenizer, text, layer=layer, head=head)
-    return write_pictures(pictures, output_dir, _file_name(layer, head))
+    wanted = AttentionPictures(**asked)
+    pictures = attention_pictures(model, tokenizer, wanted.text, layer=wanted.layer, head=wanted.head)
+    return write_pictures(pictures, wanted.output_dir, _file_name(wanted.layer, wanted.head))

@@ -1,5 +1,6 @@
-"""All kinds of pictures by name: what `scripts/plot.py` draws."""
+"""The pictures of a model by name: what `scripts/plot.py` draws."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,18 @@ from smallm_hf.evaluation.families import load_scorable
 from smallm_hf.pictures.attention import draw_attention
 from smallm_hf.pictures.embeddings import draw_embeddings
 from smallm_hf.pictures.tokens import draw_tokens
-from smallm_hf.plots import draw_runs
 
-OF_MODELS = {"attention": draw_attention, "embeddings": draw_embeddings, "tokens": draw_tokens}
-KINDS = {"runs": draw_runs, **OF_MODELS}
+KINDS = {"attention": draw_attention, "embeddings": draw_embeddings, "tokens": draw_tokens}
 
 
-def draw(kind: str, **asked: Any) -> list[Path]:
-    """Draws one of `KINDS`; for those `OF_MODELS` the arguments of `load_scorable` are among what is asked.
+def draw_model(kind: str, model: str, loading: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Path]:
+    """Draws one of `KINDS`.
+
+    Args:
+        kind: its name.
+        model: a folder or a Hub id.
+        loading: fields of `Loading`.
+        asked: fields of what `pictures.configuration` has under this name.
 
     Returns:
         The files written.
@@ -22,7 +27,4 @@ def draw(kind: str, **asked: Any) -> list[Path]:
     Raises:
         UserError: what loading and drawing refuse.
     """
-    if kind not in OF_MODELS:
-        return KINDS[kind](**asked)
-    loading = {name: asked.pop(name) for name in ("model", "dtype", "device", "trust_remote_code")}
-    return KINDS[kind](*load_scorable(**loading), **asked)
+    return KINDS[kind](*load_scorable(model, **loading), **asked)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,10 +19,11 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.errors import UserError, one_line, require_packages
 from smallm_hf.evaluation.families import encode_ordinary, require_known, vocabulary_size
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.pictures.configuration import EmbeddingPictures
 from smallm_hf.pictures.picture import COLOURS, STYLE, Picture, legible, shorten, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name
 
@@ -187,6 +189,8 @@ def map_words(words: Words, *, clusters: int = 8, perplexity: float | None = Non
         UserError: more clusters than words or colours, a perplexity that needs more words, a seed out of range, or
             vectors that are all the same.
     """
+    require_packages("a map of words", ("sklearn", "textalloc", "threadpoolctl"), "pictures")
+
     from sklearn.cluster import KMeans  # half a second, for who only wants a drawing of something else
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -352,35 +356,13 @@ def _to_square(places: np.ndarray) -> np.ndarray:
     return (places - (low + high) / 2) / (high - low).max() * (1, -1)
 
 
-def draw_embeddings(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    words: Path | None = None,
-    data: str | None = None,
-    text_column: str = "text",
-    max_documents: int = 10_000,
-    top: int = 150,
-    clusters: int = 8,
-    perplexity: float | None = None,
-    seed: int = 42,
-    output_dir: Path = Path("figures"),
-) -> list[Path]:
+def draw_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> list[Path]:
     """Draws where the words of a model lie, as t-SNE and PCA, and a page to search with the neighbours of each word.
 
     Args:
         model: any with a table of input embeddings.
         tokenizer: the model's own.
-        words: a text file of the words to draw, separated by white space.
-        data: text whose most frequent words are drawn: .txt, .jsonl, .json, .csv or .parquet, a folder of them, or a
-            Hub data set. Without words and data it is the first words of the tokenizer's vocabulary.
-        text_column: column of the data that holds the text, in all but text files.
-        max_documents: documents of the data that are counted, from the beginning.
-        top: words drawn, of data or vocabulary.
-        clusters: number of colours, 10 at most.
-        perplexity: of the t-SNE, about the number of neighbours that count; by default 30, less where words are few.
-        seed: the same gives the same pictures.
-        output_dir: for embeddings_tsne and embeddings_pca as .png and .svg, and the page embeddings.html.
+        asked: fields of `EmbeddingPictures`.
 
     Returns:
         The files written.
@@ -389,19 +371,16 @@ def draw_embeddings(
         UserError: both words and data, a file that cannot be read, too few or too many words, one that is not known,
             what `map_words` refuses, or files that cannot be written.
     """
-    if words is not None and data is not None:
-        raise UserError("both --words and --data are given; give one of them")
-    if max_documents < 1:
-        raise UserError(f"max_documents={max_documents} reads nothing; give 1 or more")
-    if words is not None:
-        found = given_words(model, tokenizer, read_words(words))
-    elif data is not None:
-        texts = itertools.islice(read_scored_texts(data, text_column=text_column), max_documents)
-        found = frequent_words(model, tokenizer, texts, top)
+    wanted = EmbeddingPictures(**asked)
+    if wanted.words is not None:
+        found = given_words(model, tokenizer, read_words(wanted.words))
+    elif wanted.data is not None:
+        texts = itertools.islice(read_scored_texts(wanted.data, text_column=wanted.text_column), wanted.max_documents)
+        found = frequent_words(model, tokenizer, texts, wanted.top)
     else:
-        found = vocabulary_words(model, tokenizer, top)
-    word_map = map_words(found, clusters=clusters, perplexity=perplexity, seed=seed)
-    return write_pictures(word_pictures(word_map, model_name(model)), output_dir, "embeddings")
+        found = vocabulary_words(model, tokenizer, wanted.top)
+    word_map = map_words(found, clusters=wanted.clusters, perplexity=wanted.perplexity, seed=wanted.seed)
+    return write_pictures(word_pictures(word_map, model_name(model)), wanted.output_dir, "embeddings")
 
 
 def read_words(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,11 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.comparison.words import entropy_bits, to_probabilities
 from smallm_hf.errors import UserError
+from smallm_hf.evaluation.configuration import Rules
 from smallm_hf.evaluation.families import evaluation_mode, kind_of, vocabulary_size
 from smallm_hf.evaluation.page import fill_template
-from smallm_hf.evaluation.scoring import Plan, Rules
+from smallm_hf.evaluation.scoring import Plan
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.windows import cut_text
+from smallm_hf.pictures.configuration import TokenPictures
 from smallm_hf.pictures.picture import (
     COLOURS,
     STYLE,
@@ -242,28 +245,13 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
-def draw_tokens(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    text: str | None = None,
-    data: str | None = None,
-    text_column: str = "text",
-    max_documents: int = 1,
-    top_k: int = 5,
-    output_dir: Path = Path("figures"),
-) -> list[Path]:
+def draw_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> list[Path]:
     """Draws what a model expects along texts, and the texts with the loss of each token as heat behind it.
 
     Args:
         model: causal.
         tokenizer: the model's own.
-        text: the text itself, or give data.
-        data: .txt, .jsonl, .json, .csv or .parquet, a folder of them, or a Hub data set.
-        text_column: column of the data that holds the text, in all but text files.
-        max_documents: documents of the data, from the beginning.
-        top_k: the model's first choices shown at each token.
-        output_dir: for tokens.png, tokens.svg and the page tokens.html; of several documents each has its number.
+        asked: fields of `TokenPictures`.
 
     Returns:
         The files written.
@@ -271,33 +259,25 @@ def draw_tokens(
     Raises:
         UserError: neither a text nor data, or both, what `read_along` refuses, or files that cannot be written.
     """
-    texts = given_texts(text, data, text_column=text_column, max_documents=max_documents)
+    wanted = TokenPictures(**asked)
+    texts = _wanted_texts(wanted)
     names = [f"tokens_{number}" for number in range(1, len(texts) + 1)] if texts[1:] else ["tokens"]
     pictures = [
         picture
         for name, one in zip(names, texts, strict=True)
-        for picture in token_pictures(model, tokenizer, one, top_k=top_k, name=name)
+        for picture in token_pictures(model, tokenizer, one, top_k=wanted.top_k, name=name)
     ]
-    return write_pictures(pictures, output_dir, "tokens")
+    return write_pictures(pictures, wanted.output_dir, "tokens")
 
 
-def given_texts(text: str | None, data: str | None, *, text_column: str, max_documents: int) -> list[str]:
-    """The one text, or the first documents of the data.
-
-    Raises:
-        UserError: neither or both are given, or there is no text.
-    """
-    if (text is None) == (data is None):
-        found = "neither --text nor --data is" if text is None else "both --text and --data are"
-        raise UserError(f"{found} given; give one of them")
-    if max_documents < 1:
-        raise UserError(f"max_documents={max_documents} reads nothing; give 1 or more")
-    if text is not None:
-        return [text]
-    texts = list(itertools.islice(read_scored_texts(data, text_column=text_column), max_documents))
-    if not texts:
-        raise UserError(f"--data {data}: holds no text; give one that does")
-    return texts
+def _wanted_texts(wanted: TokenPictures) -> list[str]:
+    """The one text, or the first documents of the data."""
+    if wanted.data is None:
+        return [wanted.text]
+    texts = itertools.islice(read_scored_texts(wanted.data, text_column=wanted.text_column), wanted.max_documents)
+    if not (found := list(texts)):
+        raise UserError(f"--data {wanted.data}: holds no text; give one that does")
+    return found
 
 
 def token_pictures(

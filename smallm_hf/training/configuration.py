@@ -1,11 +1,14 @@
-"""The `training` section of a run config, and what follows from it alone."""
+"""The `training` and `logging` sections of a run config, and what follows from them alone."""
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from smallm_hf.errors import UserError
+
+TRACKER_NAMES = ("tensorboard", "trackio", "wandb")  # which mirror the records of a run
 
 # What a number of the config may be, the test, and the keys it holds for; null is allowed where a key allows it.
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -184,6 +187,35 @@ class TrainingConfig:
     def tokens_per_step(self) -> int:
         """Tokens in one optimizer update, over all processes."""
         return self.windows_per_step * self.context_length
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where a run is shown beside its own files, which hold everything without.
+
+    Args:
+        report_to: tensorboard, trackio, wandb, several of them (a list, or commas between), or none.
+        project: what holds the run in Trackio and wandb; null takes WANDB_PROJECT in wandb, else smallm_hf.
+        run_name: the run's name in Trackio and wandb; null takes WANDB_NAME in wandb, else the run folder's.
+    """
+
+    report_to: str | list[str] | None = "none"
+    project: str | None = None
+    run_name: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.trackers:
+            if name not in TRACKER_NAMES:
+                near = difflib.get_close_matches(name.lower(), TRACKER_NAMES, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]}?" if near else f"; set it to {', '.join(TRACKER_NAMES)} or none"
+                raise UserError(f"logging.report_to={name} is not a tracker{hint}")
+
+    @property
+    def trackers(self) -> list[str]:
+        """The names in `report_to`, each once."""
+        names = self.report_to or []
+        names = names.replace(",", " ").split() if isinstance(names, str) else names
+        return [name for name in dict.fromkeys(names) if name != "none"]
 
 
 def micro_steps_per_process(accumulation_steps: int, processes: int) -> int:

@@ -11,7 +11,6 @@ again, as far as it can, and is then given all that it lacks of the record:
   before it is removed, because `wandb sync` would upload one over the other.
 """
 
-import difflib
 import html
 import importlib.metadata
 import json
@@ -31,6 +30,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 
 from smallm_hf.command_line import is_main_process
 from smallm_hf.errors import UserError, one_line
+from smallm_hf.training.configuration import TRACKER_NAMES, LoggingConfig
 from smallm_hf.training.progress import RECORDS, read_records
 
 PROJECT = "smallm_hf"
@@ -169,39 +169,7 @@ class Wandb(WandBTracker):
         return wandb.Html(f"<pre style='white-space: pre-wrap'>{shown}</pre>", inject=False)
 
 
-TRACKERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
-
-
-# --- the section of the config ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """Where a run is shown beside its own files, which hold everything without.
-
-    Args:
-        report_to: tensorboard, trackio, wandb, several of them (a list, or commas between), or none.
-        project: what holds the run in Trackio and wandb; null takes WANDB_PROJECT in wandb, else smallm_hf.
-        run_name: the run's name in Trackio and wandb; null takes WANDB_NAME in wandb, else the run folder's.
-    """
-
-    report_to: str | list[str] | None = "none"
-    project: str | None = None
-    run_name: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.trackers:
-            if name not in TRACKERS:
-                near = difflib.get_close_matches(name.lower(), TRACKERS, n=1, cutoff=0.4)
-                hint = f"; did you mean {near[0]}?" if near else f"; set it to {', '.join(TRACKERS)} or none"
-                raise UserError(f"logging.report_to={name} is not a tracker{hint}")
-
-    @property
-    def trackers(self) -> list[str]:
-        """The names in `report_to`, each once."""
-        names = self.report_to or []
-        names = names.replace(",", " ").split() if isinstance(names, str) else names
-        return [name for name in dict.fromkeys(names) if name != "none"]
+TRACKERS = dict(zip(TRACKER_NAMES, (TensorBoard, Trackio, Wandb), strict=True))
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from smallm_hf.data import difficulty, ordering
-from smallm_hf.data.batching import BatchingConfig, next_token_batch
+from smallm_hf.data.batching import next_token_batch
+from smallm_hf.data.configuration import BatchingConfig
 from smallm_hf.data.difficulty import document_lengths, unigram_losses
 from smallm_hf.data.ordering import WindowOrder, interleave, permute
 from smallm_hf.errors import UserError

@@ -25,14 +25,14 @@ import smallm_hf.data.preparation as preparation
 import smallm_hf.data.preparing as preparing
 import smallm_hf.data.stages as stages
 from smallm_hf.data.cleaning import CleaningConfig
-from smallm_hf.data.configuration import DataConfig, Source
+from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.documents import Document, read_documents
 from smallm_hf.data.packing import open_token_files
 from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
 from smallm_hf.data.request import Request, default_folder
 from smallm_hf.data.selection import SelectionConfig
 from smallm_hf.errors import UserError
-from smallm_hf.tokenization import TokenizerConfig, save_tokenizer, tokenizer_fingerprint, train_bpe
+from smallm_hf.tokenization import save_tokenizer, tokenizer_fingerprint, train_bpe
 
 BPE = TokenizerConfig("bpe")
 DEFAULT = CleaningConfig()
@@ -416,10 +416,9 @@ def test_finished_parts_of_other_settings_or_another_text_are_not_taken(source, 
 KILLED = """
 import multiprocessing, os, signal, sys
 import smallm_hf.data.preparing as preparing, smallm_hf.data.stages as stages
-from smallm_hf.data.configuration import DataConfig
+from smallm_hf.data.configuration import DataConfig, TokenizerConfig
 from smallm_hf.data.request import Request
 from smallm_hf.data.selection import SelectionConfig
-from smallm_hf.tokenization import TokenizerConfig
 
 def kill(*arguments):
     print(*[process.pid for process in multiprocessing.active_children()], flush=True)

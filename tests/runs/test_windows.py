@@ -12,7 +12,8 @@ from running import HARD, interrupt_at, outcome, train
 from torch.nn import functional as F
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.data.batching import BatchingConfig, positions_in_documents
+from smallm_hf.data.batching import positions_in_documents
+from smallm_hf.data.configuration import BatchingConfig
 from smallm_hf.data.ordering import WindowOrder
 from smallm_hf.data.packing import open_token_files
 from smallm_hf.describing import describe_results

@@ -4,11 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from smallm_hf.data.configuration import DataConfig
+from smallm_hf.data.configuration import DataConfig, SelectionConfig, TokenizerConfig
 from smallm_hf.data.preparing import find_or_prepare
 from smallm_hf.data.request import Request
-from smallm_hf.data.selection import SelectionConfig
-from smallm_hf.tokenization import TokenizerConfig
 from smallm_hf.training.validation import ValidationSet
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat"]

@@ -1,0 +1,93 @@
+"""What can be asked of models that are scored, and by which rules: what `scripts/score.py` takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from smallm_hf.errors import UserError
+
+Protocol = Literal["documents", "packed", "sliding"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How texts are scored. Numbers are only compared where all but the batch size are the same.
+
+    Args:
+        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
+            one stream with eos between, as trained.
+        stride: tokens from one window to the next under `sliding`; by default half a window.
+        within_documents: under `packed` attention does not reach across the eos between documents, as in a model that
+            was trained with batching.within_documents.
+        context_length: tokens per window; by default the length each model was trained at where its config says so,
+            else all its positions, 2,048 at most. Longer texts go on in the next.
+        batch_size: windows per forward pass at most; changes speed and memory, not the result.
+    """
+
+    protocol: Protocol = "documents"
+    stride: int | None = None
+    within_documents: bool = False
+    context_length: int | None = None
+    batch_size: int = 16
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """These fields, without those that a kind of `Questions` adds."""
+        return {rule.name: getattr(self, rule.name) for rule in fields(Rules)}
+
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise UserError(f"protocol {self.protocol!r} is unknown; choose from {', '.join(get_args(Protocol))}")
+        if self.within_documents and self.protocol != "packed":
+            raise UserError(
+                f"within_documents=true belongs to protocol packed and not to {self.protocol}, whose windows hold one "
+                "document; leave out one"
+            )
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size} is out of range; give 1 or more")
+
+
+@dataclass(frozen=True)
+class Questions(Rules):
+    """What is asked of every model, in the same way; how it is scored is said by `Rules`.
+
+    Args:
+        text_column: column of the data that holds the text, in all but text files.
+        source_column: column that the encoder of a seq2seq model reads; by default it reads nothing.
+        max_documents: score only this many, from the beginning.
+        top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
+        training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
+            binned by how frequent a token or a word is there instead of in the scored text.
+        generate: documents whose second half is written from the first, or the text from the source, and compared; what
+            the context does not hold is left out.
+        max_new_tokens: tokens of each of these texts at most.
+        temperature: of these texts; 0 takes the most probable token always.
+        seed: of these texts, beside what each continues, and of the resampling of documents for --against.
+        speed: whether reading and writing are timed.
+        speed_batch_size: texts at a time.
+        speed_prompt_tokens: tokens of each prompt.
+        speed_new_tokens: tokens written behind each.
+        speed_repetitions: times that count, after one that does not.
+    """
+
+    text_column: str = "text"
+    source_column: str | None = None
+    max_documents: int | None = None
+    top_k: Sequence[int] = (1, 3)
+    training_tokens: Path | None = None
+    generate: int = 0
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    seed: int = 42
+    speed: bool = False
+    speed_batch_size: int = 1
+    speed_prompt_tokens: int = 32
+    speed_new_tokens: int = 32
+    speed_repetitions: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in {"max_documents": 1, "generate": 0, "max_new_tokens": 1, "temperature": 0}.items():
+            if (number := getattr(self, name)) is not None and number < least:
+                raise UserError(f"{name}={number} is out of range; give {least} or more")
