@@ -5,19 +5,13 @@ import os
 import pickle
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import smallm_hf
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.configuration import Questions
-from smallm_hf.evaluation.evaluating import evaluate_models
-from smallm_hf.pictures.embeddings import Words, map_words
 from smallm_hf.registering import when_imported
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,42 +103,10 @@ def test_a_mistake_on_the_line_is_answered_without_a_heavy_library():
 
 
 def test_a_run_and_a_score_begin_without_what_only_some_of_them_use():
-    unused = {"datasets", "evaluate", "sklearn", "matplotlib", "pandas"}
+    unused = {"datasets", "evaluate", "sklearn", "scipy", "matplotlib", "pandas"}
     code = f"import sys, smallm_hf.runs, smallm_hf.evaluation.evaluating; print(*{unused} & sys.modules.keys())"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split() == []
-
-
-# --- what an extra brings --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"models": ["a", "b"]}, "more than one --model needs scipy"),
-        ({"models": ["a"], "against": "b"}, "--against needs scipy"),
-        ({"models": ["a"], "questions": Questions(generate=1)}, "--generate needs rouge_score, sacrebleu"),
-    ],
-)
-def test_a_question_that_needs_the_extra_evaluation_says_so_before_a_model_is_loaded(
-    without_extras, tmp_path, asked, message
-):
-    (tmp_path / "text.txt").write_text("The cat sat.")
-    with pytest.raises(UserError, match=rf'^{message}; pip install "smallm_hf\[evaluation\]"$'):
-        evaluate_models(data=str(tmp_path / "text.txt"), **asked)
-
-
-def test_a_map_of_words_names_the_extra_pictures(without_extras):
-    words = Words(["a", "b"], np.eye(2), 0, "two words")
-    with pytest.raises(UserError, match=r'needs sklearn, textalloc, threadpoolctl; pip install "smallm_hf\[pictures'):
-        map_words(words)
-
-
-@pytest.fixture
-def without_extras(monkeypatch):
-    """As after an installation without extras."""
-    absent = {"scipy", "rouge_score", "sacrebleu", "sklearn", "textalloc", "threadpoolctl"}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else find_spec(name))
 
 
 # --- transformers knows our classes ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from smallm_hf.command_line import is_main_process
 from smallm_hf.data.documents import read_documents
 from smallm_hf.data.packing import TokenFiles, open_token_files
 from smallm_hf.environment import environment
-from smallm_hf.errors import UserError, require_packages
+from smallm_hf.errors import UserError
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import Questions
 from smallm_hf.evaluation.families import find_kind, load_scorable, require_writer
@@ -66,10 +66,6 @@ def evaluate_models(
     questions, loading = questions or Questions(), dict(loading or {})
     texts = require_texts(data)
     models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
-    if against or models[1:]:
-        require_packages("--against" if against else "more than one --model", ("scipy",), "evaluation")
-    if questions.generate:
-        require_packages("--generate", ("rouge_score", "sacrebleu"), "evaluation")
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed does not know; take documents or sliding")
     _require_one_measure([*models, *([against] if against else [])])

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.errors import UserError, one_line, require_packages
+from smallm_hf.errors import UserError, one_line
 from smallm_hf.evaluation.families import encode_ordinary, require_known, vocabulary_size
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.texts import read_scored_texts
@@ -189,8 +189,6 @@ def map_words(words: Words, *, clusters: int = 8, perplexity: float | None = Non
         UserError: more clusters than words or colours, a perplexity that needs more words, a seed out of range, or
             vectors that are all the same.
     """
-    require_packages("a map of words", ("sklearn", "textalloc", "threadpoolctl"), "pictures")
-
     from sklearn.cluster import KMeans  # half a second, for who only wants a drawing of something else
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
