@@ -1,7 +1,6 @@
 """What a run that goes on from a checkpoint must share with the run that wrote it."""
 
 import dataclasses
-import itertools
 import os
 import re
 import shutil
@@ -36,7 +35,6 @@ DECIDED = ("precision", "compile", "loss", "batch_size")
 MUON = "products of Muon in"  # as it is said where they differ
 # The main process may have to wait for the end of another run, and to read large checkpoints.
 WAIT_SECONDS = 1800.0
-_TOLD = itertools.count()  # a launcher's store keeps what was said, and a process may run twice
 # Keys that a resumed run may change: how long it is, how it is watched and kept, and where its text lies.
 FREE_ON_RESUME = re.compile(
     r"training\.(max_steps|max_seconds|epochs|patience|cpu_threads|peak_tflops|interval_unit|.*_every|sample_.*"
@@ -83,7 +81,7 @@ def _told_by_main_process(word: str) -> Iterator[str]:
     from torch.distributed.elastic.utils.store import synchronize
 
     store, rank, _ = next(torch.distributed.rendezvous("env://"))
-    said = synchronize(store, word.encode(), rank, processes, f"smallm_hf/{next(_TOLD)}/", WAIT_SECONDS)
+    said = synchronize(store, word.encode(), rank, processes, "smallm_hf/", WAIT_SECONDS)
     yield said[0].decode()
 
 

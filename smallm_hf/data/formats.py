@@ -74,7 +74,8 @@ class _OtherTable(UserError):
 def split_documents(lines: Iterable[str], found_inside: Callable[[int], None] = int) -> Iterator[Iterator[str]]:
     """Yields the lines of each document of a text, between which `<|endoftext|>` stands at the edge of a line.
 
-    In the middle of a line it is text that speaks of it, or a mistake.
+    In the middle of a line it is text that speaks of it, or a mistake. Each document has to be read before the next is
+    asked for.
 
     Args:
         lines: each with its end; long ones in several parts.
@@ -112,7 +113,7 @@ def _lines(path: Path, report: ReadingReport, encoding: str | None) -> Iterator[
     """
     with open_text(path, report, encoding) as file:
         while part := file.readline(PIECE_CHARACTERS):
-            while part.endswith(CUT_MARKS) and (more := file.readline(len(SEPARATOR))):
+            while part[-1] != "\n" and part.endswith(CUT_MARKS) and (more := file.readline(len(SEPARATOR))):
                 part += more
             yield part
 

@@ -276,13 +276,22 @@ def set_determinism() -> None:
     torch.use_deterministic_algorithms(True)
 
 
+_was_in_a_group = False
+
+
 @contextmanager
 def process_left_as_found() -> Iterator[None]:
     """Leaves the process as it found it, so that another run in it, as in a notebook, is as if it were the first.
 
     That is its threads, determinism and progress bars, and what Accelerate remembers: the first Accelerator of a
     process, whose precision no later one could change. A process group that was formed meanwhile is destroyed.
+
+    Raises:
+        UserError: this process was in such a group before: the store of its launcher remembers that one's addresses.
     """
+    global _was_in_a_group
+    if _was_in_a_group:
+        raise UserError("processes that share a run train once; launch the next run by itself")
     threads, shows_progress = torch.get_num_threads(), is_progress_bar_enabled() and not are_progress_bars_disabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -299,6 +308,7 @@ def process_left_as_found() -> Iterator[None]:
     finally:
         if torch.distributed.is_initialized() and not had_group:
             torch.distributed.destroy_process_group()
+            _was_in_a_group = True
         for memory, content in zip(memories, remembered, strict=True):
             memory.clear()
             memory.update(content)

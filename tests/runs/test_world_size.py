@@ -2,12 +2,15 @@
 
 import os
 import re
+import runpy
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from forked import DROPOUT, in_its_seventh_update, start, statuses, stopped, windows_of
-from running import outcome
+from forked import DROPOUT, WORDS, in_its_seventh_update, start, statuses, stopped, windows_of
+from running import TRAIN, outcome
 
 from smallm_hf.command_line import EXIT_INTERRUPTED
 from smallm_hf.folders import lock
@@ -83,6 +86,20 @@ def test_no_process_touches_the_folder_while_an_older_run_still_saves_there(whol
     assert statuses(started, folder) == [0, 0]
     assert not unfinished.exists()
     assert outcome(folder / "run") == whole["outcome"]
+
+
+def train_before(rank: int, folder: Path) -> None:
+    """Has another run in the same processes."""
+    sys.argv = [TRAIN, "--config", str(folder.parent / "recipe.yaml"), "--output_dir", str(folder / "first")]
+    sys.argv += list(map(str, WORDS))
+    runpy.run_path(TRAIN, run_name="__main__")
+
+
+def test_processes_that_share_a_run_are_told_to_train_once(recipe, tmp_path):
+    folder = tmp_path / "twice"
+    assert statuses(start(folder, 2, "--config", recipe, changed=train_before), folder) == [2, 2]
+    assert (folder / "first" / "results.json").is_file()
+    assert "error: processes that share a run train once; launch the next" in (folder / "log-0").read_text()
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
