@@ -157,12 +157,12 @@ def test_each_length_is_compiled_once_before_the_first_update_and_none_again(mak
 
 def test_steps_compiled_for_runs_before_leave_room_for_those_of_the_next(make_loop, monkeypatch):
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     torch._dynamo.reset()
-    for size in (1, 2):
-        loop = make_loop(compile=True, batch_size=size)
-        loop.advance(0.0)
-        loop.close()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for size in (1, 2):
+            loop = make_loop(compile=True, batch_size=size)
+            loop.advance(0.0)
+            loop.close()
 
 
 def test_rows_grow_with_the_run_and_end_whole():
