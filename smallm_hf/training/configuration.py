@@ -59,7 +59,8 @@ class TrainingConfig:
         beta2: decay of AdamW's second moment.
         max_gradient_norm: gradients are scaled down to this norm; 0 leaves them alone.
         schedule: cosine, wsd (warm-up, stable, linear decay) or constant.
-        cooldown_from: a checkpoint that was still at its full rate; a new run goes on from it, decaying at once.
+        cooldown_from: a checkpoint that was still at its full rate; a new run goes on from it, decaying at once
+            from its own rates, with its own betas and weight decay.
         warmup_steps: updates of linear warm-up, at most a tenth of the run; null takes warmup_fraction.
         warmup_fraction: share of the run spent warming up where warmup_steps is null.
         decay_fraction: share of the run over which wsd falls.
@@ -81,7 +82,8 @@ class TrainingConfig:
         interval_unit: what evaluate_every, checkpoint_every and sample_every count, optimizer steps or training tokens.
         evaluate_every: steps or tokens between two validations; null validates at the end only.
         patience: validations without a lower loss after which the run ends early; null never.
-        validation_tokens: size of the fixed validation set, in whole documents from the front; null takes all.
+        validation_tokens: size of the fixed validation set, in whole documents from the front, the first in any case;
+            null takes all.
         checkpoint_every: steps or tokens between two checkpoints; null keeps the last state only.
         keep_checkpoints: how many of the newest checkpoints stay; that of the best validation stays too.
         keep_every: checkpoints at multiples of so many steps stay for good.
