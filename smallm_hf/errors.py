@@ -6,8 +6,11 @@ from collections.abc import Iterable
 
 # How a full disk shows: by the file system's number, or in the words of libraries that write files by themselves.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_SPACE_WORDS = ("No space left", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing")
-NO_SPACE_WORDS += ("basic_ios::clear: iostream error",)  # of torch.save, behind an error of its own
+NO_SPACE_WORDS = (
+    *("No space left", "Disk quota exceeded", "File too large"),
+    *("PytorchStreamWriter failed writing", "basic_ios::clear: iostream error"),  # torch.save
+    " requested and ",  # numpy: so many items requested and so many written
+)
 
 
 class UserError(ValueError):
