@@ -285,7 +285,7 @@ def test_python_without_library_sources_is_told_to_bring_text(monkeypatch, tmp_p
 
 PAGE = """<html><head><title>No text</title><style>p {color: red}</style></head>
 <body><nav><a href="/">Home</a></nav><h1>Héading</h1><p>One <i>two</i> three.</p><script>x()</script>
-<p>Four</p><footer>Imprint</footer></body></html>"""
+<p><span class="pagenum">[12]</span>Four</p><div class="pageno">13</div><footer>Imprint</footer></body></html>"""
 
 
 @pytest.mark.parametrize("name", ["a.html", "a.htm.gz", "a.xhtml.zst"])

@@ -492,6 +492,19 @@ def test_the_documents_that_are_wanted_are_read_and_no_others(tmp_path, monkeypa
     assert list(stages.read_part(path)) == []
 
 
+def test_lines_that_are_removed_since_many_documents_have_them_are_told(tmp_path):
+    texts = [f"All rights are reserved.\n\n{text}" for text in STORIES]
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(texts))
+    asked, said = CleaningConfig(repeated_lines=0.5), []
+    for cleaning, wanted in ((DEFAULT, texts), (asked, STORIES)):
+        data = DataConfig(source=str(tmp_path / "a.txt"), validation_ratio=0.2, workers=1)
+        folder = tmp_path / str(cleaning.repeated_lines)
+        files = find_or_prepare(Request(data, BPE, 270, cleaning, EXACT), folder, 64, said.append)
+        assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(wanted)
+    (line,) = [line for line in said if "repeated_lines" in line]
+    assert "removes 1 lines that many documents have, such as 'All rights are reserved.'" in line
+
+
 def test_a_corpus_of_equal_documents_says_what_became_of_them(tmp_path):
     (tmp_path / "same.txt").write_text("\n<|endoftext|>\n".join(["The same story about a cat and a dog."] * 30))
     message = r"left no document \(nothing left: 30\); they are made of the same lines; .* cleaning.repeated_lines to 0"
