@@ -67,7 +67,7 @@ def run(tmp_path, *words):
 
 def test_a_preview_shows_documents_and_writes_nothing(tmp_path):
     (tmp_path / "a.txt").write_text("one &amp; two")
-    shown = run(tmp_path, "--data.source", "a.txt", "--preview", "1")
+    shown = run(tmp_path, "--data.source", "a.txt", "--cleaning.html", "true", "--preview", "1")
     assert shown.returncode == 0, shown.stderr
     assert "one [-&amp;-]{+&+} two" in shown.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -6,6 +6,7 @@ import transformers
 from smallm_kinds import KINDS, make_model
 from transformers import (
     AutoModelForCausalLM,
+    ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     GPT2Config,
@@ -471,7 +472,9 @@ def test_sampling_and_beams_continue_the_prompt(model, tokens, options):
 def test_continuous_batching_writes_what_each_prompt_generates_alone(model, tokens):
     prompts = [tokens[0, :4].tolist(), tokens[1].tolist(), tokens[0, 5:8].tolist()]
     settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    written = model.generate_batch(prompts, generation_config=settings, progress_bar=False)
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # else it takes most of the memory
+    options = {"continuous_batching_config": small, "progress_bar": False}
+    written = model.generate_batch(prompts, generation_config=settings, **options)
     for prompt, request in zip(prompts, written.values(), strict=True):
         alone = model.generate(torch.tensor([prompt]), generation_config=settings)
         assert request.generated_tokens == alone[0, len(prompt) :].tolist()

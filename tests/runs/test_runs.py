@@ -306,7 +306,7 @@ def test_another_family_trains_through_the_same_loop(recipe, tmp_path):
         (["--data.source", "{tmp}/empty.txt"], "empty.txt is empty: there is no text in it"),
         (["--data.source", "{tmp}/rows.jsonl", "--data.text_column", "txt"], "no column 'txt', only 'body'"),
         (["--data.source", "{tmp}/binary.txt"], "looks like a binary file"),
-        (["--data.source", "{tmp}/latin.txt"], "neither UTF-8 nor Windows-1252: byte 3 is 0x81"),
+        (["--data.source", "{tmp}/latin.txt"], "neither UTF-8 nor Windows-1252: byte 300 is 0x81"),
         (
             ["--training.context_length", 90000, "--model.max_position_embeddings", 90000],
             "fewer than one window of training.context_",
@@ -323,7 +323,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing_behind(recipe, tmp_
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "rows.jsonl").write_text('{"body": "text"}\n')
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
-    (tmp_path / "latin.txt").write_bytes(b"caf\x81 au lait. " * 20)
+    (tmp_path / "latin.txt").write_bytes("café au lait. ".encode() * 20 + b"\x81")
     with pytest.raises(UserError, match=message) as error:
         train(recipe, tmp_path / "run", *[str(word).replace("{tmp}", str(tmp_path)) for word in words])
     assert "\n" not in str(error.value)
