@@ -49,10 +49,11 @@ def test_lm_eval_finds_our_bits_per_byte(pulled, best, tmp_path):
         **{"dataset_kwargs": {"data_files": {"test": str(tmp_path / "texts.jsonl")}}},
         **{"doc_to_text": "", "doc_to_target": "{{text}}", "metric_list": [{"metric": "bits_per_byte"}]},
     }
-    arguments = f"pretrained={pulled},dtype=float32"
-    found = lm_eval.simple_evaluate("hf", arguments, tasks=[task], device="cpu", bootstrap_iters=0)
     scored = score_documents(*load_causal_lm(str(best), device="cpu"), TEXTS)
-    assert found["results"]["texts"]["bits_per_byte,none"] == pytest.approx(scored["bits_per_byte"], rel=1e-5)
+    for flag in ("", ",trust_remote_code=True"):
+        arguments = f"pretrained={pulled},dtype=float32{flag}"
+        found = lm_eval.simple_evaluate("hf", arguments, tasks=[task], device="cpu", bootstrap_iters=0)
+        assert found["results"]["texts"]["bits_per_byte,none"] == pytest.approx(scored["bits_per_byte"], rel=1e-5)
 
 
 @pytest.mark.matrix("`evaluate`, the stock perplexity", "no flag", "evaluate")
@@ -106,22 +107,25 @@ def test_peft_adapts_our_class(pulled, expected, token_ids, tmp_path):
 
 
 @pytest.mark.matrix("TRL, `SFTTrainer`", "no flag", "trl")
-def test_trl_fine_tunes_it_by_name(pulled, tmp_path):
+def test_trl_fine_tunes_it_by_name_and_our_class(pulled, tmp_path):
     trl = pytest.importorskip("trl", reason="trl is not installed")
     arguments = trl.SFTConfig(
         **{"output_dir": str(tmp_path), "max_steps": 8, "per_device_train_batch_size": 2, "learning_rate": 1e-3},
         **{"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "logging_steps": 1},
-        **{"max_length": 64, "disable_tqdm": True},
+        **{"max_length": 64, "disable_tqdm": True, "eval_strategy": "steps", "eval_steps": 4},
     )
-    trainer = trl.SFTTrainer(pulled, args=arguments, train_dataset=Dataset.from_dict({"text": TEXTS * 4}))
-    trainer.train()
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    assert losses[-1] < losses[0] - 0.1
-    trainer.save_model(tmp_path / "tuned")
-    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
-    assert type(tuned).__name__ == "Qwen3ForCausalLM"
-    for name, tensor in trainer.model.state_dict().items():
-        assert torch.equal(tensor, tuned.state_dict()[name]), name
+    data = {"train_dataset": Dataset.from_dict({"text": TEXTS * 4}), "eval_dataset": Dataset.from_dict({"text": TEXTS})}
+    for model in (pulled, AutoModelForCausalLM.from_pretrained(pulled, **FLAG)):
+        trainer = trl.SFTTrainer(model, args=arguments, **data)
+        trainer.train()
+        for name in ("loss", "eval_loss"):
+            losses = [record[name] for record in trainer.state.log_history if name in record]
+            assert losses[-1] < losses[0] - 0.02, name
+        trainer.save_model(tmp_path / "tuned")
+        tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+        assert type(tuned).__name__ == "Qwen3ForCausalLM"
+        for name, tensor in trainer.model.state_dict().items():
+            assert torch.equal(tensor, tuned.state_dict()[name]), name
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------
