@@ -20,8 +20,8 @@ Green: {passed} of {rows}, {flagless} of them without any flag.
 |---|---|---|---|
 {table}
 
-Tried: transformers 5.23 and 5.24, both by the rows above; torch 2.13.0 by every test, 2.14.1 by hand; Python 3.11 by
-every test, 3.12 and 3.13 by hand (916 and 858 tests passed in November 2026). `.ci/newest` tries the newest releases.
+Tried: transformers 5.23 and 5.24, both by the rows above; torch 2.13.0 by every test, 2.14.1 by `.ci/newest`,
+which tries the newest releases; Python 3.11 by every test, 3.12 and 3.13 by hand (916 and 858 passed in November 2026).
 
 Documented, and not run here:
 
