@@ -1,8 +1,6 @@
 """The exceptions a user may cause, and the one fault of a machine that every writer may meet."""
 
 import errno
-import importlib.util
-from collections.abc import Iterable
 
 # How a full disk shows: by the file system's number, or in the words of libraries that write files by themselves.
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -34,21 +32,6 @@ class DiskFull(UserError):
 
 class Interrupted(Exception):
     """Work was given up because the run was asked to stop; what leaves a script has saved the state and exits 75."""
-
-
-def require_packages(wanted: str, packages: Iterable[str], extra: str) -> None:
-    """Refuses, before any work, what needs packages of an extra that are not installed.
-
-    Args:
-        wanted: what needs them, as the user has asked for it.
-        packages: by the names they are imported by.
-        extra: of ours, which brings them.
-
-    Raises:
-        UserError: naming those that are missing, and the command that installs them.
-    """
-    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise UserError(f'{wanted} needs {", ".join(missing)}; pip install "smallm_hf[{extra}]"')
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -55,9 +55,7 @@ class Questions(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("top_k", "max_new_tokens", "num_samples", "speed_tokens", "repetitions", "max_documents"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise UserError(f"{name}={count} is out of range; give 1 or more")
+        self.require_at_least(top_k=1, max_new_tokens=1, num_samples=1, speed_tokens=1, repetitions=1, max_documents=1)
         if self.temperature <= 0:
             raise UserError(
                 f"temperature={self.temperature} draws nothing; give more than 0, the greedy text is always there"

@@ -44,8 +44,17 @@ class Rules:
                 f"within_documents=true belongs to protocol packed and not to {self.protocol}, whose windows hold one "
                 "document; leave out one"
             )
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size} is out of range; give 1 or more")
+        self.require_at_least(batch_size=1)
+
+    def require_at_least(self, **least: int) -> None:
+        """Refuses fields below these numbers; None passes.
+
+        Raises:
+            UserError: one is.
+        """
+        for name, smallest in least.items():
+            if (number := getattr(self, name)) is not None and number < smallest:
+                raise UserError(f"{name}={number} is out of range; give {smallest} or more")
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,4 @@ class Questions(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in {"max_documents": 1, "generate": 0, "max_new_tokens": 1, "temperature": 0}.items():
-            if (number := getattr(self, name)) is not None and number < least:
-                raise UserError(f"{name}={number} is out of range; give {least} or more")
+        self.require_at_least(max_documents=1, generate=0, max_new_tokens=1, temperature=0)

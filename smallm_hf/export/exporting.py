@@ -4,10 +4,11 @@ What `scripts/export.py` takes is the signature of `export_model`. What it needs
 neither `--help` nor a mistake waits for torch.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallm_hf.errors import UserError, require_packages
+from smallm_hf.errors import UserError
 from smallm_hf.export.configuration import OutType, Target
 from smallm_hf.folders import replacing, require_writable
 from smallm_hf.plain_json import json_text
@@ -41,7 +42,8 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
     """
     if outtype != "f32" and to != "gguf":
         raise UserError(f"--outtype {outtype} is for --to gguf; leave it out with --to {to}")
-    require_packages(f"--to {to}", NEEDED[to], "export")
+    if missing := [package for package in NEEDED[to] if importlib.util.find_spec(package) is None]:
+        raise UserError(f'--to {to} needs {", ".join(missing)}; pip install "smallm_hf[export]"')
     require_writable(output_dir, "--output_dir", folder=True)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UserError(f"--output_dir {output_dir} holds files already; give another, or empty it first")
