@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.config import parse_command_line
 
 WHAT = "train: our step against others; data: prepare against datasets.map; size: large texts; generate: decoding"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.base.folders import require_writable
+from smallm_hf.base.settings import Loading
 from smallm_hf.comparison.configuration import Questions, read_benchmark, read_prompts
-from smallm_hf.folders import require_writable
-from smallm_hf.settings import Loading
 
 DESCRIPTION = "Gives the same prompts and the same text to several models; masked ones only fill in a word."
 

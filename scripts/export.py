@@ -2,7 +2,7 @@
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.export.exporting import describe_export, export_model
 
 DESCRIPTION = "Writes a trained model for other programs, and compares it with its source before keeping it."

@@ -8,10 +8,10 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.allocation import keep_freed_memory
-from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
-from smallm_hf.settings import MODEL, Loading, Sampling, require_models
-from smallm_hf.terminal import print_piece
+from smallm_hf.base.allocation import keep_freed_memory
+from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.base.settings import MODEL, Loading, Sampling, require_models
+from smallm_hf.base.terminal import print_piece
 
 DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.base.settings import MODEL, Loading, require_models
 from smallm_hf.pictures.configuration import OF_MODELS
-from smallm_hf.settings import MODEL, Loading, require_models
 
 DESCRIPTION = "Draws pictures of runs and models and prints their files; without a subcommand it is `runs`."
 RUNS = "Draws loss, bits per byte, rate, gradient norm and throughput of runs, over tokens and over time."

@@ -2,7 +2,7 @@
 
 import sys
 
-from smallm_hf.command_line import exit_clearly
+from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.config import parse_command_line
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from smallm_hf.command_line import exit_clearly, take
-from smallm_hf.errors import UserError
+from smallm_hf.base.command_line import exit_clearly, take
+from smallm_hf.base.errors import UserError
 from smallm_hf.hub.configuration import Statements, require_run
 
 DESCRIPTION = "Publishes a finished run as one repository that loads everywhere, checked before and after."

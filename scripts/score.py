@@ -6,10 +6,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from smallm_hf.command_line import add_loading_arguments, exit_clearly, take
-from smallm_hf.data.files import local_files
+from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
+from smallm_hf.base.settings import Loading, require_models
+from smallm_hf.data.reading.files import local_files
 from smallm_hf.evaluation.configuration import Questions
-from smallm_hf.settings import Loading, require_models
 
 DESCRIPTION = "Scores causal, seq2seq and masked language models on text, by a stated protocol."
 

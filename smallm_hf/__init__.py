@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 # First, before the seconds that importing torch takes: it notes the process that started this one.
 from smallm_hf.training import stopping as _stopping  # noqa: F401  # isort: skip
-from smallm_hf.registering import when_imported as _when_imported
+from smallm_hf.base.registering import when_imported as _when_imported
 
 if TYPE_CHECKING:
     from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel

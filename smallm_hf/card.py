@@ -21,7 +21,7 @@ from huggingface_hub import (
 )
 from transformers import AutoConfig
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.hub.configuration import Statements, require_run
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE, figures_of_json

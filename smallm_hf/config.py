@@ -13,6 +13,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
+from smallm_hf.base.errors import UserError, one_line, printable
+from smallm_hf.base.folders import write_whole
+from smallm_hf.base.recipes import check_word, read_recipe
 from smallm_hf.comparison.configuration import ComparisonConfig
 from smallm_hf.data.configuration import (
     BatchingConfig,
@@ -22,10 +25,7 @@ from smallm_hf.data.configuration import (
     Source,
     TokenizerConfig,
 )
-from smallm_hf.errors import UserError, one_line, printable
-from smallm_hf.folders import write_whole
 from smallm_hf.hub.configuration import HubConfig
-from smallm_hf.recipes import check_word, read_recipe
 from smallm_hf.training.configuration import LoggingConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -354,7 +354,7 @@ def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[
     What was stated before `init_from`, in a recipe for a model from scratch, is set aside; the tokenizer is its own.
     """
     from smallm_hf.pretrained import pretrained_config
-    from smallm_hf.tokenization import load_tokenizer
+    from smallm_hf.tokenizing.loading import load_tokenizer
 
     start = 0
     for index, word in enumerate(arguments):

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from smallm_hf.arithmetic import slow_dtype
+from smallm_hf.base.arithmetic import slow_dtype
 from smallm_hf.config import RunConfig
-from smallm_hf.data.packing import TokenFiles
+from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import accelerator_type, held_bytes
 from smallm_hf.training.plan import Plan

@@ -37,17 +37,11 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.errors import TooLong, UserError, one_line
-from smallm_hf.evaluation.scoring import (
-    encode_ordinary,
-    evaluation_mode,
-    position_limit,
-    start_token_id,
-    trained_length,
-)
+from smallm_hf.base.errors import TooLong, UserError, one_line
+from smallm_hf.base.settings import Sampling
+from smallm_hf.inspection import evaluation_mode, position_limit, trained_length
 from smallm_hf.models.modeling_smallm import CACHE_NAME
-from smallm_hf.settings import Sampling
-from smallm_hf.tokenization import valid_unicode
+from smallm_hf.tokenizing.encoding import encode_ordinary, start_token_id, valid_unicode
 
 # The libraries' float32 products on a CPU read a matrix for a few vectors at a fraction of the speed of memory; those
 # that Inductor writes come near it. Nothing is chosen by its time, so that the same text is written every time.

@@ -16,12 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from smallm_hf.arithmetic import multiplies_well, slow_dtype
-from smallm_hf.command_line import is_main_process
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.base.arithmetic import multiplies_well, slow_dtype
+from smallm_hf.base.command_line import is_main_process
+from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.hub_access import require_hub
+from smallm_hf.base.settings import Dtype, Loading, is_model_folder
 from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.settings import Dtype, Loading, is_model_folder
-from smallm_hf.tokenization import require_hub
 
 Loaded = TypeVar("Loaded")
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from smallm_hf.command_line import is_main_process
+from smallm_hf.base.command_line import is_main_process
+from smallm_hf.base.environment import versions
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import restored
 from smallm_hf.config import SECTIONS, CommandOptions, RunConfig
-from smallm_hf.data.packing import TokenFiles
-from smallm_hf.environment import versions
-from smallm_hf.errors import UserError
-from smallm_hf.folders import restored
+from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.checkpoints import (
     MANIFEST_FILE,
     LoopState,

@@ -15,16 +15,20 @@ from filelock import Timeout
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from smallm_hf.allocation import keep_freed_memory
+from smallm_hf.base.allocation import keep_freed_memory
+from smallm_hf.base.command_line import is_main_process
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import lock, require_writable, write_whole
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.card import write_card
-from smallm_hf.command_line import is_main_process
 from smallm_hf.config import CommandOptions, RunConfig, model_config
-from smallm_hf.data.batching import refuse_mixing
-from smallm_hf.data.documents import has_splits
-from smallm_hf.data.ordering import WindowOrder
-from smallm_hf.data.packing import TokenFiles
+from smallm_hf.data.batches.ordering import WindowOrder
+from smallm_hf.data.batches.packed import refuse_mixing
 from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.reading.documents import has_splits
 from smallm_hf.data.request import Request
+from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.describing import (
     describe_data,
     describe_end,
@@ -33,13 +37,9 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import evaluation_mode, refuse_lookahead
-from smallm_hf.folders import lock, require_writable, write_whole
 from smallm_hf.generation import prompt_window
 from smallm_hf.hub.training_push import TrainingPush
-from smallm_hf.plain_json import json_text
+from smallm_hf.inspection import evaluation_mode, refuse_lookahead
 from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_cooldown,
@@ -105,7 +105,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     Raises:
         UserError: every mistake that can be seen before training is raised before the run folder exists.
     """
-    check_launch(config.training)
+    check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)

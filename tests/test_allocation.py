@@ -11,7 +11,7 @@ import pytest
 def test_memory_that_is_freed_is_kept_for_what_comes_next():
     script = """
 import resource, sys, torch
-from smallm_hf.allocation import keep_freed_memory
+from smallm_hf.base.allocation import keep_freed_memory
 
 def new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from smallm_hf.arithmetic import multiplies_well, slow_dtype
-from smallm_hf.evaluation.families import load_scorable
+from smallm_hf.base.arithmetic import multiplies_well, slow_dtype
+from smallm_hf.families import load_scorable
 from smallm_hf.pretrained import load_causal_lm
 
 PROGRAM = Path(__file__).parent / "count_products.py"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from smallm_hf.command_line import exit_clearly
-from smallm_hf.errors import UserError, is_disk_full
+from smallm_hf.base.command_line import exit_clearly
+from smallm_hf.base.errors import UserError, is_disk_full
 
 
 def fail(error: BaseException):

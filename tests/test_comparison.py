@@ -30,6 +30,7 @@ from transformers import (
     T5Config,
 )
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.comparison import comparing, reporting
 from smallm_hf.comparison.comparing import compare_models
 from smallm_hf.comparison.configuration import PROMPTS, ComparisonConfig, read_benchmark, read_prompts
@@ -43,7 +44,6 @@ from smallm_hf.comparison.words import (
     predictor,
     read_vocabulary,
 )
-from smallm_hf.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.generation import prompt_window, sample, seed_of

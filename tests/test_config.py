@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.config import RunConfig, model_config, parse_command_line
-from smallm_hf.errors import UserError
 
 SMALL = {
     "data": {"source": "text.txt"},

@@ -29,11 +29,12 @@ from transformers import (
 )
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import encode_ordinary
+from smallm_hf.base.errors import UserError
 from smallm_hf.export import gguf_file, onnx_file, parity
 from smallm_hf.export.exporting import describe_export, export_model
-from smallm_hf.tokenization import load_tokenizer, save_tokenizer, train_bpe
+from smallm_hf.tokenizing.encoding import encode_ordinary
+from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer
+from smallm_hf.tokenizing.schemes import train_bpe
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "export.py"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}

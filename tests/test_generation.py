@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from smallm_hf import generation
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.generation import decode, decodes_directly, lay_out_for_decoding, sample, seed_of, stream
 from smallm_hf.pretrained import load_causal_lm
 

@@ -1,81 +1,86 @@
 """The picture of the package is a law: imports point one way."""
 
 import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import smallm_hf
 
 ROOT = Path(smallm_hf.__file__).parent
-LEVELS = [
-    ["errors", "terminal", "allocation", "arithmetic", "folders", "plain_json", "recipes", "registering", "settings"],
-    ["command_line", "tokenization", "models", "pretrained"],
-    ["environment", "data", "evaluation", "generation", "training.optimization", "training.progress"],
-    [
-        "training.configuration",
-        "training.devices",
-        "training.checkpoints",
-        "training.clock",
-        "training.loss",
-        "training.saving",
-        "training.sharding",
-        "training.stopping",
-        "training.tracking",
-        "training.update",
-        "training.validation",
-        "training.watch",
-        "training.zero",
-    ],
-    [
-        "training.loop",
-        "training.plan",
-        "training.probe",
-        "config",
-        "card",
-        "plots",
-        "pictures",
-        "export",
-        "hub",
-        "comparison",
-    ],
-    ["describing", "resuming"],
-    ["runs", "benchmarks"],
-]
+# From the ground up. A line is a level; a module belongs to the longest name here that it begins with, its room, and
+# imports rooms of lower levels, and modules of its own room.
+LEVELS = """
+base
+models  tokenizing  inspection
+pretrained
+families
+data.configuration
+data.reading
+data.cleaning
+data.selection
+data.token_files  data.batches
+data
+generation
+evaluation
+training.configuration  training.clock  training.stopping  hub.configuration
+training
+plots
+comparison  export
+pictures  card
+hub
+config
+describing  resuming
+runs
+benchmarks
+"""
+ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 
 
-def level(module: str) -> int:
-    """The level of `a.b` by its longest listed prefix."""
-    fits = [i for i, names in enumerate(LEVELS) for name in names if module == name or module.startswith(name + ".")]
-    assert fits, f"{module} has no level: add it to LEVELS"
-    return max(fits)
+def room_of(module: str) -> str:
+    """The room of `a.b`."""
+    fits = [room for room in ROOMS if module == room or module.startswith(room + ".")]
+    assert fits, f"{module} has no level: add its room to LEVELS"
+    return max(fits, key=len)
 
 
 def imported(path: Path) -> set[str]:
+    """The modules of this package that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            # `from smallm_hf import runs` names the module behind the import.
-            package = node.module == "smallm_hf"
-            names = [f"smallm_hf.{alias.name}" for alias in node.names] if package else [node.module or ""]
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        found |= {name.removeprefix("smallm_hf.") for name in names if name.startswith("smallm_hf.")}
-    found -= set(smallm_hf.__all__) | {"__version__"}
-    return found
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "smallm_hf":
+            inner = node.module.removeprefix("smallm_hf").removeprefix(".")
+            names = [inner] if inner in modules() else [f"{inner}.{alias.name}".strip(".") for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name.removeprefix("smallm_hf.") for a in node.names if a.name.startswith("smallm_hf.")]
+        else:
+            continue
+        found |= set(names)
+    return found - set(smallm_hf.__all__) - {"__version__", "models"}
 
 
+@cache
 def modules() -> dict[str, Path]:
+    """The modules of this package by their names inside of it."""
     paths = [path for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
 
 
-def test_no_module_imports_one_of_a_higher_level():
-    upward = [
+def test_no_module_imports_another_room_of_its_level_or_of_a_higher_one():
+    wrong = [
         f"{name} imports {other}"
         for name, path in modules().items()
         for other in imported(path)
-        if level(other) > level(name)
+        if room_of(name) != room_of(other) and ROOMS[room_of(other)] >= ROOMS[room_of(name)]
     ]
-    assert upward == []
+    assert wrong == []
+
+
+def test_no_two_modules_import_each_other_in_a_circle():
+    try:
+        list(TopologicalSorter({name: imported(path) for name, path in modules().items()}).static_order())
+    except CycleError as error:
+        raise AssertionError(" imports ".join(error.args[1][::-1])) from None
 
 
 def test_the_code_that_travels_with_weights_imports_torch_transformers_and_siblings_only():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.plots import build_figures, draw_runs, read_curves, read_runs
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "plot.py"

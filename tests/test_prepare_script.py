@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.configuration import Source
-from smallm_hf.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "prepare.py"
 MIXTURE = [{"source": "books", "weight": 2}, {"source": "a.jsonl", "weight": 1, "text_column": "story"}]

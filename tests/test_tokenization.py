@@ -9,17 +9,17 @@ import pytest
 from huggingface_hub import constants
 from transformers import AutoTokenizer, GPT2Config, GPT2Tokenizer, LlamaConfig, Qwen3Config
 
-from smallm_hf.errors import UserError
-from smallm_hf.tokenization import (
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.hub_access import require_hub
+from smallm_hf.tokenizing.encoding import make_encoder
+from smallm_hf.tokenizing.loading import (
     GPT2_FINGERPRINT,
     TIKTOKEN_FILES,
     load_tokenizer,
-    make_encoder,
-    require_hub,
     save_tokenizer,
     tokenizer_fingerprint,
-    train_bpe,
 )
+from smallm_hf.tokenizing.schemes import train_bpe
 
 TEXTS = [
     "the cat sat on the mat. the cat sat on the hat.\n\n",

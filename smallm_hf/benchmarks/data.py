@@ -17,13 +17,13 @@ from rich.table import Table
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import in_rounds, spread
 from smallm_hf.data.configuration import CleaningConfig, DataConfig, SelectionConfig, TokenizerConfig
-from smallm_hf.data.packing import TokenFiles
 from smallm_hf.data.preparing import Request, find_or_prepare
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
-from smallm_hf.tokenization import load_tokenizer
+from smallm_hf.data.token_files import TokenFiles
+from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware
 
 ROUNDS, QUICK_ROUNDS = 3, 1

@@ -13,12 +13,12 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from smallm_hf.arithmetic import slow_dtype
+from smallm_hf.base.arithmetic import slow_dtype
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import in_rounds, spread
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import position_limit
 from smallm_hf.generation import decode, decodes_directly, fixed_cache, lay_out_for_decoding
+from smallm_hf.inspection import position_limit
 from smallm_hf.models.modeling_smallm import CACHE_NAME
 from smallm_hf.training.devices import hardware
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from rich.console import Console
 
-from smallm_hf.allocation import keep_freed_memory
+from smallm_hf.base.allocation import keep_freed_memory
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import require_writable, write_whole
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.benchmarks.data import compare_preparing, print_preparing
 from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
 from smallm_hf.benchmarks.size import measure_size, print_size
 from smallm_hf.benchmarks.training import compare_training, print_training
 from smallm_hf.config import CommandOptions, RunConfig
-from smallm_hf.errors import UserError
-from smallm_hf.folders import require_writable, write_whole
-from smallm_hf.plain_json import json_text
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
 from smallm_hf.training.devices import accelerator_type, missing_for_compiling

@@ -16,14 +16,14 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
-from smallm_hf.data.documents import read_texts
-from smallm_hf.data.formats import SEPARATOR
 from smallm_hf.data.preparing import find_or_prepare
+from smallm_hf.data.reading.documents import read_texts
+from smallm_hf.data.reading.formats import SEPARATOR
 from smallm_hf.data.request import Request
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
-from smallm_hf.tokenization import load_tokenizer
+from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware
 
 WORD = re.compile(r"\b([a-z]{3,})\b")

@@ -15,15 +15,15 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from smallm_hf.allocation import keep_freed_memory
+from smallm_hf.base.allocation import keep_freed_memory
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import ratio_of, spread
 from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
 from smallm_hf.config import RunConfig, model_config
-from smallm_hf.data.batching import next_token_batch
-from smallm_hf.data.ordering import WindowOrder
-from smallm_hf.data.packing import TokenFiles, open_token_files
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
+from smallm_hf.data.batches.ordering import WindowOrder
+from smallm_hf.data.batches.packed import next_token_batch
+from smallm_hf.data.token_files import TokenFiles, open_token_files
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import (
@@ -94,7 +94,7 @@ def compare_training(
     Raises:
         UserError: an unknown contestant, one that failed, a launcher's settings that would not hold, or no compiler.
     """
-    check_launch(config.training)
+    check_launch()
     wanted = bool(config.training.compile)  # ours is compiled wherever that is not forbidden, however short the run
     resolve_compile(wanted, planned_flops=None, planned_seconds=None)  # or refused
     for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import ratio_of
-from smallm_hf.errors import UserError
 from smallm_hf.training.clock import synchronize
 
 # What a contestant does: takes its turns, and returns what it has to say at the end. Importable, as it is sent.

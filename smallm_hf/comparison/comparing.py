@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.configuration import Questions
 from smallm_hf.comparison.measuring import CannotLoad, is_masked, measure_model
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
 from smallm_hf.evaluation.reporting import labels
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.evaluation.texts import require_texts

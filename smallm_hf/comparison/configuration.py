@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.recipes import read_recipe
 from smallm_hf.evaluation.configuration import Rules
-from smallm_hf.recipes import read_recipe
 
 PROMPTS = ("the cat sat", "The dog", "Neural networks are", "How to implement", "Once upon a time")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.configuration import Questions
 from smallm_hf.comparison.words import (
     NextWords,
@@ -20,21 +21,13 @@ from smallm_hf.comparison.words import (
     read_vocabulary,
     to_probabilities,
 )
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import (
-    evaluation_mode,
-    find_kind,
-    load_scorable,
-    position_limit,
-    refuse_lookahead,
-    require_known,
-    vocabulary_size,
-)
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.speed import peak_memory, spread
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
+from smallm_hf.families import find_kind, load_scorable
 from smallm_hf.generation import prompt_window, sample, seed_of
+from smallm_hf.inspection import evaluation_mode, position_limit, refuse_lookahead, require_known, vocabulary_size
 from smallm_hf.pretrained import load_causal_lm
 
 Peak = Callable[[], int]  # the bytes that were taken at most so far

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size, to_json, window
 from smallm_hf.evaluation.texts import source_name

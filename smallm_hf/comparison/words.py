@@ -23,9 +23,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import LOGITS_BYTES, encode_ordinary, position_limit
+from smallm_hf.base.errors import UserError
+from smallm_hf.evaluation.readers import LOGITS_BYTES
 from smallm_hf.evaluation.variety import WORD
+from smallm_hf.inspection import position_limit
+from smallm_hf.tokenizing.encoding import encode_ordinary
 
 REST = re.compile(r"[\w'’]+")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import PurePath
 from typing import Literal
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 
 PYTHON_DOCS = "python-docs"
 

@@ -13,7 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 from smallm_hf.data.preparing import Preparation, find_or_prepare, join_preparation
 from smallm_hf.data.request import Request
 from smallm_hf.data.stages import Workers
-from smallm_hf.tokenization import tokenizer_fingerprint
+from smallm_hf.tokenizing.loading import tokenizer_fingerprint
 
 Executor = Callable[[str, list[PipelineStep], int, PipelineExecutor | None], PipelineExecutor]
 

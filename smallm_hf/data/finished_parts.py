@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from smallm_hf.base.errors import DiskFull, UserError, is_disk_full, one_line
+from smallm_hf.base.folders import write_whole
 from smallm_hf.data.stages import WorkerKilled
-from smallm_hf.errors import DiskFull, UserError, is_disk_full, one_line
-from smallm_hf.folders import write_whole
 
 IDENTITY = "identity.json"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from smallm_hf.data.packing import Side, SourceShare
+from smallm_hf.base.errors import UserError
 from smallm_hf.data.report import merged
 from smallm_hf.data.request import Request
-from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION
+from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.data.stages import ENTRIES, REPORT
-from smallm_hf.errors import UserError
+from smallm_hf.data.token_files import Side, SourceShare
 
 COPIED_BYTES = 1 << 20  # at a time
 

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from smallm_hf.data.documents import Document
-from smallm_hf.data.features import Features
-from smallm_hf.data.files import ReadingReport
-from smallm_hf.data.general_rules import find_repeated_lines
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import replacing
+from smallm_hf.data.cleaning.general_rules import find_repeated_lines
+from smallm_hf.data.reading.documents import Document
+from smallm_hf.data.reading.files import ReadingReport
 from smallm_hf.data.report import merged
 from smallm_hf.data.request import BPE, Input, Request
-from smallm_hf.data.selection import Selection, select
-from smallm_hf.data.splitting import TRAIN, InsidePlan, hash_fraction
+from smallm_hf.data.selection.features import Features
+from smallm_hf.data.selection.select import Selection, select
+from smallm_hf.data.selection.splitting import TRAIN, InsidePlan, hash_fraction
 from smallm_hf.data.stages import (
     FEATURES,
     REPORT,
@@ -36,9 +38,8 @@ from smallm_hf.data.stages import (
     read_part,
     write_documents,
 )
-from smallm_hf.errors import UserError
-from smallm_hf.folders import replacing
-from smallm_hf.tokenization import load_tokenizer, save_tokenizer, train_bpe
+from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer
+from smallm_hf.tokenizing.schemes import train_bpe
 
 BPE_SAMPLE_CHARACTERS = 16_000_000  # more text changes few merges, and this bounds the trainer's memory
 REPORT_SECONDS = 10

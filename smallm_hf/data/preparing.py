@@ -19,20 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from smallm_hf.data.features import Features
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import lock, replacing, require_writable
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.data.finished_parts import finished_parts, shared_parts
 from smallm_hf.data.joining import join
-from smallm_hf.data.packing import FORMAT, Meta, OtherFormat, TokenFiles, id_type, open_token_files
 from smallm_hf.data.preparation import Preparation
 from smallm_hf.data.report import make_report, merged, readable
 from smallm_hf.data.request import BPE, Request, default_folder
-from smallm_hf.data.selection import check_split
-from smallm_hf.data.splitting import SIDES, VALIDATION
+from smallm_hf.data.selection.features import Features
+from smallm_hf.data.selection.select import check_split
+from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.stages import FEATURES, PARTS_FORMAT, Workers
-from smallm_hf.errors import UserError
-from smallm_hf.folders import lock, replacing, require_writable
-from smallm_hf.plain_json import json_text
-from smallm_hf.tokenization import tokenizer_fingerprint
+from smallm_hf.data.token_files import FORMAT, Meta, OtherFormat, TokenFiles, id_type, open_token_files
+from smallm_hf.tokenizing.loading import tokenizer_fingerprint
 
 POLL_SECONDS = 0.5
 PACKAGES = ("smallm_hf", "tokenizers", "tiktoken", "transformers", "datasets", "ftfy", "resiliparse", "rensa")

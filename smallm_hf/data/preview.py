@@ -11,15 +11,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from smallm_hf.data.cleaning import WHOLE_CHARACTERS, clean_text, why_dropped
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.cleaning.cleaning import WHOLE_CHARACTERS, clean_text, why_dropped
+from smallm_hf.data.cleaning.edits import Cleaned
+from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
-from smallm_hf.data.documents import Document, Kind, has_splits
-from smallm_hf.data.edits import Cleaned
-from smallm_hf.data.files import local_files
-from smallm_hf.data.general_rules import find_repeated_lines
+from smallm_hf.data.reading.documents import Document, Kind, has_splits
+from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.request import Request
-from smallm_hf.data.splitting import hash_fraction
-from smallm_hf.errors import UserError
+from smallm_hf.data.selection.splitting import hash_fraction
 
 READ_CHARACTERS = 1 << 26  # of a single file or a Hub data set, from which the documents are drawn
 HEAD_CHARACTERS = 500  # of a document before and after

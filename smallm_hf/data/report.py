@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from smallm_hf.data.files import NOTES
-from smallm_hf.data.packing import Meta
-from smallm_hf.data.selection import DUPLICATE, Selection
-from smallm_hf.data.splitting import SIDES, TRAIN
+from smallm_hf.data.reading.files import NOTES
+from smallm_hf.data.selection.select import DUPLICATE, Selection
+from smallm_hf.data.selection.splitting import SIDES, TRAIN
+from smallm_hf.data.token_files import Meta
 
 EXAMPLES = 3
 UNUSED_SHOWN = 20

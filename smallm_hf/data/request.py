@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import (
     HOW_TO_READ,
     CleaningConfig,
@@ -20,12 +21,11 @@ from smallm_hf.data.configuration import (
     Source,
     TokenizerConfig,
 )
-from smallm_hf.data.documents import Document, fingerprint_source, has_splits, read_documents
-from smallm_hf.data.files import ReadingReport
-from smallm_hf.data.packing import Meta, TokenFiles
-from smallm_hf.data.splitting import SIDES, TRAIN, VALIDATION
-from smallm_hf.errors import UserError
-from smallm_hf.tokenization import GPT2, GPT2_FINGERPRINT, load_tokenizer, tokenizer_fingerprint
+from smallm_hf.data.reading.documents import Document, fingerprint_source, has_splits, read_documents
+from smallm_hf.data.reading.files import ReadingReport
+from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
+from smallm_hf.data.token_files import Meta, TokenFiles
+from smallm_hf.tokenizing.loading import GPT2, GPT2_FINGERPRINT, load_tokenizer, tokenizer_fingerprint
 
 BPE = "bpe"
 DEFAULT_CLEANING = CleaningConfig()

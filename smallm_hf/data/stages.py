@@ -28,16 +28,17 @@ import numpy as np
 import psutil
 import pyarrow
 
-from smallm_hf.data.cleaning import Cleaner
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import replacing
+from smallm_hf.data.cleaning.cleaning import Cleaner
 from smallm_hf.data.configuration import CleaningConfig, SelectionConfig
-from smallm_hf.data.documents import Document
-from smallm_hf.data.features import FeatureBuilder
-from smallm_hf.data.packing import id_type
-from smallm_hf.data.selection import Selection
-from smallm_hf.data.splitting import SIDES
-from smallm_hf.errors import UserError
-from smallm_hf.folders import replacing
-from smallm_hf.tokenization import Encoder, load_tokenizer, make_encoder
+from smallm_hf.data.reading.documents import Document
+from smallm_hf.data.selection.features import FeatureBuilder
+from smallm_hf.data.selection.select import Selection
+from smallm_hf.data.selection.splitting import SIDES
+from smallm_hf.data.token_files import id_type
+from smallm_hf.tokenizing.encoding import Encoder, make_encoder
+from smallm_hf.tokenizing.loading import load_tokenizer
 
 PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
 BATCH_CHARACTERS = 1 << 21

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.sums import Sums
 
 CONFIDENCE = 0.95

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 
 Protocol = Literal["documents", "packed", "sliding"]
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.allocation import keep_freed_memory
-from smallm_hf.command_line import is_main_process
-from smallm_hf.data.documents import read_documents
-from smallm_hf.data.packing import TokenFiles, open_token_files
-from smallm_hf.environment import environment
-from smallm_hf.errors import UserError
+from smallm_hf.base.allocation import keep_freed_memory
+from smallm_hf.base.command_line import is_main_process
+from smallm_hf.base.environment import environment
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import require_writable
+from smallm_hf.data.reading.documents import read_documents
+from smallm_hf.data.token_files import TokenFiles, open_token_files
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import Questions
-from smallm_hf.evaluation.families import find_kind, load_scorable, require_writer
 from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
 from smallm_hf.evaluation.reporting import Picture, report_results
 from smallm_hf.evaluation.scoring import Scored, score_corpus
@@ -29,7 +29,7 @@ from smallm_hf.evaluation.speed import in_own_process, load_and_measure
 from smallm_hf.evaluation.sums import Sums
 from smallm_hf.evaluation.texts import ScoredTexts, decode_documents, require_texts
 from smallm_hf.evaluation.word_loss import count_words
-from smallm_hf.folders import require_writable
+from smallm_hf.families import find_kind, load_scorable, require_writer
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little of a model.
 SHOWN, SHOWN_CHARACTERS, SHORTEST_SHOWN_BYTES = 5, 240, 40

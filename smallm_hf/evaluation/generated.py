@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.errors import TooLong, UserError
-from smallm_hf.evaluation.families import Seq2SeqReader, encode_ordinary, evaluation_mode, kind_of, require_writer
+from smallm_hf.base.errors import TooLong, UserError
+from smallm_hf.evaluation.readers import Seq2SeqReader
 from smallm_hf.evaluation.variety import variety
+from smallm_hf.families import kind_of, require_writer
 from smallm_hf.generation import forked_random, sample, seed_of
+from smallm_hf.inspection import evaluation_mode
+from smallm_hf.tokenizing.encoding import encode_ordinary
 
 COPIED = 8  # tokens in a row that count as copied
 ROUGE = ("rouge1", "rouge2", "rougeL")

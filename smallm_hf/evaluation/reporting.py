@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.plain_json import without_infinities
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.texts import source_name
-from smallm_hf.plain_json import without_infinities
 
 NONE = "–"
 LONGEST = 1e9  # larger numbers are written by their power of ten

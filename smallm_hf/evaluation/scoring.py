@@ -34,31 +34,25 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.data.batching import refuse_mixing
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches.packed import refuse_mixing
 from smallm_hf.evaluation.configuration import Rules
-from smallm_hf.evaluation.families import (
-    LOGITS_BYTES,
-    READERS,
-    CausalReader,
-    Reader,
-    encode_ordinary,
-    encode_placed,
-    evaluation_mode,
-    kind_of,
-    position_limit,
-    refuse_lookahead,
-    require_known,
-    start_token_id,
-    trained_length,
-    vocabulary_size,
-)
 from smallm_hf.evaluation.profile import Profile, TokenScores
+from smallm_hf.evaluation.readers import LOGITS_BYTES, READERS, CausalReader, Reader
 from smallm_hf.evaluation.sharing import gather
 from smallm_hf.evaluation.sums import Sums, summarize
 from smallm_hf.evaluation.windows import Window, cut_stream, cut_text, resolve_context_length, resolve_stride
 from smallm_hf.evaluation.word_loss import NO_WORD
-from smallm_hf.tokenization import valid_unicode
+from smallm_hf.families import kind_of
+from smallm_hf.inspection import (
+    evaluation_mode,
+    position_limit,
+    refuse_lookahead,
+    require_known,
+    trained_length,
+    vocabulary_size,
+)
+from smallm_hf.tokenizing.encoding import encode_ordinary, encode_placed, start_token_id, valid_unicode
 
 # Texts tokenised and sorted by length at a time, so that memory does not grow with the corpus.
 TEXTS_PER_BLOCK = 1024

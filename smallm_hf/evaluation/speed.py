@@ -15,15 +15,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import (
-    evaluation_mode,
-    load_scorable,
-    position_limit,
-    require_writer,
-    vocabulary_size,
-)
-from smallm_hf.terminal import let_output_last
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.terminal import let_output_last
+from smallm_hf.families import load_scorable, require_writer
+from smallm_hf.inspection import evaluation_mode, position_limit, vocabulary_size
 
 Result = TypeVar("Result")
 

@@ -4,7 +4,7 @@ import math
 import operator
 from dataclasses import astuple, dataclass
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.profile import TokenScores
 
 

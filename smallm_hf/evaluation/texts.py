@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from smallm_hf.data.documents import read_texts
-from smallm_hf.data.files import local_files
-from smallm_hf.data.packing import TokenFiles, open_token_files
-from smallm_hf.data.splitting import SIDES, VALIDATION
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.reading.documents import read_texts
+from smallm_hf.data.reading.files import local_files
+from smallm_hf.data.selection.splitting import SIDES, VALIDATION
+from smallm_hf.data.token_files import TokenFiles, open_token_files
 
 TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # tell a folder of token files and a run
 TOKENS_AT_A_TIME = 2**20  # of a token file that are held

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.configuration import Protocol
 
 # Contexts beyond this are used only when asked for: models of 128k positions would not fit beside their logits.

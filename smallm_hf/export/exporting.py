@@ -8,11 +8,11 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import replacing, require_writable
+from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.settings import is_model_folder
 from smallm_hf.export.configuration import OutType, Target
-from smallm_hf.folders import replacing, require_writable
-from smallm_hf.plain_json import json_text
-from smallm_hf.settings import is_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, Pr
 
     The source of a model of ours is the class that was trained.
     """
-    from smallm_hf.evaluation.scoring import refuse_lookahead
+    from smallm_hf.inspection import refuse_lookahead
     from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
     from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
 

@@ -19,11 +19,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.scoring import encode_ordinary, start_token_id, trained_length
+from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.settings import Sampling
 from smallm_hf.export.configuration import OutType
 from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, Engine, Step, Tolerance, torch_engine
-from smallm_hf.settings import Sampling
+from smallm_hf.inspection import trained_length
+from smallm_hf.tokenizing.encoding import encode_ordinary, start_token_id
 
 # --- what the config says --------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.export.parity import Engine, torch_engine
-from smallm_hf.tokenization import save_tokenizer
+from smallm_hf.tokenizing.loading import save_tokenizer
 
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.evaluation.scoring import encode_ordinary
 from smallm_hf.export.native import plain_config
 from smallm_hf.export.parity import Engine, Step
 from smallm_hf.models.modeling_smallm import CACHE_NAME
-from smallm_hf.tokenization import save_tokenizer
+from smallm_hf.tokenizing.encoding import encode_ordinary
+from smallm_hf.tokenizing.loading import save_tokenizer
 
 ONNX_FILE = "onnx/model.onnx"
 # A file of the format may not reach 2 GiB; larger weights lie beside the graph.

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.environment import versions
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.scoring import encode_ordinary, evaluation_mode, position_limit, start_token_id
+from smallm_hf.base.environment import versions
+from smallm_hf.base.errors import UserError
+from smallm_hf.inspection import evaluation_mode, position_limit
 from smallm_hf.models.modeling_smallm import CACHE_NAME
+from smallm_hf.tokenizing.encoding import encode_ordinary, start_token_id
 
 # Prose, numbers, code, other scripts, runs of spaces and newlines, and a special token spelled out.
 PROMPTS = (

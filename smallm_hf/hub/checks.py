@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.card import Weights, find_weights, read_results, render_card
-from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.scoring import Sums, position_limit, score_token_stream, summarize
+from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
 from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
+from smallm_hf.inspection import position_limit
 from smallm_hf.models import SmaLLMConfig
 from smallm_hf.pretrained import is_ours, load_weights
 from smallm_hf.training.plan import embedding_parameters, flops_per_token

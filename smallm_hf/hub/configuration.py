@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.base.errors import UserError, one_line
 
 
 def check_repo_name(repo: str) -> None:

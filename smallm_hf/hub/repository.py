@@ -13,9 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.hub_access import require_hub
 from smallm_hf.hub.configuration import check_repo_name
-from smallm_hf.tokenization import require_hub
 
 Kind = Literal["model", "dataset"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from smallm_hf import models
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.card import Weights, eval_results, read_results, render_card, top_file, without_paths
-from smallm_hf.errors import UserError
 from smallm_hf.evaluation.reporting import scored_validation
 from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import files_below, find_token
-from smallm_hf.plain_json import json_text
 
 # All that is ever published; whatever else lies in a folder stays there.
 MODEL_FILES = (

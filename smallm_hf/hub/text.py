@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.card import render_data_card, resolve_statements, without_paths
-from smallm_hf.data.packing import TokenFiles
-from smallm_hf.data.splitting import SIDES
-from smallm_hf.errors import UserError
+from smallm_hf.data.selection.splitting import SIDES
+from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.texts import decode_blocks, token_files_of
 from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import MARKS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
 
-from smallm_hf.errors import one_line
+from smallm_hf.base.errors import one_line
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.hub.repository import Repository
 from smallm_hf.hub.staging import MODEL_FILES, TOKENIZER_FILES, copy_files

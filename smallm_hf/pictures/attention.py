@@ -18,12 +18,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.families import added_around, evaluation_mode, kind_of, position_limit, start_token_id
+from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.evaluation.page import fill_template
+from smallm_hf.families import kind_of
+from smallm_hf.inspection import evaluation_mode, position_limit
 from smallm_hf.pictures.configuration import AttentionPictures
 from smallm_hf.pictures.picture import STYLE, Picture, legible, shorten, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name, read_tokens, token_labels
+from smallm_hf.tokenizing.encoding import added_around, start_token_id
 
 SHOWN_TOKENS = 24  # more could not be read on the axes
 NUMBERED_TOKENS = 20  # up to here a map that stands alone has its numbers in it

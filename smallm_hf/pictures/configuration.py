@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 
 
 @dataclass(frozen=True)

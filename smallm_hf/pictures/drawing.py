@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smallm_hf.evaluation.families import load_scorable
+from smallm_hf.families import load_scorable
 from smallm_hf.pictures.attention import draw_attention
 from smallm_hf.pictures.embeddings import draw_embeddings
 from smallm_hf.pictures.tokens import draw_tokens

@@ -18,14 +18,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.errors import UserError, one_line
-from smallm_hf.evaluation.families import encode_ordinary, require_known, vocabulary_size
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.inspection import require_known, vocabulary_size
 from smallm_hf.pictures.configuration import EmbeddingPictures
 from smallm_hf.pictures.picture import COLOURS, STYLE, Picture, legible, shorten, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name
+from smallm_hf.tokenizing.encoding import encode_ordinary
 
 LEAST_WORDS, MOST_WORDS = 5, 500
 WORD = re.compile(r"[^\W\d_][\w'’]*")

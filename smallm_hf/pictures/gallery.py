@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import kind_of
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.families import kind_of
 from smallm_hf.pictures.attention import attention_pictures
 from smallm_hf.pictures.embeddings import frequent_words, map_words, word_pictures
 from smallm_hf.pictures.picture import Picture

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.plots import DOTS_PER_INCH
 from smallm_hf.plots import STYLE as PLOT_STYLE

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import require_known, vocabulary_size
 from smallm_hf.evaluation.reporting import labels
+from smallm_hf.inspection import require_known, vocabulary_size
 from smallm_hf.pictures.picture import signs
-from smallm_hf.tokenization import valid_unicode
+from smallm_hf.tokenizing.encoding import valid_unicode
 
 
 @dataclass(frozen=True)

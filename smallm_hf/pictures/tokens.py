@@ -18,14 +18,15 @@ import torch
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.words import entropy_bits, to_probabilities
-from smallm_hf.errors import UserError
 from smallm_hf.evaluation.configuration import Rules
-from smallm_hf.evaluation.families import evaluation_mode, kind_of, vocabulary_size
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.evaluation.scoring import Plan
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.windows import cut_text
+from smallm_hf.families import kind_of
+from smallm_hf.inspection import evaluation_mode, vocabulary_size
 from smallm_hf.pictures.configuration import TokenPictures
 from smallm_hf.pictures.picture import (
     COLOURS,

@@ -3,7 +3,7 @@
 `checkpoints/step-N/` holds the model as `save_pretrained` writes it, `optimizer.pt`, one `random-RANK.pt` per process,
 `state.json`, the counters, and, written last, `manifest.json`: what the run was, and the sha256 of every other file.
 A checkpoint is used only where all of these agree. Where training is split, the optimizer's state is so too, in the
-folder `optimizer/`; either kind can be resumed either way. DeepSpeed writes its own into `deepspeed/`.
+folder `optimizer/`; either kind can be resumed either way.
 """
 
 import hashlib
@@ -24,14 +24,13 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from smallm_hf.environment import versions
-from smallm_hf.errors import UserError, one_line
-from smallm_hf.folders import remove, replacing, restore_all
-from smallm_hf.plain_json import json_text
+from smallm_hf.base.environment import versions
+from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.folders import remove, replacing, restore_all
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.training.optimization import muon_dtype
-from smallm_hf.training.sharding import SHARDS, is_sharded, load_shards, save_shards, share_out_states, whole
+from smallm_hf.training.sharding import is_sharded, load_shards, save_shards, share_out_states, whole
 from smallm_hf.training.validation import figures_of_json
-from smallm_hf.training.zero import load_zero, save_zero, zero_engine
 
 STATE_FILE, MANIFEST_FILE = "state.json", "manifest.json"
 FORMAT = 1
@@ -203,14 +202,12 @@ def save_checkpoint(
         random_states = gather_object(random_states)
     checkpoint, writes = run / "checkpoints" / f"step-{state.step}", accelerator.is_main_process
     with whole(model) as weights, replacing(checkpoint) if writes else nullcontext() as folder:
-        sharded, engine = is_sharded(model), zero_engine(accelerator)
+        sharded = is_sharded(model)
         if sharded:
             save_shards(folder, model, optimizer)
-        elif engine:
-            save_zero(folder, engine)
         if writes:
             weights.save_pretrained(folder)
-            saved = {} if sharded or engine else {"optimizer": optimizer.state_dict()}
+            saved = {} if sharded else {"optimizer": optimizer.state_dict()}
             saved["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else {}
             torch.save(saved, folder / "optimizer.pt")
             for rank, each in enumerate(random_states):
@@ -266,15 +263,11 @@ def load_training_state(
     built = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     with readable(checkpoint):
         saved = torch.load(checkpoint / "optimizer.pt", map_location=accelerator.device.type, weights_only=True)
-        if zero_engine(accelerator):
-            load_zero(checkpoint, accelerator)
-        elif "optimizer" in saved:
+        if "optimizer" in saved:
             optimizer.load_state_dict(saved["optimizer"])
             share_out_states(optimizer)
-        elif (checkpoint / SHARDS).is_dir():
-            load_shards(checkpoint, model, optimizer)
         else:
-            raise UserError(f"{checkpoint} is of DeepSpeed; resume with configs/accelerate/deepspeed_zero2.yaml")
+            load_shards(checkpoint, model, optimizer)
         for group, settings in zip(optimizer.param_groups, built, strict=True):
             group |= settings  # which loading has replaced
         if accelerator.scaler and saved["scaler"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 
 TRACKER_NAMES = ("tensorboard", "trackio", "wandb")  # which mirror the records of a run
 

@@ -17,16 +17,15 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import is_deepspeed_available, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.utils import are_progress_bars_disabled
 from torch.utils._triton import has_triton
 from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
-from smallm_hf.arithmetic import multiplies_well
-from smallm_hf.errors import UserError
+from smallm_hf.base.arithmetic import multiplies_well
+from smallm_hf.base.errors import UserError
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.sharding import sharding_plugin
-from smallm_hf.training.zero import check_zero, zero_plugin
 
 # The work after which compiling has paid for itself, in floating-point operations of the whole plan. On a CPU it costs
 # 30 to 60 seconds and about doubles 5e10 operations per second and core; on a GPU it costs as long at about 1e14.
@@ -48,21 +47,15 @@ CPU_TOKENS_PER_MICRO_STEP = 4096
 LOGITS_SHARE_OF_MEMORY = 0.25
 # Engines that `accelerate launch` can be told to use, and that split a model in ways which our loop knows nothing of.
 ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
-# Engines that may split it; what they can be told, what they may be told, and otherwise the reason and what to do.
-SPLITTING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-}
+# What FSDP, which may split it, can be told; what it may be told, and otherwise the reason and what to do.
 SETTINGS = {
     "FSDP_VERSION": ("2", "the loop knows version 2 alone; set fsdp_version: 2"),
     "FSDP_OFFLOAD_PARAMS": ("false", "updates are judged on the device; leave it out"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "the recipe says so; set training.activation_checkpointing"),
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("2", "the loop knows stage 2 alone; set zero_stage: 2, or take fsdp2.yaml"),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("none", "updates are made on the device; leave it out"),
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("none", "the recipe says what would be in there; leave it out"),
 }
 # Where MPI says how many processes it has started.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -333,7 +326,7 @@ def _let_go(error: BaseException) -> None:
         gc.collect()
 
 
-def check_launch(training: TrainingConfig) -> None:
+def check_launch() -> None:
     """Refuses what a launcher was told and would silently not do, or do beside what the config says.
 
     What a script calls does so first, before any data is prepared.
@@ -348,12 +341,11 @@ def check_launch(training: TrainingConfig) -> None:
                 f"accelerate was told to use {engine}, which this training was not written for; launch with "
                 "--config_file configs/accelerate/fsdp2.yaml to split the model, or ddp.yaml to split the batch alone"
             )
-    for variable, engine in SPLITTING.items():
-        if parse_flag_from_env(variable) and accelerator_type() == "cpu":
-            raise UserError(
-                f"accelerate was told to use {engine}, which it does not on a CPU and says nothing; launch with "
-                "--config_file configs/accelerate/cpu_2_processes.yaml"
-            )
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator_type() == "cpu":
+        raise UserError(
+            "accelerate was told to use FSDP, which it does not on a CPU and says nothing; launch with "
+            "--config_file configs/accelerate/cpu_2_processes.yaml"
+        )
     if accelerator_type() == "cpu" and (asked := _gpu_asked_for()):
         built = f"torch {torch.__version__} finds none here"
         raise UserError(
@@ -364,10 +356,6 @@ def check_launch(training: TrainingConfig) -> None:
         told = os.environ.get(variable, wanted).lower()
         if told != wanted:
             raise UserError(f"accelerate was told {variable.lower()}={told}, and {reason}")
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        check_zero(training)
-        if not is_deepspeed_available():
-            raise UserError("accelerate was told to use DeepSpeed, which is not here; pip install smallm_hf[deepspeed]")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise UserError(
@@ -434,13 +422,12 @@ def build_accelerator(precision: str) -> Accelerator:
     Raises:
         UserError: processes that have not found each other, or nothing to split a model among.
     """
-    fsdp, zero = map(parse_flag_from_env, SPLITTING)
+    fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP")
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" or zero else precision,
+        mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=1,
         cpu=accelerator_type() == "cpu",
         fsdp_plugin=sharding_plugin() if fsdp else None,
-        deepspeed_plugin=zero_plugin() if zero else None,
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:

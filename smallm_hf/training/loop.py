@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smallm_hf.data.ordering import WindowOrder
-from smallm_hf.errors import Interrupted, UserError
+from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.data.batches.ordering import WindowOrder
 from smallm_hf.generation import sample, seed_of
 from smallm_hf.training.checkpoints import LoopState, load_training_state
 from smallm_hf.training.clock import Clock

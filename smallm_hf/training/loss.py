@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from smallm_hf.evaluation.scoring import evaluation_mode
+from smallm_hf.inspection import evaluation_mode
 
 
 class TrainingLoss(nn.Module):

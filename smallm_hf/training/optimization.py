@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from smallm_hf.arithmetic import multiplies_well
+from smallm_hf.base.arithmetic import multiplies_well
 
 # A timed run does not know the length of its first updates: they warm up from this share of the run on, not from zero.
 FIRST_PROGRESS = 1e-3
@@ -112,9 +112,9 @@ def orthogonalize(
 class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers behind the interface of one.
 
-    Accelerate must see a single object: with two it updates the gradient scaler twice, and DeepSpeed keeps only the
-    last. `param_groups` is the union of the parts' own groups (the same dictionaries, so a rate set here arrives
-    there), `found_inf` is handed on to them; `state_dict` holds the parts in order.
+    Accelerate must see a single object: with two it updates the gradient scaler twice. `param_groups` is the union of
+    the parts' own groups (the same dictionaries, so a rate set here arrives there), `found_inf` is handed on to them;
+    `state_dict` holds the parts in order.
     """
 
     def __init__(self, optimizers: Iterable[torch.optim.Optimizer]):

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from smallm_hf.errors import UserError
-from smallm_hf.plain_json import json_text
+from smallm_hf.base.errors import UserError
+from smallm_hf.base.plain_json import json_text
 
 RECORDS = ("metrics", "samples")
 NOTEBOOK_REDRAW_SECONDS = 0.25

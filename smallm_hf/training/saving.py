@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smallm_hf.errors import DiskFull, is_disk_full
-from smallm_hf.evaluation.scoring import position_limit
-from smallm_hf.folders import replacing
-from smallm_hf.tokenization import save_tokenizer
+from smallm_hf.base.errors import DiskFull, is_disk_full
+from smallm_hf.base.folders import replacing
+from smallm_hf.inspection import position_limit
+from smallm_hf.tokenizing.loading import save_tokenizer
 from smallm_hf.training.checkpoints import LoopState, save_checkpoint
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.progress import RunLog

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast_object_list
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
 from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -18,12 +18,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from smallm_hf.errors import DiskFull, is_disk_full, one_line
+from smallm_hf.base.errors import DiskFull, is_disk_full, one_line
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.loss import TrainingLoss, compiled
 from smallm_hf.training.optimization import parts_of, shared_out, whole_tensor
-from smallm_hf.training.zero import prepare_zero
 
 # The folder of a checkpoint that holds the optimizer's state, a safetensors file from each process.
 SHARDS = "optimizer"
@@ -47,8 +46,6 @@ def prepare(
 
     A model that is split is compiled block by block, inside of what gathers a block's weights and lets go of them.
     """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return prepare_zero(accelerator, step_loss, optimizer, training)
     step_loss, optimizer = accelerator.prepare(step_loss, optimizer)
     if accelerator.is_fsdp2:
         step_loss.forward = accelerator.autocast()(step_loss.forward)

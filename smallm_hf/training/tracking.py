@@ -28,8 +28,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from smallm_hf.command_line import is_main_process
-from smallm_hf.errors import UserError, one_line
+from smallm_hf.base.command_line import is_main_process
+from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.training.configuration import TRACKER_NAMES, LoggingConfig
 from smallm_hf.training.progress import RECORDS, read_records
 

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from smallm_hf.data.batching import next_token_batch, positions_in_documents
-from smallm_hf.data.ordering import WindowOrder
-from smallm_hf.errors import Interrupted, UserError, one_line
+from smallm_hf.base.errors import Interrupted, UserError, one_line
+from smallm_hf.data.batches.ordering import WindowOrder
+from smallm_hf.data.batches.packed import next_token_batch, positions_in_documents
 from smallm_hf.generation import forked_random
 from smallm_hf.training.checkpoints import LoopState, random_state, set_random_state
 from smallm_hf.training.clock import Clock

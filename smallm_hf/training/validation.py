@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from smallm_hf.data.packing import TokenFiles
-from smallm_hf.data.splitting import VALIDATION
-from smallm_hf.errors import Interrupted
+from smallm_hf.base.errors import Interrupted
+from smallm_hf.base.plain_json import json_text
+from smallm_hf.data.selection.splitting import VALIDATION
+from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
-from smallm_hf.plain_json import json_text
 
 VALIDATION_FILE = "validation.json"
 

@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from smallm_hf import arithmetic
+from smallm_hf.base import arithmetic
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.generate import _same, compare_decoding, multiplied_bytes, print_decoding
-from smallm_hf.errors import UserError
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from rich.console import Console
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks import data
 from smallm_hf.benchmarks.data import LOOP, OURS, compare_preparing, print_preparing
 from smallm_hf.benchmarks.rounds import in_rounds, spread
-from smallm_hf.errors import UserError
 
 STORIES = [
     f"Once upon a time there were {number} cats, and don't you forget it: {number * number}." for number in range(60)

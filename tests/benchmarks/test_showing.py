@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks import showing
-from smallm_hf.errors import UserError
 
 
 def test_all_that_was_measured_is_written(tmp_path, monkeypatch):

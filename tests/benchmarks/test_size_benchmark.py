@@ -5,9 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks import size
 from smallm_hf.benchmarks.size import measure_size, print_size, repeat_text
-from smallm_hf.errors import UserError
 
 STORY = "the small cat went home with seven friends before dinner and everyone slept soundly until morning came again"
 

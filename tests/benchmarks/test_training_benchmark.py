@@ -7,6 +7,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import SmaLLMConfig
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.training import (
     compare_training,
     library_config,
@@ -15,7 +16,6 @@ from smallm_hf.benchmarks.training import (
     step_by_foreach,
 )
 from smallm_hf.config import parse_command_line
-from smallm_hf.errors import UserError
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.runs import prepare_run
 from smallm_hf.training.optimization import build_optimizer

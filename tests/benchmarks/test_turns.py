@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.turns import Turns, take_turns
-from smallm_hf.errors import UserError
 
 
 def work(turns: Turns, *, seconds: float, amount: int) -> dict:

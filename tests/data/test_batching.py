@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig
 
 from smallm_hf import SmaLLMConfig
-from smallm_hf.data.batching import next_token_batch, positions_in_documents, refuse_mixing
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches.packed import next_token_batch, positions_in_documents, refuse_mixing
 
 
 def test_targets_are_the_tokens_after_the_inputs():

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from smallm_hf.data import cleaning
-from smallm_hf.data.cleaning import Cleaner, CleaningConfig, clean_text, why_dropped
-from smallm_hf.data.documents import cut_pieces, read_documents
-from smallm_hf.data.edits import apply_edits
-from smallm_hf.data.general_rules import (
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.cleaning import cleaning
+from smallm_hf.data.cleaning.cleaning import Cleaner, CleaningConfig, clean_text, why_dropped
+from smallm_hf.data.cleaning.edits import apply_edits
+from smallm_hf.data.cleaning.general_rules import (
     broken_unicode,
     find_repeated_lines,
     html_remains,
     invisible_characters,
     line_ends,
 )
-from smallm_hf.errors import UserError
+from smallm_hf.data.reading.documents import cut_pieces, read_documents
 
 DEFAULT = CleaningConfig()
 ENGLISH = (
@@ -328,7 +328,7 @@ def test_a_stream_is_cleaned_and_all_is_counted():
 
 
 def test_a_long_document_is_cleaned_as_a_whole_however_it_comes(monkeypatch):
-    monkeypatch.setattr("smallm_hf.data.documents.PIECE_CHARACTERS", 500)
+    monkeypatch.setattr("smallm_hf.data.reading.documents.PIECE_CHARACTERS", 500)
     body = "\n\n".join(f"It was night number {n} -\x00 the end." for n in range(200))
     (raw,) = [book(body)]
     pieces = list(cut_pieces("b", {}, raw.splitlines(True)))
@@ -340,7 +340,7 @@ def test_a_long_document_is_cleaned_as_a_whole_however_it_comes(monkeypatch):
 
 
 def test_a_document_too_long_to_hold_is_cleaned_in_parts_and_loses_no_word(monkeypatch):
-    monkeypatch.setattr("smallm_hf.data.documents.PIECE_CHARACTERS", 300)
+    monkeypatch.setattr("smallm_hf.data.reading.documents.PIECE_CHARACTERS", 300)
     monkeypatch.setattr(cleaning, "WHOLE_CHARACTERS", 1000)
     text = "\n\n".join(f"It was  night number {n}\x00.  " for n in range(400))
     longest = 0

@@ -3,12 +3,12 @@ import json
 import pytest
 
 import smallm_hf.data.stages as stages
+from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.finished_parts import parts_folder
 from smallm_hf.data.preparing import find_or_prepare, join_preparation
 from smallm_hf.data.request import Request
-from smallm_hf.data.selection import SelectionConfig
-from smallm_hf.errors import UserError
+from smallm_hf.data.selection.select import SelectionConfig
 
 CONTENT = ("train.bin", "validation.bin", "tokenizer/tokenizer.json", "meta.json")
 

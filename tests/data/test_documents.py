@@ -18,9 +18,10 @@ import pytest
 from huggingface_hub import constants
 from pyarrow import parquet
 
-import smallm_hf.data.documents as documents_module
-from smallm_hf.data import formats
-from smallm_hf.data.documents import (
+import smallm_hf.data.reading.documents as documents_module
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.reading import formats
+from smallm_hf.data.reading.documents import (
     Document,
     cut_pieces,
     fingerprint_source,
@@ -29,10 +30,10 @@ from smallm_hf.data.documents import (
     read_documents,
     read_texts,
 )
-from smallm_hf.data.files import ReadingReport, local_files
-from smallm_hf.data.formats import split_documents
-from smallm_hf.errors import UserError
-from smallm_hf.tokenization import load_tokenizer, make_encoder
+from smallm_hf.data.reading.files import ReadingReport, local_files
+from smallm_hf.data.reading.formats import split_documents
+from smallm_hf.tokenizing.encoding import make_encoder
+from smallm_hf.tokenizing.loading import load_tokenizer
 
 COMPRESS = {".gz": gzip.compress, ".zst": lambda content: pyarrow.compress(content, "zstd", asbytes=True)}
 TEXTS = ["one, two", 'three "four"\nfive', "sechs — süß"]

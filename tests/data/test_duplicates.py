@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from smallm_hf.data.duplicates import equal_to, estimated_similarity, join_similar, minhash
+from smallm_hf.data.selection.duplicates import equal_to, estimated_similarity, join_similar, minhash
 
 
 def sets_of_similarity(similarity, pairs, size=400, seed=0):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-import smallm_hf.data.documents as documents_module
-from smallm_hf.data import ngrams
-from smallm_hf.data.documents import Document, cut_pieces
-from smallm_hf.data.features import FeatureBuilder, Features
+import smallm_hf.data.reading.documents as documents_module
+from smallm_hf.data.reading.documents import Document, cut_pieces
+from smallm_hf.data.selection import ngrams
+from smallm_hf.data.selection.features import FeatureBuilder, Features
 
 
 def features_of(documents, near_duplicates=True):

@@ -3,10 +3,10 @@ import time
 
 import pytest
 
-from smallm_hf.data import gutenberg_lists, gutenberg_pages
-from smallm_hf.data.cleaning import CleaningConfig, clean_text
-from smallm_hf.data.edits import apply_edits
-from smallm_hf.data.gutenberg import is_gutenberg
+from smallm_hf.data.cleaning import gutenberg_lists, gutenberg_pages
+from smallm_hf.data.cleaning.cleaning import CleaningConfig, clean_text
+from smallm_hf.data.cleaning.edits import apply_edits
+from smallm_hf.data.cleaning.gutenberg import is_gutenberg
 
 DEFAULT = CleaningConfig()
 BOOK = CleaningConfig(gutenberg="always")

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from smallm_hf.data import leakage, ngrams
-from smallm_hf.data.documents import Document
-from smallm_hf.data.leakage import measure_leakage
+from smallm_hf.data.reading.documents import Document
+from smallm_hf.data.selection import leakage, ngrams
+from smallm_hf.data.selection.leakage import measure_leakage
 
 
 def words(first, stop):

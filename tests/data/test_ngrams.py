@@ -3,9 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from smallm_hf.data import ngrams
-from smallm_hf.data.documents import Document
-from smallm_hf.data.ngrams import hash_words, join_words, read_ngrams, read_vocabularies
+from smallm_hf.data.reading.documents import Document
+from smallm_hf.data.selection import ngrams
+from smallm_hf.data.selection.ngrams import hash_words, join_words, read_ngrams, read_vocabularies
 
 TEXT = "don’t stop—now, l'école 42! 3.14 naïve_word\tx\n\nend, ω" + chr(0x1F600) + "?"
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from smallm_hf.data import difficulty, ordering
-from smallm_hf.data.batching import next_token_batch
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches import difficulty, ordering
+from smallm_hf.data.batches.difficulty import document_lengths, unigram_losses
+from smallm_hf.data.batches.ordering import WindowOrder, interleave, permute
+from smallm_hf.data.batches.packed import next_token_batch
 from smallm_hf.data.configuration import BatchingConfig
-from smallm_hf.data.difficulty import document_lengths, unigram_losses
-from smallm_hf.data.ordering import WindowOrder, interleave, permute
-from smallm_hf.errors import UserError
 
 SIZES = [(n, t) for n in (2, 3, 9, 17, 32, 33, 100, 1001) for t in (1, 2, 3, 8, 16) if t < n]
 

@@ -19,20 +19,21 @@ import pytest
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-import smallm_hf.data.documents as documents_module
-import smallm_hf.data.packing as packing
 import smallm_hf.data.preparation as preparation
 import smallm_hf.data.preparing as preparing
+import smallm_hf.data.reading.documents as documents_module
 import smallm_hf.data.stages as stages
-from smallm_hf.data.cleaning import CleaningConfig
+from smallm_hf.base.errors import UserError
+from smallm_hf.data import token_files
+from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
-from smallm_hf.data.documents import Document, read_documents
-from smallm_hf.data.packing import open_token_files
 from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.reading.documents import Document, read_documents
 from smallm_hf.data.request import Request, default_folder
-from smallm_hf.data.selection import SelectionConfig
-from smallm_hf.errors import UserError
-from smallm_hf.tokenization import save_tokenizer, tokenizer_fingerprint, train_bpe
+from smallm_hf.data.selection.select import SelectionConfig
+from smallm_hf.data.token_files import open_token_files
+from smallm_hf.tokenizing.loading import save_tokenizer, tokenizer_fingerprint
+from smallm_hf.tokenizing.schemes import train_bpe
 
 BPE = TokenizerConfig("bpe")
 DEFAULT = CleaningConfig()
@@ -106,8 +107,8 @@ def test_sizes_of_documents_that_do_not_add_up_are_refused(source, tmp_path):
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(270, "uint16"), (271, "uint32")])
 def test_ids_take_two_bytes_up_to_65536_entries_and_four_beyond(source, tmp_path, monkeypatch, vocab_size, dtype):
-    assert packing.UINT16_ENTRIES == 65_536
-    monkeypatch.setattr(packing, "UINT16_ENTRIES", 270)
+    assert token_files.UINT16_ENTRIES == 65_536
+    monkeypatch.setattr(token_files, "UINT16_ENTRIES", 270)
     files = prepare(source, tmp_path / "tokens", vocab_size)
     assert files.meta.dtype == files.train.dtype.name == dtype
     assert (files.folder / "train.bin").stat().st_size == len(files.train) * int(dtype[4:]) // 8
@@ -418,7 +419,7 @@ import multiprocessing, os, signal, sys
 import smallm_hf.data.preparing as preparing, smallm_hf.data.stages as stages
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
 from smallm_hf.data.request import Request
-from smallm_hf.data.selection import SelectionConfig
+from smallm_hf.data.selection.select import SelectionConfig
 
 def kill(*arguments):
     print(*[process.pid for process in multiprocessing.active_children()], flush=True)

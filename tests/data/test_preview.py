@@ -4,11 +4,11 @@ import json
 import pytest
 from rich.console import Console
 
-from smallm_hf.data.cleaning import CleaningConfig
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.preview import show_preview
 from smallm_hf.data.request import Request
-from smallm_hf.errors import UserError
 
 DEFAULT = CleaningConfig()
 

@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from smallm_hf.data.cleaning import CleaningConfig
+from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.preparing import find_or_prepare
 from smallm_hf.data.report import merged, readable
 from smallm_hf.data.request import Request
-from smallm_hf.data.selection import SelectionConfig
-from smallm_hf.tokenization import save_tokenizer
+from smallm_hf.data.selection.select import SelectionConfig
+from smallm_hf.tokenizing.loading import save_tokenizer
 
 CATS = [f"The cat said {number} times that it was hungry." for number in range(40)]
 DOGS = ["A dog barked", *(f"Dog number {number} slept" for number in range(39)), "A dog barked", CATS[3], "no"]

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import smallm_hf.data.documents as documents_module
-from smallm_hf.data.documents import Document, cut_pieces, read_documents
-from smallm_hf.data.features import FeatureBuilder
-from smallm_hf.data.selection import DUPLICATE, LEAKED, TRAIN, VALIDATION, SelectionConfig, select
-from smallm_hf.errors import UserError
+import smallm_hf.data.reading.documents as documents_module
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.reading.documents import Document, cut_pieces, read_documents
+from smallm_hf.data.selection.features import FeatureBuilder
+from smallm_hf.data.selection.select import DUPLICATE, LEAKED, TRAIN, VALIDATION, SelectionConfig, select
 
 
 def features_of(documents, config):

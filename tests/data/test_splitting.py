@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
-import smallm_hf.data.documents as documents_module
-from smallm_hf.data.documents import Document, cut_pieces
-from smallm_hf.data.features import FeatureBuilder
-from smallm_hf.data.selection import SelectionConfig, select
-from smallm_hf.data.splitting import (
+import smallm_hf.data.reading.documents as documents_module
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.reading.documents import Document, cut_pieces
+from smallm_hf.data.selection.features import FeatureBuilder
+from smallm_hf.data.selection.select import SelectionConfig, select
+from smallm_hf.data.selection.splitting import (
     TRAIN,
     VALIDATION,
     hash_fraction,
@@ -16,7 +17,6 @@ from smallm_hf.data.splitting import (
     split_by_rare_words,
     validation_blocks,
 )
-from smallm_hf.errors import UserError
 
 
 def split(texts, ratio, mode="random"):

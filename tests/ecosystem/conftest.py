@@ -11,7 +11,7 @@ from outside import NEW_TOKENS, PRESETS, PROMPT, REPO
 from running import train, write_recipe, write_stories
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.tokenization import load_tokenizer, save_tokenizer
+from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer
 
 
 def pytest_addoption(parser):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.sums import Sums
 

@@ -12,15 +12,15 @@ import pytest
 from rich.console import Console
 from small_models import bert, gpt2, letter_tokenizer, mask_tokenizer, save, t5
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import evaluating
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.evaluating import Questions, evaluate_models
-from smallm_hf.evaluation.families import encode_ordinary
 from smallm_hf.evaluation.generated import continue_documents, judge
 from smallm_hf.evaluation.reporting import charts, labels, print_results, render, report_results, tables, to_json
 from smallm_hf.evaluation.scoring import score_corpus, score_documents
 from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.tokenizing.encoding import encode_ordinary
 
 STORIES = [
     "abc cab <b>fed</b>",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_models import TEXTS, bart, bert, gpt2, letter_tokenizer, mask_tokenizer, save, t5
 
-from smallm_hf.errors import UserError
-from smallm_hf.evaluation.families import find_kind, kind_of, load_scorable
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.families import find_kind, kind_of, load_scorable
 
 
 def t5_tokenizer():

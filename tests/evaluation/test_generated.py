@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_models import bart, bert, gpt2, letter_tokenizer, mask_tokenizer, t5
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import generated
 from smallm_hf.evaluation.generated import COPIED, Continuation, continue_documents, copy_rate, judge, likeness
 from smallm_hf.evaluation.variety import variety

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import smallm_hf
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.scoring import Sums, score_documents, score_texts, summarize
 
 FOLDER = str(Path(smallm_hf.__file__).parent / "evaluation" / "perplexity")

@@ -17,20 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import scoring
-from smallm_hf.evaluation.families import CausalReader
-from smallm_hf.evaluation.scoring import (
-    Sums,
-    encode_ordinary,
-    score_documents,
-    score_texts,
-    score_token_stream,
-    summarize,
-)
+from smallm_hf.evaluation.readers import CausalReader
+from smallm_hf.evaluation.scoring import Sums, score_documents, score_texts, score_token_stream, summarize
 from smallm_hf.evaluation.windows import Window
 from smallm_hf.pretrained import load_causal_lm
-from smallm_hf.tokenization import make_encoder
+from smallm_hf.tokenizing.encoding import encode_ordinary, make_encoder
 
 
 def nats_by_hand(model: PreTrainedModel, sequence: list[int], context_length: int) -> float:

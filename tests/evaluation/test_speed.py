@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from small_models import bert, gpt2, save, t5
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import speed
 from smallm_hf.evaluation.speed import in_own_process, load_and_measure, measure_speed, peak_memory, spread
 

@@ -10,8 +10,8 @@ import yaml
 from running import WORDS, train
 from small_models import letter_tokenizer
 
-from smallm_hf.data.packing import open_token_files
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation import texts
 from smallm_hf.evaluation.evaluating import Questions, evaluate_models
 from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name

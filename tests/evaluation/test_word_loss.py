@@ -7,9 +7,9 @@ import pytest
 from small_models import TEXTS, bert, gpt2, letter_tokenizer, mask_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from smallm_hf.evaluation.families import encode_placed
 from smallm_hf.evaluation.scoring import score_corpus
 from smallm_hf.evaluation.word_loss import NO_WORD, WordLoss, count_words, spell
+from smallm_hf.tokenizing.encoding import encode_placed
 
 
 def test_a_token_belongs_to_the_word_it_begins_in_and_white_space_to_the_word_behind_it():

@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 
 from smallm_hf import card as card_module
+from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements, eval_results, find_weights, render_card, top_file, without_paths
-from smallm_hf.errors import UserError
 from smallm_hf.hub.checks import verify_card
 from smallm_hf.hub.staging import stage
 

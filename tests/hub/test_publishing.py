@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements, find_weights
-from smallm_hf.errors import UserError
 from smallm_hf.evaluation.evaluating import evaluate_models
 from smallm_hf.evaluation.reporting import report_results
 from smallm_hf.hub import checks, publishing

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, HfApi
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements
-from smallm_hf.data.documents import read_texts
-from smallm_hf.errors import UserError
+from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.evaluation import texts
 from smallm_hf.hub import publishing, text
 from smallm_hf.hub.publishing import publish

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from running import train
 from safetensors.torch import load, load_file
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.hub.training_push import TrainingPush
 

@@ -5,7 +5,7 @@ from picture_models import KINDS, STORY, WORDS, gpt2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from smallm_hf.tokenization import train_bpe
+from smallm_hf.tokenizing.schemes import train_bpe
 
 
 @pytest.fixture(scope="session")

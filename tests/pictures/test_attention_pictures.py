@@ -21,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.pictures import attention
 from smallm_hf.pictures.attention import draw_attention, habit, read_attention
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from picture_models import KINDS, STORY, WORDS, gpt2
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.pictures import embeddings
 from smallm_hf.pictures.embeddings import (
     Words,

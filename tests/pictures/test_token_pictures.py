@@ -13,7 +13,7 @@ import torch
 from picture_models import STORY, WORDS, gpt2
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.pictures import tokens
 from smallm_hf.pictures.tokens import draw_tokens, heat_map, probability_figure, read_along

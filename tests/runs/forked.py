@@ -18,7 +18,7 @@ from running import TRAIN
 from torch.nn.parallel import DistributedDataParallel
 
 from smallm_hf import plots
-from smallm_hf.command_line import EXIT_INTERRUPTED
+from smallm_hf.base.command_line import EXIT_INTERRUPTED
 from smallm_hf.training.checkpoints import damage, list_checkpoints
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.progress import read_records

@@ -5,7 +5,7 @@ import torch
 from running import train
 from safetensors.torch import load_file
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.training import loop
 from smallm_hf.training.progress import read_records
 

@@ -11,11 +11,12 @@ from running import train
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, LlamaConfig, T5Config
 
+from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
-from smallm_hf.data.documents import read_texts
-from smallm_hf.errors import UserError
+from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_config
-from smallm_hf.tokenization import save_tokenizer, train_bpe
+from smallm_hf.tokenizing.loading import save_tokenizer
+from smallm_hf.tokenizing.schemes import train_bpe
 from smallm_hf.training.progress import read_records
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}

@@ -21,7 +21,7 @@ from running import TRAIN, outcome
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import plots
-from smallm_hf.folders import restored
+from smallm_hf.base.folders import restored
 from smallm_hf.training.progress import RunLog, read_records
 
 # Checkpoints, validations and samples at steps of their own, and never a second checkpoint to fall back on.

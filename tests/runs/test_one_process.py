@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from running import interrupt_at, outcome, train
 from transformers.utils.logging import is_progress_bar_enabled
 
-from smallm_hf.errors import Interrupted, UserError
+from smallm_hf.base.errors import Interrupted, UserError
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.stopping import SIGNALS
 from smallm_hf.training.watch import UpdateWatch

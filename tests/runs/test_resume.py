@@ -13,7 +13,7 @@ import pytest
 import torch
 from running import HARD, interrupt_at, outcome, tensors, train
 
-from smallm_hf.errors import Interrupted, UserError
+from smallm_hf.base.errors import Interrupted, UserError
 from smallm_hf.training import loop as loop_module
 from smallm_hf.training import optimization, watch
 from smallm_hf.training.checkpoints import damage, list_checkpoints, load_state, read_manifest
@@ -379,7 +379,7 @@ def test_a_finished_run_is_left_as_it_was(recipe, tmp_path):
 def test_a_folder_that_another_process_writes_to_is_waited_for_and_then_refused(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("smallm_hf.runs.OTHERS_END_SECONDS", 0.1)
     holder = (
-        "import sys, pathlib, time; from smallm_hf.folders import lock\n"
+        "import sys, pathlib, time; from smallm_hf.base.folders import lock\n"
         "with lock(pathlib.Path(sys.argv[1])): print(flush=True), time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holder, tmp_path / "run"], stdout=subprocess.PIPE) as process:

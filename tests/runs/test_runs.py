@@ -11,11 +11,12 @@ from running import interrupt_at, train, without_time
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from smallm_hf import SmaLLMForCausalLM, arithmetic, runs
+from smallm_hf import SmaLLMForCausalLM, runs
+from smallm_hf.base import arithmetic
+from smallm_hf.base.errors import Interrupted, UserError
 from smallm_hf.card import find_weights, read_results
 from smallm_hf.config import parse_command_line
-from smallm_hf.data.documents import read_texts
-from smallm_hf.errors import Interrupted, UserError
+from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.generation import sample, seed_of
 from smallm_hf.hub.checks import check_card, check_record, load_own_class

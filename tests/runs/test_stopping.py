@@ -12,7 +12,7 @@ import psutil
 import pytest
 from running import BIN, TRAIN, outcome, train
 
-from smallm_hf.command_line import EXIT_INTERRUPTED
+from smallm_hf.base.command_line import EXIT_INTERRUPTED
 from smallm_hf.training.checkpoints import damage
 from smallm_hf.training.stopping import StopRequest
 

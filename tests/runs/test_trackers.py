@@ -5,7 +5,7 @@ import shutil
 import pytest
 from running import train
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.training.progress import read_records
 
 

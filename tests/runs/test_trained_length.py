@@ -9,11 +9,11 @@ from running import train, write_recipe
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import SmaLLMForCausalLM
+from smallm_hf.base.errors import UserError
 from smallm_hf.card import write_card
 from smallm_hf.comparison.configuration import Questions
 from smallm_hf.comparison.measuring import measure_model
 from smallm_hf.comparison.reporting import figures
-from smallm_hf.errors import UserError
 from smallm_hf.evaluation.configuration import Questions as ScoreQuestions
 from smallm_hf.evaluation.evaluating import evaluate_models
 from smallm_hf.evaluation.reporting import print_results, render

@@ -12,12 +12,12 @@ from running import HARD, interrupt_at, outcome, train
 from torch.nn import functional as F
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.data.batching import positions_in_documents
+from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.data.batches.ordering import WindowOrder
+from smallm_hf.data.batches.packed import positions_in_documents
 from smallm_hf.data.configuration import BatchingConfig
-from smallm_hf.data.ordering import WindowOrder
-from smallm_hf.data.packing import open_token_files
+from smallm_hf.data.token_files import open_token_files
 from smallm_hf.describing import describe_results
-from smallm_hf.errors import Interrupted, UserError
 from smallm_hf.hub.checks import verify_card
 from smallm_hf.training import loop as loop_module
 from smallm_hf.training.loss import TrainingLoss

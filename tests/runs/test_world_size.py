@@ -12,8 +12,8 @@ import pytest
 from forked import DROPOUT, WORDS, in_its_seventh_update, start, statuses, stopped, windows_of
 from running import TRAIN, outcome
 
-from smallm_hf.command_line import EXIT_INTERRUPTED
-from smallm_hf.folders import lock
+from smallm_hf.base.command_line import EXIT_INTERRUPTED
+from smallm_hf.base.folders import lock
 from smallm_hf.training.progress import read_records
 
 

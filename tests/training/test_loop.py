@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
-from smallm_hf.data.ordering import WindowOrder
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches.ordering import WindowOrder
 from smallm_hf.training import watch
 from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.clock import Clock

@@ -13,7 +13,7 @@ from accelerate.state import PartialState
 from accelerate.tracking import TensorBoardTracker
 from jsonargparse import ArgumentParser
 
-from smallm_hf.errors import UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.training import tracking
 from smallm_hf.training.progress import RunLog, read_records
 from smallm_hf.training.tracking import LoggingConfig, Trackers, flat, metric_panels, sample_panel

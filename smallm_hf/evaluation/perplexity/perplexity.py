@@ -119,7 +119,7 @@ def _score(
     # Imported here: sums need neither torch nor our package, so the file also works where they are not.
     from dataclasses import asdict
 
-    from smallm_hf.errors import UserError
+    from smallm_hf.base.errors import UserError
     from smallm_hf.evaluation.scoring import Plan, Rules, score_planned
     from smallm_hf.pretrained import load_causal_lm
 

@@ -1,0 +1,94 @@
+"""How every script ends, with success or with one clear line and a status that says so, and how it reads its line."""
+
+import os
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from smallm_hf.base.errors import Interrupted, UserError, is_disk_full, one_line
+from smallm_hf.base.settings import Loading
+from smallm_hf.base.terminal import lasting_output, require_written
+
+Fields = TypeVar("Fields")
+
+# What a script that was asked to stop, and can go on from where it is, exits with: EX_TEMPFAIL of BSD's sysexits.h.
+EXIT_INTERRUPTED = 75
+# The home of users who have none, as Debian writes it: libraries manage without that folder, but not without a name.
+NO_HOME = "/nonexistent"
+
+
+def is_main_process() -> bool:
+    """True in the one process that may speak; readable before any process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def exit_clearly(main: Callable[[], None]) -> None:
+    """Runs `main` and turns a user's mistake into one line on stderr and exit status 2.
+
+    A full disk is a user's matter too. A run that saved its state because it was asked to stop exits 75, Ctrl-C before
+    there is a state 130. Anything else is a fault of ours and keeps its traceback. Meanwhile no terminal that is closed
+    and no character that it lacks ends `main`, see `lasting_output`.
+    """
+    if os.path.expanduser("~") == "~":  # a user whom the system does not know, in a container perhaps
+        os.environ["HOME"] = NO_HOME
+    with lasting_output():
+        try:
+            sys.argv[1:] = map(_as_utf8, sys.argv[1:])
+            main()
+            require_written()
+        except UserError as error:
+            _stop(f"error: {error}", 2)
+        except ArgumentError as error:  # from a parser that was told exit_on_error=False
+            _stop(f"error: {one_line(error)}; see --help", 2)
+        except UnicodeEncodeError as error:
+            if error.encoding == "utf-8" or error.encoding != sys.getfilesystemencoding():
+                raise
+            named = f"{error.object!a} cannot be the name of a file here, where names are {error.encoding}"
+            _stop(f"error: {named}; set PYTHONUTF8=1", 2)
+        except Interrupted as request:
+            _stop(str(request), EXIT_INTERRUPTED)
+        except KeyboardInterrupt:
+            _stop("interrupted", 130)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            file = getattr(error, "filename", None) or "a file"
+            _stop(f"error: no space left writing {file}; free some space and run again", 2)
+
+
+def _as_utf8(word: str) -> str:
+    """A word of the command line, decoded as UTF-8 where the locale knows less.
+
+    Raises:
+        UserError: it is not UTF-8, and a model or a library could take it neither for text nor for a path.
+    """
+    try:
+        return word.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise UserError(
+            f"{word!a} on the command line is not UTF-8, as the locale says it is; set LC_ALL to what the terminal "
+            "types, or rename the file that is called so"
+        ) from error
+
+
+def _stop(line: str, status: int) -> None:
+    if is_main_process():
+        sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+    # os._exit would skip the destructors of a process group; sys.exit lets them run.
+    sys.exit(status)
+
+
+def add_loading_arguments(parser: ArgumentParser) -> None:
+    """Adds the fields of `Loading` to a parser."""
+    parser.add_class_arguments(Loading, as_group=False, skip={"trust_remote_code"})
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
+
+
+def take(kind: type[Fields], given: dict[str, Any]) -> Fields:
+    """Takes the fields of a dataclass out of what was given on a line; it refuses what is out of range."""
+    return kind(**{field.name: given.pop(field.name) for field in fields(kind)})

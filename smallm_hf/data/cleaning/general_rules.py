@@ -1,0 +1,154 @@
+"""Rules for any text: broken letters, blanks, what web pages leave, and lines that many documents have.
+
+Each is a pure function from a text to its edits, see `edits`; `cleaning` says which run, and in which order.
+"""
+
+import html
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import ftfy
+import ftfy.badness
+
+from smallm_hf.data.cleaning.edits import Edit
+from smallm_hf.data.reading.documents import Document
+
+LINE_ENDS = re.compile(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
+CONTROLS = [*range(0x09), *range(0x0E, 0x1C), 0x1F, *range(0x7F, 0x85), *range(0x86, 0xA0)]
+INVISIBLE = "".join(map(chr, [*CONTROLS, 0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD)]))
+NO_BREAK = "\xa0\u202f"
+UNSEEN = re.compile(f"[{re.escape(INVISIBLE)}]+|[{NO_BREAK}]")
+# A letter of two bytes or more, decoded as single ones, is a run of them; ftfy's own test costs ten times as much.
+SUSPECT = re.compile(r"[^\0-\x7f]{2}|[ÃÂ] ")
+LOST_QUOTE = re.compile(r"â€(?=[\sA-Za-z,.!?]|\Z)")  # the last byte of ” is no character of Windows-1252: many drop it
+NON_ASCII = re.compile(r"[^\0-\x7f]")
+MENDING = ftfy.TextFixerConfig(uncurl_quotes=False)
+TRAILING_SPACES = re.compile(r"(?<![ \t])[ \t]++(?=\n|\Z)")
+BLANK_LINES = re.compile(r"\n{3,}")
+CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
+ENTITY = r"(?P<entity>&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[a-zA-Z][a-zA-Z0-9]{1,15});|\#39;|\bquot;)"
+BLOCK_TAGS = "p|br|hr|div|h[1-6]|li|ul|ol|tr|table|blockquote"
+TAG_NAMES = f"{BLOCK_TAGS}|b|i|u|em|strong|span|a|font|img|td|th|tbody|small|sup|sub|center|strike"
+ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|&quot;[^<>]{0,300}?&quot;|[^\s<>&"']+)"""
+TAG = rf"(?P<tag>(?:<|&lt;)/?(?P<name>(?i:{TAG_NAMES}))(?:{ATTRIBUTE})*\s*/?(?:>|&gt;))"
+ENTITIES = re.compile(r"&#?\w+;")
+PAGE = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b[^<>]*>", re.DOTALL | re.IGNORECASE
+)
+HTML = re.compile(f"{CODE}|{TAG}|{ENTITY}", re.DOTALL)
+EDGE_LINES = 20  # at either end of a document, where lines repeated over documents are looked for
+SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 5000, 1 << 26  # looked at for them, whichever is reached first
+FEWEST_DOCUMENTS = 10  # that a repeated line stands in
+REPEATED_WORDS = 3  # of the shortest line that may count as repeated
+
+
+def line_ends(text: str) -> Iterator[Edit]:
+    """Gives all lines the one end that is a newline."""
+    return ((*match.span(), "\n") for match in LINE_ENDS.finditer(text))
+
+
+def invisible_characters(text: str) -> Iterator[Edit]:
+    """Removes control characters, soft hyphens, byte order marks and spaces of no width; no-break spaces become spaces.
+
+    Joiners stay: scripts and emoji are written with them.
+    """
+    if any(character in text for character in INVISIBLE + NO_BREAK):  # far quicker than the expression
+        yield from ((*match.span(), " " if match[0] in NO_BREAK else "") for match in UNSEEN.finditer(text))
+
+
+def broken_unicode(text: str) -> Iterator[Edit]:
+    """Mends text that was decoded by the wrong encoding (mojibake) and composes letters with their accents (NFC).
+
+    Curly quotes, widths and ligatures are left as they are.
+    """
+    if text.isascii():
+        return
+    is_normal, end = unicodedata.is_normalized("NFC", text), -1
+    for match in (SUSPECT if is_normal else NON_ASCII).finditer(text):
+        if match.start() > end:
+            start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.start()) % (len(text) + 1)
+            line = text[start:end]
+            mended = LOST_QUOTE.sub("â€\x9d", line)
+            mended = ftfy.fix_encoding(mended, MENDING) if ftfy.badness.is_bad(mended) else line
+            mended = unicodedata.normalize("NFC", mended)
+            if mended != line:
+                yield start, end, mended
+
+
+def is_html(text: str) -> bool:
+    """Tells whether a text is a page of the web as it was written, by how it begins."""
+    return bool(PAGE.match(text))
+
+
+def html_remains(text: str) -> Iterator[Edit]:
+    """Decodes entities and removes the tags of web pages, also half-decoded ones; not in code between backticks."""
+    if not ("<" in text or "#39;" in text or "quot;" in text or ENTITIES.search(text)):
+        return
+    for match in HTML.finditer(text):
+        if match["tag"]:
+            yield *match.span(), "\n" if re.fullmatch(BLOCK_TAGS, match["name"], re.IGNORECASE) else ""
+        elif match["entity"]:
+            lost = match[0][0] != "&"  # some pipelines put a space in the place of the ampersand
+            new = html.unescape(f"&{match[0]}" if lost else match[0])
+            start = match.start() - (lost and text[match.start() - 1 : match.start()] == " ")
+            if new[-1] != ";":
+                yield start, match.end(), " " if new == "\xa0" else new
+
+
+def trailing_spaces(text: str) -> Iterator[Edit]:
+    """Removes blanks at the end of lines."""
+    if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
+        yield from ((*match.span(), "") for match in TRAILING_SPACES.finditer(text))
+
+
+def blank_lines(text: str) -> Iterator[Edit]:
+    """Leaves one blank line where there are several."""
+    return ((*match.span(), "\n\n") for match in BLANK_LINES.finditer(text))
+
+
+def repeated_lines(text: str, known: frozenset[str]) -> Iterator[Edit]:
+    """Removes the `known` lines from the first and the last lines of a document; see `find_repeated_lines`."""
+    for start, line in _edge_lines(text) if known else ():
+        if line.strip() in known:
+            yield start, start + len(line), ""
+
+
+def _edge_lines(text: str) -> list[tuple[int, str]]:
+    """Returns (position, line with its end) of the first and the last lines."""
+    head, position = [], 0
+    while len(head) < EDGE_LINES and position < len(text):
+        end = text.find("\n", position) + 1 or len(text)
+        head.append((position, text[position:end]))
+        position = end
+    tail, end = [], len(text)
+    while len(tail) < EDGE_LINES and end > position:
+        start = text.rfind("\n", position, end - 1) + 1 or position
+        tail.append((start, text[start:end]))
+        end = start
+    return head + tail[::-1]
+
+
+def find_repeated_lines(documents: Iterable[Document], share: float) -> frozenset[str]:
+    """Finds the lines that stand at the head or the foot of many of the first 5,000 documents.
+
+    Args:
+        documents: as they are read; those in several pieces are passed over, and so are rows and source code, where
+            what is said again and again belongs to each.
+        share: of the documents that a line has to stand in, and of at least 10.
+    """
+    if not share:
+        return frozenset()
+    counts, number, characters = Counter(), 0, 0
+    for document in documents:
+        characters += len(document.text)
+        if number >= SAMPLE_DOCUMENTS or characters > SAMPLE_CHARACTERS:
+            break
+        if document.piece or not document.is_last or document.kind != "text":
+            continue
+        number += 1
+        lines = {line.strip() for _, line in _edge_lines(document.text)}
+        counts.update(line for line in lines if len(line.split()) >= REPEATED_WORDS)
+    fewest = max(FEWEST_DOCUMENTS, share * number)
+    return frozenset(line for line, count in counts.items() if count >= fewest)

@@ -1,0 +1,1 @@
+"""Which documents train, which validate, which go."""

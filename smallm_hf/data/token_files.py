@@ -1,0 +1,233 @@
+"""Token files: the corpus as two long rows of ids on disk, memory-mapped, with all that says what they hold.
+
+    train.bin validation.bin   little-endian uint16 (up to 65,536 entries) or uint32, eos after each document
+    train.npy validation.npy   tokens (with the eos) and bytes (without) of each document, (D, 2) int64
+    meta.json                  `Meta`: what they were made from, counts and hashes
+    tokenizer/                 the tokenizer that made them, as `AutoTokenizer` loads it
+    report.json                the same for people, with what was cleaned away and why, and examples
+    report.md                  the same to read
+
+`preparing` makes such folders.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from smallm_hf.base.errors import UserError
+from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
+from smallm_hf.tokenizing.loading import tokenizer_fingerprint
+
+FORMAT = 3  # of the folder; a change makes older ones unreadable
+UINT16_ENTRIES = 1 << 16
+
+
+def id_type(entries: int) -> np.dtype:
+    """The type of the ids of a tokenizer of that many entries."""
+    return np.dtype("<u2" if entries <= UINT16_ENTRIES else "<u4")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one token file holds.
+
+    Args:
+        tokens: ids, one eos per document included.
+        bytes: UTF-8 length of the text that went in, eos not counted.
+        documents: number of documents, which is the number of eos.
+        empty_documents: left out for having no text.
+        sha256: of the file.
+    """
+
+    tokens: int
+    bytes: int
+    documents: int
+    empty_documents: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """What one of the sources that train has in the token files; its documents lie together, in their order.
+
+    Args:
+        source: as it was given.
+        split: of a Hub data set; otherwise empty.
+        weight: its share of the tokens to train on, all shares together 1; None where all train by their size.
+        first_token: where it begins in train.bin.
+        tokens: in train.bin, all of them from there on.
+        documents: in train.bin.
+        bytes: of their text.
+        validation_tokens: in validation.bin.
+        validation_documents: in validation.bin.
+        validation_bytes: of their text.
+    """
+
+    source: str
+    split: str
+    weight: float | None
+    first_token: int
+    tokens: int
+    documents: int
+    bytes: int
+    validation_tokens: int
+    validation_documents: int
+    validation_bytes: int
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What token files hold and what they were made from (`meta.json`).
+
+    Args:
+        format: version of this layout.
+        settings: the data and tokenizer settings that decide the ids.
+        vocab_size: entries of the tokenizer.
+        dtype: NumPy name of the ids' type, which is little-endian on disk.
+        eos_token_id: closes every document.
+        tokenizer_sha256: `tokenizer_fingerprint`.
+        source_state: names, sizes and times of the source's files, hashed.
+        content_sha256: names and contents of the source's files, hashed.
+        train: the training side.
+        validation: the validation side.
+        sources: those that train, in the order of train.bin.
+        versions: of Python and the libraries that had a part in it.
+    """
+
+    format: int
+    settings: dict[str, Any]
+    vocab_size: int
+    dtype: str
+    eos_token_id: int
+    tokenizer_sha256: str
+    source_state: str
+    content_sha256: str
+    train: Side
+    validation: Side
+    sources: list[SourceShare]
+    versions: dict[str, str]
+
+
+class OtherFormat(UserError):
+    """Token files that another version has made."""
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """An open folder of token files; the ids are memory-mapped and read-only."""
+
+    folder: Path
+    meta: Meta
+
+    @cached_property
+    def train(self) -> np.memmap:
+        """The training ids, one-dimensional."""
+        return self._map(TRAIN)
+
+    @cached_property
+    def validation(self) -> np.memmap:
+        """The validation ids, one-dimensional."""
+        return self._map(VALIDATION)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that made the ids.
+
+        Raises:
+            UserError: the one in the folder is another.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.folder}/tokenizer cannot be loaded; remove {self.folder} and prepare it again"
+            ) from error
+        self.check_tokenizer(tokenizer)
+        return tokenizer
+
+    def document_sizes(self, side: str) -> np.ndarray:
+        """Tokens, with the eos, and bytes, without it, of each document of a side, (D, 2) int64.
+
+        Raises:
+            UserError: they do not add up to what is in the token file.
+        """
+        path, whole = self.folder / f"{side}.npy", getattr(self.meta, side)
+        try:
+            sizes = np.load(path)
+        except (OSError, ValueError, EOFError):
+            sizes = np.zeros((0, 2), np.int64)
+        if sizes.shape != (whole.documents, 2) or sizes.sum(axis=0).tolist() != [whole.tokens, whole.bytes]:
+            raise UserError(f"{path} is damaged or of other token files; remove {self.folder} and prepare it again")
+        return sizes
+
+    def verify(self) -> None:
+        """Reads both files and makes sure that they are what was written.
+
+        Raises:
+            UserError: one is not, with both fingerprints.
+        """
+        for name in SIDES:
+            with (self.folder / f"{name}.bin").open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            written = getattr(self.meta, name).sha256
+            if found != written:
+                raise UserError(
+                    f"{self.folder}/{name}.bin has sha256 {found[:12]}, its meta.json says {written[:12]}: it was "
+                    f"changed after it was made; remove {self.folder} and prepare it again"
+                )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Makes sure that a tokenizer, such as that of a model to go on with, is the one that made the ids.
+
+        Raises:
+            UserError: it is another.
+        """
+        found = tokenizer_fingerprint(tokenizer)
+        if found != self.meta.tokenizer_sha256:
+            raise UserError(
+                f"the token files in {self.folder} were made by tokenizer {self.meta.tokenizer_sha256[:12]} "
+                f"({self.meta.vocab_size} entries), not by {found[:12]} ({len(tokenizer)} entries); "
+                "prepare them again in another data.folder"
+            )
+
+    def _map(self, side: str) -> np.memmap:
+        return np.memmap(self.folder / f"{side}.bin", dtype=np.dtype(self.meta.dtype).newbyteorder("<"), mode="r")
+
+
+def open_token_files(folder: str | os.PathLike) -> TokenFiles:
+    """Opens a finished folder of token files.
+
+    Raises:
+        UserError: no meta.json, one of another format (`OtherFormat`), or token files that are not as long as it says.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no token files (no meta.json); make them with scripts/prepare.py") from None
+    except ValueError as error:
+        raise UserError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from error
+    if content.get("format") != FORMAT:
+        raise OtherFormat(
+            f"{folder} holds token files of format {content.get('format')}, this version reads {FORMAT}; "
+            "remove it and prepare it again"
+        )
+    sides = {side: Side(**content[side]) for side in SIDES}
+    meta = Meta(**{**content, **sides, "sources": [SourceShare(**share) for share in content["sources"]]})
+    for side in SIDES:
+        path = folder / f"{side}.bin"
+        expected = sides[side].tokens * np.dtype(meta.dtype).itemsize
+        found = path.stat().st_size if path.exists() else 0
+        if found != expected:
+            raise UserError(
+                f"{path} has {found} bytes, its meta.json says {expected}: it is truncated or of another run; "
+                f"remove {folder} and prepare it again"
+            )
+    return TokenFiles(folder, meta)

@@ -1,0 +1,1 @@
+"""Tokenizers, trained or given, and texts as their ids."""
