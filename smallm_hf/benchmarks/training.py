@@ -24,6 +24,7 @@ from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.batches.ordering import WindowOrder
 from smallm_hf.data.batches.packed import next_token_batch
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.families import family_of
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import (
@@ -37,7 +38,6 @@ from smallm_hf.training.devices import (
 )
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.optimization import parts_of
-from smallm_hf.training.plan import flops_per_token
 from smallm_hf.training.validation import ValidationSet
 
 FUSED, KEPT_MEMORY = "fused", "kept_memory"
@@ -149,7 +149,7 @@ def _train_ours(
     )
     set_seed(training.seed)
     model = fresh_model(model_config(config.model, **_special_tokens(files)))
-    flops = flops_per_token(model, training.context_length)
+    flops = family_of(model.config).flops_per_token(model, training.context_length)
     with tempfile.TemporaryDirectory() as run:
         loop = TrainingLoop(
             model=model,
@@ -319,13 +319,14 @@ def _plain_result(
     model: PreTrainedModel, files: TokenFiles, training: TrainingConfig, steps: int, set_up: float
 ) -> dict[str, Any]:
     memory = peak_memory_bytes()
+    flops = family_of(model.config).flops_per_token(model, training.context_length)
     return {
         "steps": steps,
         "tokens": steps * PLAIN_WINDOWS * training.context_length,
         "peak_memory_bytes": memory,
         "set_up_seconds": set_up,
         **_scored(model, ValidationSet.choose(files, training.validation_tokens), training, build_accelerator("fp32")),
-        **{"parameters": model.num_parameters(), "flops_per_token": flops_per_token(model, training.context_length)},
+        **{"parameters": model.num_parameters(), "flops_per_token": flops},
     }
 
 

@@ -97,18 +97,21 @@ def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, Pr
 
     The source of a model of ours is the class that was trained.
     """
+    from smallm_hf.families import FAMILIES, family_of
     from smallm_hf.inspection import refuse_lookahead
-    from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+    from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES
     from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
 
     exported, tokenizer = load_causal_lm(model, device="cpu")
     config = exported.config
     exported.to(config.dtype)  # as it is stored: what is written does not depend on what this machine multiplies well
-    if config.model_type not in {*NATIVE_SWITCHES, SmaLLMConfig.model_type}:
-        known = ", ".join([*NATIVE_SWITCHES, SmaLLMConfig.model_type])
+    family = family_of(config)
+    if to not in family.exports and config.model_type in FAMILIES:
+        other = "".join(f"; export --to {target} instead" for target in family.exports)
+        raise UserError(f"--to {to} cannot express {model}: {family.native(config)[1]}{other}")
+    if to not in family.exports:
+        known = ", ".join([*NATIVE_SWITCHES, *FAMILIES])
         raise UserError(f"--model {model} is of type {config.model_type}; the types that can be exported are {known}")
-    if config.model_type == SmaLLMConfig.model_type and to != "onnx":
-        raise UserError(f"--to {to} cannot express {model}: {native_type(config)[1]}; export --to onnx instead")
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"the tokenizer in {model} has {len(tokenizer)} entries and the model {config.vocab_size}; "
