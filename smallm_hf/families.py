@@ -1,6 +1,6 @@
 """What the rest of the package must know about a family of models: an entry for each of ours, one rule for all others.
 
-A new family is its two files in `models/` and one entry in `FAMILIES`.
+A new family is two files in `models/` and one call of `register` here.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -38,25 +38,17 @@ AUTO_CLASSES: dict[Kind, type] = {
 TARGETS = frozenset({"native", "gguf", "onnx"})
 
 
-# --- what holds for a family that says nothing else ------------------------------------------------------------------
-
-
-def own_class(config: PreTrainedConfig) -> tuple[str | None, str | None]:
-    """The native type of a class of transformers: its own."""
-    return config.model_type, None
-
-
 def linear_weights(model: PreTrainedModel) -> Iterable[nn.Parameter]:
-    """The weights of all linear layers. An output head among them is not Muon's all the same."""
+    """The weights of all linear layers; the output head among them counts as a table all the same."""
     return (module.weight for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
 
 
 def transformer_flops(model: PreTrainedModel, context_length: int) -> int:
-    """6 per weight that multiplies, and 12 x layers x width x context for attention where there is any.
+    """6 for each weight that multiplies, and 12 x layers x width x context for attention where there is any.
 
-    Weights that multiply are all matrices but the tables, whose look-up is free, and the output head, tied or not
-    (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B). Causal kernels skip up to half of the second
-    term, which is counted in full; so are all experts of a mixture.
+    What multiplies is every matrix but the tables, whose look-up is free, and the output head, tied or not (Kaplan et
+    al. 2020, section 2.1; Chowdhery et al. 2022, appendix B). Causal kernels skip up to half of the second term, which
+    is counted in full; so is every expert of a mixture.
     """
     groups = parameter_groups(model)
     multiplying = sum(parameter.numel() for parameter in groups["hidden"] + groups["other"])
@@ -79,39 +71,38 @@ class Family:
     """A family of models; the defaults are those of a causal transformer.
 
     Attributes:
-        config_class: what reads a `config.json`.
-        model_class: what is trained, by its `from_pretrained`.
-        base_class: the same without its head, for `AutoModel`; None for a family that is not ours.
+        config_class: the class of its configs; `AutoConfig` for families of transformers.
+        model_class: the class that is trained; an Auto class for families of transformers.
+        base_class: the model without its head, for `AutoModel`; None for families of transformers.
         kind: `causal` predicts each token from those before it, `seq2seq` also from another text, `masked` from both
             sides of it.
-        native: gives `(model type, None)`, of the class of transformers that computes what a model of this config does,
-            or `(None, reason)`.
-        muon_matrices: parameters that Muon may take: matrices that map one vector to another, alone.
-        flops_per_token: operations of one training token, forward and backward, by the context length.
-        activations: channels, and weights of the attention, which a training step keeps for each token, from the text
-            config and the context length; `training/plan.py` knows how many bytes each of them takes.
-        exports: targets that can hold the class itself. Those of its native twin come on top.
+        native: of a config, `(model type, None)` of the class in transformers that computes the same function, or
+            `(None, reason)` where there is none.
+        muon_matrices: the parameters that Muon may take: matrices that each map one vector to another.
+        flops_per_token: of a model and a context length, floating-point operations of one training token, forward and
+            backward.
+        activations: of a text config and a context length, how many channels and attention weights a training step
+            keeps for each token; `training/plan.py` knows the bytes of each.
+        exports: targets that can hold this class itself; those of its native twin come on top.
     """
 
     config_class: type
     model_class: type
     base_class: type | None = None
     kind: Kind = "causal"
-    native: Callable[[PreTrainedConfig], tuple[str | None, str | None]] = own_class
+    native: Callable[[PreTrainedConfig], tuple[str | None, str | None]] = lambda config: (config.model_type, None)
     muon_matrices: Callable[[PreTrainedModel], Iterable[nn.Parameter]] = linear_weights
     flops_per_token: Callable[[PreTrainedModel, int], int] = transformer_flops
     activations: Callable[[PreTrainedConfig, int], tuple[int, int]] = transformer_activations
     exports: frozenset[str] = frozenset()
 
 
-# --- which family a model is of --------------------------------------------------------------------------------------
-
 # By model type.
 FAMILIES: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Adds a family of ours, and has the Auto classes of transformers know it."""
+    """Adds a family of ours, also to the Auto classes of transformers."""
     config_class, auto_class = family.config_class, AUTO_CLASSES[family.kind]
     FAMILIES[config_class.model_type] = family
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -127,12 +118,12 @@ register(Family(SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel, native=native_type
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The family of a config, ours or, by the one rule for all others, that of an architecture of transformers."""
+    """The family of a config: ours, or what the one rule for all others makes of an architecture of transformers."""
     return FAMILIES.get(config.model_type) or _family_of_transformers(config.to_dict())
 
 
 def family_of_file(written: Mapping[str, Any]) -> Family:
-    """The family of what a `config.json` holds, which names the native class of a model of ours where there is one."""
+    """The family of the contents of a `config.json`, which for a model of ours may name its native twin."""
     own_config = written.get("auto_map", {}).get("AutoConfig", "").split(".")[-1]
     for model_type, family in FAMILIES.items():
         if own_config == family.config_class.__name__ or written.get("model_type") == model_type:
@@ -147,14 +138,14 @@ def _family_of_transformers(written: Mapping[str, Any]) -> Family:
 
 
 def _kind(written: Mapping[str, Any]) -> Kind:
-    """What the fields of a config make of an architecture of transformers: BERT with `is_decoder` is causal."""
+    """The kind of an architecture of transformers, by its config: BERT is masked, and causal with `is_decoder`."""
     if written.get("is_encoder_decoder"):
         return "seq2seq"
     if written.get("is_decoder") or written.get("causal"):
         return "causal"
     if names := written.get("architectures"):
         return "masked" if any(name.endswith("ForMaskedLM") for name in names) else "causal"
-    # What could be an encoder-decoder, such as BART, and is not, is a decoder alone.
+    # An encoder-decoder whose config says it is none, such as BART's, is the decoder alone.
     masked = MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() - MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
     return "masked" if written.get("model_type") in masked else "causal"
 
@@ -177,11 +168,11 @@ def require_writer(model: PreTrainedModel) -> None:
 
 
 def require_trainable(config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model that packed windows cannot train: they hold nothing but a text, each token a target.
+    """Refuses a model that cannot be trained on packed windows, in which every token is a target.
 
     Args:
-        config: of the model.
-        name: what the user called it.
+        config: the model's.
+        name: how the user named it, for the error.
 
     Raises:
         UserError: it is not causal, or predicts no token at all.
@@ -194,9 +185,6 @@ def require_trainable(config: PreTrainedConfig, name: str) -> None:
         raise UserError(f"{name} is {kind} ({config.model_type}), and only causal models are trained; {fix}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{name} does not predict the next token; {fix}")
-
-
-# --- what its parameters are -----------------------------------------------------------------------------------------
 
 
 def parameter_groups(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:

@@ -15,7 +15,7 @@ from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.hub_access import require_hub
 from smallm_hf.base.settings import Loading, is_model_folder
-from smallm_hf.families import AUTO_CLASSES, Kind, family_of, family_of_file
+from smallm_hf.families import AUTO_CLASSES, Family, Kind, family_of, family_of_file
 
 Loaded = TypeVar("Loaded")
 
@@ -47,15 +47,21 @@ def find_kind(model: str) -> Kind:
     Raises:
         UserError: it cannot be found.
     """
-    return family_of_file(find_model(model, partial(_written_config, model))).kind
+    return find_model(model, partial(_family, model)).kind
 
 
-def _written_config(source: str, **options: bool) -> dict[str, Any]:
-    return PreTrainedConfig.get_config_dict(source, **options)[0]
+def _family(source: str, **options: bool) -> Family:
+    return family_of_file(PreTrainedConfig.get_config_dict(source, **options)[0])
 
 
 def _load_for_use(source: str, kind: Kind, asked: Loading) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    device = existing_device(asked.device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        device = torch.empty(0, device=asked.device or accelerator or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {asked.device!r} cannot be used here ({one_line(error)}); give cpu, or none"
+        ) from error
 
     def load(**options: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         options["trust_remote_code"] = asked.trust_remote_code
@@ -89,7 +95,7 @@ def pretrained_config(
     """
 
     def load(**options: bool) -> PreTrainedConfig:
-        config_class = family_of_file(_written_config(source, **options)).config_class
+        config_class = _family(source, **options).config_class
         config = config_class.from_pretrained(source, **options)
         shapes = _shapes(config)
         check(type(config))
@@ -138,12 +144,11 @@ def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
 
 def _load_all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
     loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
-    if loading["missing_keys"]:  # transformers would fill them with random numbers and warn
-        missing = min(loading["missing_keys"])
-        raise UserError(f"{source} lacks weights of {type(loaded).__name__}, {missing} for one; give a language model")
-    if exact and loading["unexpected_keys"]:
-        extra = min(loading["unexpected_keys"])
-        raise UserError(f"{source} holds weights that {type(loaded).__name__} has not, {extra} for one; give its model")
+    name, missing, extra = type(loaded).__name__, loading["missing_keys"], loading["unexpected_keys"]
+    if missing:  # transformers would fill them with random numbers and warn
+        raise UserError(f"{source} lacks weights of {name}, {min(missing)} for one; give a language model")
+    if exact and extra:
+        raise UserError(f"{source} holds weights that {name} does not have, {min(extra)} for one; give its model")
     return loaded
 
 
@@ -172,16 +177,3 @@ def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:
         closed = isinstance(error, PermissionError | NotADirectoryError)  # the cache: the folder itself was looked at
         hint = "; set HF_HOME to a folder that can be written to" if closed else ""
         raise UserError(f"{source} cannot be loaded as a language model: {one_line(error)}{hint}") from error
-
-
-def existing_device(name: str | None) -> torch.device:
-    """The device of this name, or by default the accelerator where there is one.
-
-    Raises:
-        UserError: it is not here.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    try:
-        return torch.empty(0, device=name or accelerator or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); give cpu, or none") from error

@@ -45,7 +45,7 @@ class Muon(torch.optim.Muon):
         rate = group["lr"]
         if hasattr(self, "found_inf"):
             rate = rate * (1 - self.found_inf)
-            kept = self.found_inf == 0  # a gradient that is no number must not reach the momentum
+            kept = self.found_inf == 0  # a gradient that is NaN must not reach the momentum
             gradients = [torch.where(kept, g, b) for g, b in zip(gradients, buffers, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         gradients = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
@@ -60,12 +60,12 @@ class Muon(torch.optim.Muon):
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that is split among processes, every one of which must ask; any other as it is."""
+    """The whole of a tensor that is split among processes, all of which must call this; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shared_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor that every process has, split among them as `like` is."""
+    """A tensor that every process holds, split among them as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -151,13 +151,9 @@ def build_optimizer(
     groups = parameter_groups(model)
     by_muon = groups["hidden"] if name == "muon" else []
     decayed = ([] if by_muon else groups["hidden"]) + groups["embedding"] + groups["other"]
-    adamw_groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": groups["vector"], "weight_decay": 0.0},
-    ]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        [group for group in adamw_groups if group["params"]], lr=learning_rate, betas=(beta1, beta2), fused=True
-    )
+    pairs = ((decayed, weight_decay), (groups["vector"], 0.0))
+    adamw_groups = [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+    optimizer = torch.optim.AdamW(adamw_groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
     if by_muon:
         muon = Muon(by_muon, lr=muon_learning_rate, weight_decay=weight_decay)
         optimizer = CombinedOptimizer([muon, optimizer])

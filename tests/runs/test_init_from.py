@@ -102,7 +102,9 @@ def test_a_tensor_too_few_is_refused_and_one_too_many_where_it_must_be_exact(pre
     config = pretrained_config(str(source))
     weights = load_file(source / "model.safetensors")
     save_file({**weights, "model.layers.9.extra": torch.ones(1)}, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"holds weights that LlamaForCausalLM has not, model.layers.9.extra for one"):
+    with pytest.raises(
+        UserError, match=r"holds weights that LlamaForCausalLM does not have, model.layers.9.extra for one"
+    ):
         load_weights(source, config, exact=True)
     weights.pop("model.norm.weight")
     save_file(weights, source / "model.safetensors", {"format": "pt"})
