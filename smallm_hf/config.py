@@ -208,7 +208,8 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
         message = _innermost(error)
         quote = "; if text is meant, quote it, as in 'no'" if "expected str, got" in message else ""
         raise UserError(f"model: {message}{quote}") from error
-    require_trainable(config, f"model.init_from={source}" if source else f"model.model_type={model_type}")
+    name = f"model.init_from={source}, a {config.model_type}," if source else f"model.model_type={model_type}"
+    require_trainable(config, name)
     return config
 
 
