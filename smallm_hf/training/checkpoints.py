@@ -181,9 +181,8 @@ def save_checkpoint(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     state: LoopState,
+    identity: dict[str, Any],
     *,
-    config: dict[str, Any],
-    fingerprints: dict[str, str],
     kept: Callable[[int], bool],
     newest: int,
 ) -> Path:
@@ -195,8 +194,7 @@ def save_checkpoint(
         model: its weights are saved.
         optimizer: its state is saved.
         state: the counters.
-        config: of the run, for the manifest.
-        fingerprints: of tokenizer and token files, for the manifest.
+        identity: `config` and `fingerprints` of the run, for the manifest.
         kept: whether the checkpoint of a step stays though it is old.
         newest: how many of the newest stay in any case.
 
@@ -224,17 +222,9 @@ def save_checkpoint(
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
             (folder / STATE_FILE).write_text(json_text(asdict(state), indent=2) + "\n", encoding="utf-8")
-            manifest = Manifest(
-                format=FORMAT,
-                step=state.step,
-                tokens=state.tokens,
-                processes=accelerator.num_processes,
-                config=config,
-                fingerprints=fingerprints,
-                versions=versions(),
-                files=_describe_files(folder),
-                muon_dtype=str(muon_dtype(accelerator.device)).removeprefix("torch."),
-            )
+            progress = {"step": state.step, "tokens": state.tokens, "processes": accelerator.num_processes}
+            made_by = {"versions": versions(), "muon_dtype": str(muon_dtype(accelerator.device)).removeprefix("torch.")}
+            manifest = Manifest(FORMAT, **progress, **identity, **made_by, files=_describe_files(folder))
             (folder / MANIFEST_FILE).write_text(json_text(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     if writes:
         if reason := damage(checkpoint):

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.data.batches.base import Batches
-from smallm_hf.generation import forked_random
 from smallm_hf.training.checkpoints import LoopState, load_training_state, random_state, set_random_state
 from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import TrainingConfig, largest_micro_step, micro_steps_per_process
@@ -218,14 +217,15 @@ class Updater:
                 self.accelerator.backward(self.objective(**batch))
 
         self.say("compiling the training step (once; its time does not count)")
-        began = time.perf_counter()
+        began, before = time.perf_counter(), random_state(self.accelerator.device)
         try:
-            with self.clock.stopped(), forked_random(self.accelerator.device):
+            with self.clock.stopped():
                 self.fitting(passes, lambda: None)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             raise UserError(
                 f"training.compile=true fails on this machine ({one_line(error)}); train with --training.compile false"
             ) from error
+        set_random_state(before, self.accelerator.device)
         self.optimizer.zero_grad()
         self.say(f"compiled in {duration(time.perf_counter() - began)}")
 

@@ -31,6 +31,16 @@ def test_every_target_of_a_packed_window_is_counted_and_known_beforehand(windows
     assert batch.counted == (batch.targets != IGNORED).sum() == windows.counted(5, 7) == 28
 
 
+def test_what_a_mask_leaves_out_is_no_target_and_not_counted(windows):
+    mask = np.arange(60) % 3 == 0
+    masked = PackedWindows(windows.tokens, windows.order, mask=mask)
+    batch, whole = masked.at(5, 7), windows.at(5, 7)
+    kept = torch.from_numpy(mask)[whole.targets - 100]
+    assert torch.equal(batch.targets, torch.where(kept, whole.targets, IGNORED))
+    assert batch.counted == masked.counted(5, 7) == kept.sum() < whole.counted
+    assert torch.equal(batch.inputs["input_ids"], whole.inputs["input_ids"])
+
+
 def test_a_batch_is_the_same_wherever_it_is_asked_for(windows):
     whole = windows.at(0, 40).targets
     for first, count in [(0, 1), (17, 5), (39, 1)]:

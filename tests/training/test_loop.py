@@ -86,6 +86,22 @@ def test_the_loss_of_an_update_is_the_mean_over_its_targets(make_loop):
     assert losses[0] == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_an_update_is_divided_by_the_targets_that_count_in_all_of_its_micro_steps(make_loop):
+    mask = np.random.default_rng(1).random(len(TOKENS)) < 0.3  # not as many in one micro-step as in another
+    losses = []
+    for size, steps in ((6, 1), (2, 3)):
+        loop = make_loop(batch_size=size, accumulation_steps=steps)
+        loop.batches.mask = mask
+        batch = loop.batches.at(0, 6)
+        logits = tiny_model()(**batch.inputs).logits
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+        assert 0 < batch.counted < 24 and len({loop.batches.counted(first, 2) for first in (0, 2, 4)}) > 1
+        losses += plain_steps(loop, steps=1)
+        assert losses[-1] == pytest.approx(expected.item(), rel=1e-5)
+        assert loop.state.tokens == batch.counted
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_an_update_moves_the_counters(make_loop):
     loop = make_loop(batch_size=3, accumulation_steps=2)
     plain_steps(loop, steps=2)

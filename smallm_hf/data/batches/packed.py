@@ -1,4 +1,4 @@
-"""Packed windows of the token files as batches: every position has a target."""
+"""Packed windows of the token files as batches: every position has a target, unless a mask leaves it out."""
 
 from inspect import signature
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.batches.base import Batch
+from smallm_hf.data.batches.base import IGNORED, Batch
 from smallm_hf.data.batches.windows import WindowOrder
 
 
@@ -23,21 +23,29 @@ class PackedWindows:
         tokens: (N,) token ids, memory-mapped.
         order: of the windows.
         separator: the eos, where attention stays within documents (`positions_in_documents`); None where it does not.
+        mask: (N,) whether each token counts as a target; None counts all.
         pin_memory: whether a GPU is to fetch batches while the host goes on.
     """
 
-    def __init__(self, tokens: np.ndarray, order: WindowOrder, separator: int | None = None, pin_memory: bool = False):
-        self.tokens, self.order, self.separator, self.pin_memory = tokens, order, separator, pin_memory
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        order: WindowOrder,
+        separator: int | None = None,
+        mask: np.ndarray | None = None,
+        pin_memory: bool = False,
+    ):
+        self.tokens, self.order, self.separator, self.mask, self.pin_memory = tokens, order, separator, mask, pin_memory
         self.examples_per_epoch = order.windows_per_epoch
 
     def at(self, first: int, count: int, row_length: int | None = None) -> Batch:
         """The windows `first ... first + count - 1`, each cut into rows of `row_length` tokens."""
         length = self.order.context_length
-        starts = self.order.starts(first, count)
-        windows = sliding_window_view(np.asarray(self.tokens), length + 1)[starts]  # one read, in the file's dtype
-        windows = torch.from_numpy(windows)
+        windows = self._windows(self.tokens, first, count)
         ids = torch.empty((2, count, length), dtype=torch.int64, pin_memory=self.pin_memory)
         ids[0], ids[1] = windows[:, :-1], windows[:, 1:]
+        if self.mask is not None:
+            ids[1].masked_fill_(~self._windows(self.mask, first, count)[:, 1:].bool(), IGNORED)
         input_ids, targets = ids.view(2, -1, row_length or length)
         inputs = {"input_ids": input_ids}
         if self.separator is not None:
@@ -45,8 +53,15 @@ class PackedWindows:
         return Batch(inputs, targets, self.counted(first, count))
 
     def counted(self, first: int, count: int) -> int:
-        """All of their tokens."""
-        return count * self.order.context_length
+        """All of their targets, or those of the mask."""
+        if self.mask is None:
+            return count * self.order.context_length
+        return int(self._windows(self.mask, first, count)[:, 1:].bool().sum())
+
+    def _windows(self, stream: np.ndarray, first: int, count: int) -> torch.Tensor:
+        """Windows of something that runs along the tokens, and one beyond, from one read in its own dtype."""
+        windows = sliding_window_view(np.asarray(stream), self.order.context_length + 1)
+        return torch.from_numpy(windows[self.order.starts(first, count)])
 
     def drawn(self, count: int) -> list[dict[str, Any]]:
         """What the first so many windows hold of each source, see `WindowOrder.drawn`."""
