@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = ["SmaLLMConfig", "SmaLLMForCausalLM", "SmaLLMModel"]
 
-_when_imported("transformers", then="smallm_hf.models")
+_when_imported("transformers", then="smallm_hf.families")
 
 
 def __getattr__(name: str) -> Any:

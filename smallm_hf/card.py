@@ -22,6 +22,7 @@ from huggingface_hub import (
 from transformers import AutoConfig
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.families import FAMILIES
 from smallm_hf.hub.configuration import Statements, require_run
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE, figures_of_json
@@ -187,7 +188,7 @@ def render_card(
         **facts,
         weights=asdict(weights),
         repo=repo,
-        native=config["model_type"] != "smallm",
+        native=config["model_type"] not in FAMILIES,
         own_class=config.get("auto_map", {}).get("AutoModelForCausalLM", "").split(".")[-1],
         shape=_shape(weights.folder, config),
         weights_epochs=results["epochs"] * share,

@@ -184,11 +184,12 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
 
     Raises:
         UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses; a
-            pretrained model that cannot be found or does not fit.
+            pretrained model that cannot be found or does not fit; a model that cannot be trained here.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
+    from smallm_hf.families import require_trainable
     from smallm_hf.pretrained import pretrained_config
 
     fields = dict(fields)
@@ -197,28 +198,27 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
         raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
     try:
         if source:
-            return pretrained_config(source, fields, partial(_check_fields, fields))
-        _check_fields(fields, CONFIG_MAPPING[model_type])
-        return CONFIG_MAPPING[model_type](**{**token_ids, **fields})
+            config = pretrained_config(source, fields, partial(_check_fields, fields))
+        else:
+            _check_fields(fields, CONFIG_MAPPING[model_type])
+            config = CONFIG_MAPPING[model_type](**{**token_ids, **fields})
     except (StrictDataclassError, ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         message = _innermost(error)
         quote = "; if text is meant, quote it, as in 'no'" if "expected str, got" in message else ""
         raise UserError(f"model: {message}{quote}") from error
+    require_trainable(config, f"model.init_from={source}" if source else f"model.model_type={model_type}")
+    return config
 
 
 def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfig]") -> None:
-    """Refuses fields that the class has not, and a class whose models do not predict the next token."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
+    """Refuses fields that the class does not have."""
     model_type = config_class.model_type
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
         if name not in valid:
             raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
-    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model.model_type={model_type} does not predict the next token; take smallm, llama, gpt2 ...")
 
 
 def _parser(description: str, training: bool) -> ArgumentParser:

@@ -25,10 +25,9 @@ from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.speed import peak_memory, spread
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.families import find_kind, load_scorable
 from smallm_hf.generation import prompt_window, sample, seed_of
 from smallm_hf.inspection import evaluation_mode, position_limit, refuse_lookahead, require_known, vocabulary_size
-from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.pretrained import find_kind, load_causal_lm, load_scorable
 
 Peak = Callable[[], int]  # the bytes that were taken at most so far
 

@@ -29,7 +29,8 @@ from smallm_hf.evaluation.speed import in_own_process, load_and_measure
 from smallm_hf.evaluation.sums import Sums
 from smallm_hf.evaluation.texts import ScoredTexts, decode_documents, require_texts
 from smallm_hf.evaluation.word_loss import count_words
-from smallm_hf.families import find_kind, load_scorable, require_writer
+from smallm_hf.families import require_writer
+from smallm_hf.pretrained import find_kind, load_scorable
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little of a model.
 SHOWN, SHOWN_CHARACTERS, SHORTEST_SHOWN_BYTES = 5, 240, 40

@@ -17,8 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.terminal import let_output_last
-from smallm_hf.families import load_scorable, require_writer
+from smallm_hf.families import require_writer
 from smallm_hf.inspection import evaluation_mode, position_limit, vocabulary_size
+from smallm_hf.pretrained import load_scorable
 
 Result = TypeVar("Result")
 

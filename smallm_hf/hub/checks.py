@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.card import Weights, find_weights, read_results, render_card
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
+from smallm_hf.families import FAMILIES, family_of, family_of_file
 from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
 from smallm_hf.inspection import position_limit
-from smallm_hf.models import SmaLLMConfig
-from smallm_hf.pretrained import is_ours, load_weights
-from smallm_hf.training.plan import embedding_parameters, flops_per_token
+from smallm_hf.pretrained import load_weights
+from smallm_hf.training.plan import embedding_parameters
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import ValidationSet, figures_of_json
 
@@ -54,7 +54,8 @@ def check_record(run: Path, results: dict[str, Any], weights: Weights, model: Pr
     metrics, folder = read_records(run, "metrics"), f"{weights.name}/"
     tokens, stated_in = metrics[-1]["tokens"], "best" if weights.name == "best" else "last"
     validated = [record for record in metrics if record["step"] == weights.step and "validation_loss" in record][-1:]
-    flops = flops_per_token(model, results["config"]["training"]["context_length"]) * tokens
+    context_length = results["config"]["training"]["context_length"]
+    flops = family_of(model.config).flops_per_token(model, context_length) * tokens
     found = [
         ("metrics.jsonl", results, {"steps": metrics[-1]["step"], "tokens": tokens}),
         (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
@@ -143,9 +144,8 @@ def load_own_class(folder: Path) -> PreTrainedModel:
     """
     disable_progress_bar()  # of loading: a moment each
     try:
-        ours = is_ours(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config = (SmaLLMConfig if ours else AutoConfig).from_pretrained(folder)
-        return load_weights(folder, config).eval()
+        family = family_of_file(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return load_weights(folder, family.config_class.from_pretrained(folder)).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded ({one_line(error)}); bring back the files of the run") from error
 
@@ -236,7 +236,7 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
 def _question(check: Check, output: Path) -> tuple[dict[str, Any], torch.Tensor]:
     """What the checking process is asked about one model, and the logits it should find, (1, T, V)."""
     config = json.loads((check.folder / "config.json").read_text(encoding="utf-8"))
-    promised = {False: config["model_type"] != "smallm", True: "auto_map" in config}
+    promised = {False: config["model_type"] not in FAMILIES, True: "auto_map" in config}
     model = load_own_class(check.trained)
     count = min(CHECKED_TOKENS, position_limit(model) or CHECKED_TOKENS)
     input_ids = torch.arange(count) * 7919 % model.config.vocab_size  # from all over the vocabulary

@@ -8,7 +8,8 @@ from small_models import TEXTS, bart, bert, gpt2, letter_tokenizer, mask_tokeniz
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.families import find_kind, kind_of, load_scorable
+from smallm_hf.families import kind_of
+from smallm_hf.pretrained import find_kind, load_scorable
 
 
 def t5_tokenizer():
