@@ -23,7 +23,7 @@ from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.reading.files import ReadingReport
 from smallm_hf.data.report import merged
-from smallm_hf.data.request import BPE, Input, Request
+from smallm_hf.data.request import Input, Request
 from smallm_hf.data.selection.features import Features
 from smallm_hf.data.selection.select import Selection, select
 from smallm_hf.data.selection.splitting import TRAIN, InsidePlan, hash_fraction
@@ -39,9 +39,8 @@ from smallm_hf.data.stages import (
     write_documents,
 )
 from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer
-from smallm_hf.tokenizing.schemes import train_bpe
+from smallm_hf.tokenizing.schemes import SCHEMES
 
-BPE_SAMPLE_CHARACTERS = 16_000_000  # more text changes few merges, and this bounds the trainer's memory
 REPORT_SECONDS = 10
 
 
@@ -177,11 +176,19 @@ class Preparation:
         """The tokenizer as it lies among the finished parts, put there if it is not yet."""
         request, folder = self.request, self.parts / "tokenizer"
         if not folder.exists():
-            if request.tokenizer.source == BPE:
-                self.report(f"training a byte-level BPE of {request.vocab_size} entries")
+            if scheme := SCHEMES.get(request.tokenizer.source):
+                self.report(
+                    f"training {scheme.title} of {'at most ' if scheme.units else ''}{request.vocab_size:,} entries"
+                )
                 sided = (selection.sided(number, one.read()) for number, one in enumerate(cleaned))
                 texts = (document.text for side, document in itertools.chain.from_iterable(sided) if side == TRAIN)
-                tokenizer = train_bpe(_sample(texts, BPE_SAMPLE_CHARACTERS), request.vocab_size)
+                if scheme.sample_characters:
+                    texts = _sample(texts, scheme.sample_characters)
+                tokenizer = scheme.train(texts, request.vocab_size)
+                if len(tokenizer) < request.vocab_size:
+                    self.report(
+                        f"{len(tokenizer):,} entries of at most {request.vocab_size:,}: all {scheme.units} of the text"
+                    )
             else:
                 tokenizer = request.given_tokenizer
             with replacing(folder) as partial:

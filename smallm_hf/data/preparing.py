@@ -26,13 +26,14 @@ from smallm_hf.data.finished_parts import finished_parts, shared_parts
 from smallm_hf.data.joining import join
 from smallm_hf.data.preparation import Preparation
 from smallm_hf.data.report import make_report, merged, readable
-from smallm_hf.data.request import BPE, Request, default_folder
+from smallm_hf.data.request import Request, default_folder
 from smallm_hf.data.selection.features import Features
 from smallm_hf.data.selection.select import check_split
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.stages import FEATURES, PARTS_FORMAT, Workers
 from smallm_hf.data.token_files import FORMAT, Meta, OtherFormat, TokenFiles, id_type, open_token_files
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
+from smallm_hf.tokenizing.schemes import SCHEMES
 
 POLL_SECONDS = 0.5
 PACKAGES = ("smallm_hf", "tokenizers", "tiktoken", "transformers", "datasets", "ftfy", "resiliparse", "rensa")
@@ -165,7 +166,7 @@ def _refuse_early(request: Request) -> None:
     """Finds, before any work, mistakes in tokenizer and split, and documents that train twice or validate too."""
     split = any(one.side is None for one in request.inputs)
     check_split(request.selection, request.data.validation_ratio if split else None)
-    if request.tokenizer.source != BPE:
+    if request.tokenizer.source not in SCHEMES:
         _ = request.given_tokenizer
     seen = {}
     for one in request.inputs:
