@@ -25,7 +25,7 @@ from smallm_hf.card import write_card
 from smallm_hf.config import CommandOptions, RunConfig, model_config
 from smallm_hf.data.batches.ordering import WindowOrder
 from smallm_hf.data.batches.packed import refuse_mixing
-from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import has_splits
 from smallm_hf.data.request import Request
 from smallm_hf.data.token_files import TokenFiles
