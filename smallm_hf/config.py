@@ -67,8 +67,11 @@ class RunConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the tokenizer; those of the model's embedding too, unless it came with more of them."""
-        return self.tokenizer.vocab_size if self.init_from else self.model["vocab_size"]
+        """Entries of the tokenizer, or how many it may have where the text decides.
+
+        The model has as many, unless it came with more of them.
+        """
+        return self.tokenizer.vocab_size or self.model["vocab_size"]
 
     @property
     def init_from(self) -> str | None:
@@ -135,7 +138,7 @@ def parse_command_line(
     if values.model.get("init_from"):
         model, sections.tokenizer = _pretrained_sections(parser, arguments)
     else:
-        model = _complete_model(values.model, sections.tokenizer.vocab_size)
+        model, sections.tokenizer = _complete_model(values.model, sections.tokenizer)
     config = RunConfig(model=model, **{name: sections[name] for name in SECTIONS})
     check_sections(config)
     output_dir = Path(values.output_dir) if values.output_dir else None
@@ -382,15 +385,27 @@ def _stated_windows(parser: ArgumentParser, arguments: list[str]) -> int:
     return size * training.accumulation_steps
 
 
-def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:
-    """The model mapping with `model_type` and `vocab_size` stated; the latter is the tokenizer's size too."""
+def _complete_model(fields: Mapping[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:
+    """The model mapping with what is known of it before there is a tokenizer, and the section `tokenizer`.
+
+    Where the text decides how many entries there are, as with `char`, the latter states how many it may have, and the
+    former how many came of it, or nothing yet.
+    """
+    from smallm_hf.tokenizing.loading import count_entries
+    from smallm_hf.tokenizing.schemes import SCHEMES
+
     fields = {"model_type": "smallm", **fields}
-    stated = fields.get("vocab_size")
-    if stated is not None and tokenizer_vocab_size is not None and stated != tokenizer_vocab_size:
+    stated, limit, scheme = fields.get("vocab_size"), tokenizer.vocab_size, SCHEMES.get(tokenizer.source)
+    if scheme and scheme.units:
+        if limit is None:
+            model_config(fields)  # which refuses a limit that is no number
+            fields.pop("vocab_size", None)
+        return fields, dataclasses.replace(tokenizer, vocab_size=limit or stated or scheme.default_limit)
+    if None not in (stated, limit) and stated != limit:
         raise UserError(
-            f"tokenizer.vocab_size={tokenizer_vocab_size} differs from model.vocab_size={stated}; they are one number: "
+            f"tokenizer.vocab_size={limit} differs from model.vocab_size={stated}; they are one number: "
             f"state model.vocab_size alone"
         )
     if stated is None:
-        fields["vocab_size"] = tokenizer_vocab_size or model_config(fields).vocab_size
-    return fields
+        fields["vocab_size"] = limit or (model_config(fields).vocab_size if scheme else count_entries(tokenizer.source))
+    return fields, tokenizer

@@ -26,7 +26,7 @@ from smallm_hf.card import write_card
 from smallm_hf.config import CommandOptions, RunConfig, model_config
 from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
 from smallm_hf.data.batches.windows import WindowOrder
-from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import has_splits
 from smallm_hf.data.request import Request
 from smallm_hf.data.token_files import TokenFiles
@@ -74,6 +74,8 @@ from smallm_hf.training.validation import ValidationSet
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
+# Of a tokenizer that takes them from the text, for a plan without one.
+ASSUMED_ENTRIES = 256
 # So long a run that fails or is asked to stop waits for its last push.
 LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
@@ -110,6 +112,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
+        config = _plannable(config, say)
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
         config = _with_sizes(config, architecture, precision)
         plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
@@ -154,7 +157,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if resumed is not None:
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
-    config = _with_sizes(config, model_config(config.model), precision)
+    planned = _plannable(config, _silent)
+    planned = _with_sizes(planned, model_config(planned.model), precision)  # what does not fit is refused now
     trackers = Trackers(config.logging, run, say)
     _set_up_process(config.training)
     checkpoint, state = starting_point(config.training, resumed)
@@ -163,6 +167,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         files.verify()
     if checkpoint is not None:
         check_fingerprints(checkpoint, files, of_text=resumed is not None)
+    config = _with_entries(config, files)
+    config = planned if planned.model == config.model else _with_sizes(config, model_config(config.model), precision)
     architecture = _architecture(config, files)
     keep_freed_memory()
     accelerator = build_accelerator(precision)
@@ -369,14 +375,36 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     return dataclasses.replace(config, training=training)
 
 
+def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+    """The config with a number of entries for a plan, where it is the text that will decide it."""
+    if config.init_from or "vocab_size" in config.model:
+        return config
+    entries = min(ASSUMED_ENTRIES, config.vocab_size)
+    say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
+    return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
+
+
+def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
+    """The config with as many entries as the tokenizer has.
+
+    Raises:
+        UserError: it states another number.
+    """
+    entries = files.meta.vocab_size
+    stated = config.vocab_size if config.init_from else config.model.get("vocab_size", entries)
+    if stated != entries:
+        raise UserError(
+            f"the tokenizer in {files.folder} has {entries} entries, model.vocab_size={stated}; set it to {entries}, "
+            "leave it out, or give another data.folder"
+        )
+    if config.init_from:
+        return config
+    return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
+
+
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
-    if len(tokenizer) != config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {files.folder} has {len(tokenizer)} entries, model.vocab_size={config.vocab_size}; "
-            "set them equal or give another data.folder"
-        )
     architecture = model_config(
         config.model,
         bos_token_id=tokenizer.bos_token_id,

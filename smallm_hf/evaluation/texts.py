@@ -1,7 +1,9 @@
 """The texts that models are scored on: those of files and data sets, or what a run was validated on."""
 
+import functools
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.tokenizing.loading import is_lossless
 
 TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # tell a folder of token files and a run
 TOKENS_AT_A_TIME = 2**20  # of a token file that are held
@@ -46,15 +50,15 @@ class ScoredTexts:
         if self.files is None:
             yield from read_texts(self.source, text_column=text_column)
             return
-        stated, size = self.files.meta.validation, 0
-        for text in decode_documents(self.files.validation[: self.limit], self.files.tokenizer):
-            size += len(text.encode())
+        texts = decode_documents(self.files.validation[: self.limit], self.files.tokenizer)
+        sizes = self.files.document_sizes(VALIDATION)[:, 1]
+        for number, (text, stated) in enumerate(zip(texts, sizes, strict=False), start=1):  # a limit cuts the texts
+            if (size := len(text.encode())) != stated:
+                raise UserError(
+                    f"the tokenizer of {self.files.folder} gives back {size} of {stated} bytes of validation document "
+                    f"{number}; give the text itself"
+                )
             yield text
-        if (self.limit is None or self.limit >= stated.tokens) and size != stated.bytes:
-            raise UserError(
-                f"the tokenizer of {self.files.folder} gives back {size} of {stated.bytes} bytes of the validation "
-                "text; give the text itself"
-            )
 
 
 def require_texts(source: str) -> ScoredTexts:
@@ -113,10 +117,21 @@ def decode_documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
-    """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held."""
+    """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held.
+
+    A tokenizer that may not give a text back as it was is named on stderr.
+    """
+    if not is_lossless(tokenizer):
+        _warn_once(f"{tokenizer.name_or_path} is not lossless: its documents are read as it gives them back")
     held = np.empty(0, tokens.dtype)
     for start in range(0, len(tokens), TOKENS_AT_A_TIME):
         held = np.concatenate((held, tokens[start : start + TOKENS_AT_A_TIME]))
         *documents, held = np.split(held, np.flatnonzero(held == tokenizer.eos_token_id) + 1)
         if documents:
             yield [tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) for ids in documents]
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    if is_main_process():
+        print(line, file=sys.stderr)

@@ -103,5 +103,5 @@ def test_token_files_that_are_gone_or_others_are_told_before_a_model_is_loaded(r
 
 def test_a_tokenizer_that_does_not_give_the_text_back_is_told(run, monkeypatch):
     monkeypatch.setattr(texts, "decode_documents", lambda *_: iter(["shorter"]))
-    with pytest.raises(UserError, match=r"gives back 7 of \d+ bytes of the validation text; give the text itself"):
+    with pytest.raises(UserError, match=r"gives back 7 of \d+ bytes of validation document 1; give the text itself"):
         list(read_scored_texts(str(run.parent / "tokens")))
