@@ -33,9 +33,7 @@ BYTE_ORDER_MARKS = {  # longest first: one begins with another
 }
 WIDE = ("utf-16", "utf-32")
 WESTERN = ("ascii", "iso8859-1", "cp1252")  # each holds the one before it
-DECLARATION = re.compile(
-    rb"(?:Character set encoding|charset|encoding)\s*[=:]\s*[\"']?\s*([\w-]+(?: [\d-]+)?)", re.IGNORECASE
-)
+DECLARATION = re.compile(rb"(?i)(?:Character set encoding|charset|encoding)\s*[=:]\s*[\"']?\s*([\w-]+(?: [\d-]+)?)")
 DECLARED_BYTES = 4096  # at the beginning of a file, where it may declare its encoding
 MOST_NOTES = 20  # of wrong declarations
 
@@ -85,7 +83,7 @@ def open_text(
     Args:
         path: of the file.
         report: is added to.
-        encoding: of a file that is neither UTF-8 nor marked by a byte order mark; None guesses it unless it is declared.
+        encoding: of a file that is neither UTF-8 nor marked by a byte order mark; None guesses it unless declared.
         newline: as in `open`.
 
     Raises:
@@ -145,7 +143,7 @@ def _declared(sample: bytes) -> str | None:
 
 
 def _holds_ascii(encoding: str) -> bool:
-    """Whether ASCII bytes mean ASCII and nothing else in an encoding, so that the first other byte shows which it is."""
+    """Whether ASCII bytes mean ASCII and nothing else in an encoding, so that the first other byte tells."""
     others = (letter.encode(encoding, "ignore") for letter in "éяあ한")
     is_same = ASCII.decode(encoding, "replace") == ASCII.decode()
     return is_same and not any(other and other.isascii() for other in others)

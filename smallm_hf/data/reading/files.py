@@ -95,7 +95,7 @@ def local_files(source: str) -> list[tuple[str, Path]] | None:
 
 
 def _saved_folder(file: Path) -> Path | None:
-    """The folder saved by `Dataset.save_to_disk` that a file is part of: only `datasets` knows which files hold rows."""
+    """The folder saved by `save_to_disk` that a file is part of: only `datasets` knows which files hold rows."""
     if file.suffix == ".arrow" or file.name in SAVED:
         with suppress(OSError, ValueError, KeyError, TypeError):  # there is no state, or that of something else
             state = json.loads((file.parent / SAVED[0]).read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ UNSEEN_ELEMENTS = [
     ".pagenumber",
     ".x-ebookmaker-pageno",
 ]
-PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+)?html\b", re.IGNORECASE)
+PAGE = re.compile(rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+)?html\b")
 PAGE_BYTES = 512  # at the beginning of a file, in which it shows that it is a page
 BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # raised by zipfile
 BROKEN_PACKAGE = (ElementTree.ParseError, KeyError, StopIteration)

@@ -47,7 +47,7 @@ def python_docs() -> tuple[tuple[str, dict, list[str]], ...]:
 
 
 def documented_modules() -> list[tuple[str, Path]]:
-    """Returns (path below the library's folder, path) of its source files, sorted, without tests and installed packages."""
+    """Returns (name below the library's folder, path) of its sources, without tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     modules = ((path.relative_to(root), path) for path in root.rglob("*.py"))
     return sorted((name.as_posix(), path) for name, path in modules if NOT_DOCUMENTATION.isdisjoint(name.parts))
