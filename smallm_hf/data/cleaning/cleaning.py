@@ -96,9 +96,6 @@ def clean_text(
     return CleanedText(strip_start(text, kind).rstrip(), tuple(stages), is_book)
 
 
-# --- the report ------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class RuleReport:
     """What one rule did: its edits, how many characters fewer they left, the documents it changed, and examples."""
@@ -156,9 +153,6 @@ def _shown(text: str, span: Span) -> dict[str, str]:
         removed = f"{removed[: EXAMPLE_CHARACTERS // 2]} [...] {removed[-EXAMPLE_CHARACTERS // 2 :]}"
     around = (text[max(0, span.start - 40) : span.start], text[span.end : span.end + 40])
     return {"before": around[0], "removed": removed, "became": span.new[:EXAMPLE_CHARACTERS], "behind": around[1]}
-
-
-# --- documents -------------------------------------------------------------------------------------------------------
 
 
 class Cleaner:

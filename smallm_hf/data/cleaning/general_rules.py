@@ -26,6 +26,7 @@ LOST_QUOTE = re.compile(r"â€(?=[\sA-Za-z,.!?]|\Z)")  # the last byte of ” i
 NON_ASCII = re.compile(r"[^\0-\x7f]")
 MENDING = ftfy.TextFixerConfig(uncurl_quotes=False)
 TRAILING_SPACES = re.compile(r"(?<![ \t])[ \t]++(?=\n|\Z)")
+LINE = re.compile(r"[^\n]*\n|[^\n]+")  # with its end
 BLANK_LINES = re.compile(r"\n{3,}")
 CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
 ENTITY = r"(?P<entity>&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[a-zA-Z][a-zA-Z0-9]{1,15});|\#39;|\bquot;)"
@@ -119,17 +120,8 @@ def repeated_lines(known: frozenset[str]) -> Rule:
 
 def _edge_lines(text: str) -> list[tuple[int, str]]:
     """(position, line with its end) of the first and the last lines."""
-    head, position = [], 0
-    while len(head) < EDGE_LINES and position < len(text):
-        end = text.find("\n", position) + 1 or len(text)
-        head.append((position, text[position:end]))
-        position = end
-    tail, end = [], len(text)
-    while len(tail) < EDGE_LINES and end > position:
-        start = text.rfind("\n", position, end - 1) + 1 or position
-        tail.append((start, text[start:end]))
-        end = start
-    return head + tail[::-1]
+    lines = [(match.start(), match[0]) for match in LINE.finditer(text)]
+    return lines[:EDGE_LINES] + lines[EDGE_LINES:][-EDGE_LINES:]
 
 
 def find_repeated_lines(documents: Iterable[Document], share: float) -> frozenset[str]:

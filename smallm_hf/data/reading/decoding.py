@@ -38,9 +38,6 @@ DECLARED_BYTES = 4096  # at the beginning of a file, where it may declare its en
 MOST_NOTES = 20  # of wrong declarations
 
 
-# --- opening ---------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def open_binary(path: Path) -> Iterator[io.BufferedIOBase]:
     """Opens a file, decompressed, and names it in whatever goes wrong while it is open.
@@ -128,9 +125,6 @@ def _unmarked(sample: bytes) -> str | None:
         if " " in text and "\ufffd" not in text[:-1] and not CONTROL_CHARACTERS.search(text):
             return encoding
     return None
-
-
-# --- which encoding --------------------------------------------------------------------------------------------------
 
 
 def _declared(sample: bytes) -> str | None:

@@ -57,9 +57,6 @@ class Document:
     kind: Kind = "text"
 
 
-# --- pieces ----------------------------------------------------------------------------------------------------------
-
-
 def strip_start(text: str, kind: Kind) -> str:
     """Strips leading whitespace; where this may be code, an indented line keeps its own if the next one is indented."""
     stripped = text.lstrip()
@@ -70,15 +67,11 @@ def strip_start(text: str, kind: Kind) -> str:
 def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str], kind: Kind | None = None) -> Iterator[Document]:
     """Joins the parts of one text, strips it, and yields it in pieces of about `PIECE_CHARACTERS`; at least one.
 
+    Without a `kind`, the metadata decides it.
+
     Pieces are cut just before the space or line end in front of a word. GPT-2's pre-tokenisation cuts there too, and
     takes the end of a text for such a place, so that the ids of the pieces, joined, are those of the text. Only a
     megabyte without such a place is cut elsewhere.
-
-    Args:
-        id: of the document.
-        metadata: of the document.
-        parts: of its text, cut anywhere.
-        kind: of the document; None tells it from the metadata.
     """
     if kind is None:
         is_code = suffix_of(Path(metadata.get("file", ""))) in CODE_SUFFIXES
@@ -104,9 +97,6 @@ def _last_cut(text: str) -> int:
     """Position before the last word and the space before it, or before the last letter; what follows is never blank."""
     match = BEFORE_LAST_WORD.match(text)
     return match.end() if match else max(0, len(text.rstrip()) - 1)
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 def read_documents(
@@ -189,17 +179,14 @@ def fingerprint_source(
         facts = [sys.version, *((name, path.stat().st_size) for name, path in documented_modules())]
     elif (found := local_files(source)) is not None:
         files = ((name, file) for name, path in found for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
-        facts = [(name, _sha256(path) if contents else _size_and_time(path)) for name, path in files]
+        facts = [(name, _state(path, contents)) for name, path in files]
     else:
         facts = [source, configuration, split, *([revision] if revision else [])]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _state(path: Path, contents: bool) -> str | tuple[int, int]:
+    if not contents:
+        return path.stat().st_size, path.stat().st_mtime_ns
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

@@ -197,7 +197,7 @@ def unnamed_tables(text: str) -> Iterator[Edit]:
             tables.append(run)
     position = 0
     for first, last in sorted((run[0], run[-1]) for run in tables):
-        while first and _is_near(text, lines, first - 1, first) and _belongs_to_table(lines[first - 1][0]):
+        while first and _is_near(text, lines, first - 1, first) and _may_begin_table(lines[first - 1][0]):
             first -= 1
         if lines[first].start() >= position:
             position = lines[last].end()
@@ -235,7 +235,7 @@ def _is_near(text: str, lines: list[re.Match], before: int, index: int) -> bool:
     return "\n\n\n\n" not in text[lines[before].end() : lines[index].start()]
 
 
-def _belongs_to_table(line: str) -> bool:
+def _may_begin_table(line: str) -> bool:
     return bool(_is_numbered(line) or COLUMN_NAMES.fullmatch(line))
 
 
