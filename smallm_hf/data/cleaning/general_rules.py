@@ -26,7 +26,7 @@ LOST_QUOTE = re.compile(r"â€(?=[\sA-Za-z,.!?]|\Z)")  # the last byte of ” i
 NON_ASCII = re.compile(r"[^\0-\x7f]")
 MENDING = ftfy.TextFixerConfig(uncurl_quotes=False)
 TRAILING_SPACES = re.compile(r"(?<![ \t])[ \t]++(?=\n|\Z)")
-LINE = re.compile(r"[^\n]*\n|[^\n]+")  # with its end
+LINE_WITH_END = re.compile(r"[^\n]*\n|[^\n]+")
 BLANK_LINES = re.compile(r"\n{3,}")
 CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
 ENTITY = r"(?P<entity>&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[a-zA-Z][a-zA-Z0-9]{1,15});|\#39;|\bquot;)"
@@ -35,11 +35,11 @@ TAG_NAMES = f"{BLOCK_TAGS}|b|i|u|em|strong|span|a|font|img|td|th|tbody|small|sup
 ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|&quot;[^<>]{0,300}?&quot;|[^\s<>&"']+)"""
 TAG = rf"(?P<tag>(?:<|&lt;)/?(?P<name>(?i:{TAG_NAMES}))(?:{ATTRIBUTE})*\s*/?(?:>|&gt;))"
 ENTITIES = re.compile(r"&#?\w+;")
-PAGE = re.compile(r"(?is)\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b[^<>]*>")
+WEB_PAGE = re.compile(r"(?is)\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b[^<>]*>")
 HTML = re.compile(f"(?s){CODE}|{TAG}|{ENTITY}")
 EDGE_LINES = 20  # at either end of a document, among which repeated lines are
 SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 5000, 1 << 26  # searched for them, whichever is reached first
-FEWEST_DOCUMENTS = 10  # that have a repeated line
+FEWEST_REPEATS = 10  # that have a repeated line
 REPEATED_WORDS = 3  # a shorter line does not count as repeated
 
 
@@ -78,7 +78,7 @@ def broken_unicode(text: str) -> Iterator[Edit]:
 
 def is_html(text: str) -> bool:
     """Returns whether a text is the source of a web page, by how it begins."""
-    return bool(PAGE.match(text))
+    return bool(WEB_PAGE.match(text))
 
 
 def html_remains(text: str) -> Iterator[Edit]:
@@ -120,7 +120,7 @@ def repeated_lines(known: frozenset[str]) -> Rule:
 
 def _edge_lines(text: str) -> list[tuple[int, str]]:
     """(position, line with its end) of the first and the last lines."""
-    lines = [(match.start(), match[0]) for match in LINE.finditer(text)]
+    lines = [(match.start(), match[0]) for match in LINE_WITH_END.finditer(text)]
     return lines[:EDGE_LINES] + lines[EDGE_LINES:][-EDGE_LINES:]
 
 
@@ -144,5 +144,5 @@ def find_repeated_lines(documents: Iterable[Document], share: float) -> frozense
         number += 1
         lines = {line.strip() for _, line in _edge_lines(document.text)}
         counts.update(line for line in lines if len(line.split()) >= REPEATED_WORDS)
-    fewest = max(FEWEST_DOCUMENTS, share * number)
+    fewest = max(FEWEST_REPEATS, share * number)
     return frozenset(line for line, count in counts.items() if count >= fewest)

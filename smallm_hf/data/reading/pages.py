@@ -12,20 +12,10 @@ from xml.etree import ElementTree
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.decoding import decoded, open_binary
 
-# The last four are the numbers of the printed pages that a book was made from.
-UNSEEN_ELEMENTS = [
-    "nav",
-    "aside",
-    "footer",
-    "form",
-    "button",
-    ".pagenum",
-    ".pageno",
-    ".pagenumber",
-    ".x-ebookmaker-pageno",
-]
-PAGE = re.compile(rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+)?html\b")
-PAGE_BYTES = 512  # at the beginning of a file, in which it shows that it is a page
+NAVIGATION = ["nav", "aside", "footer", "form", "button"]
+PAGE_NUMBERS = [".pagenum", ".pageno", ".pagenumber", ".x-ebookmaker-pageno"]  # of the print that a book was made from
+HTML_FILE = re.compile(rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+)?html\b")
+BEGINNING_BYTES = 512  # at the beginning of a file, in which it shows that it is a page
 BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # raised by zipfile
 BROKEN_PACKAGE = (ElementTree.ParseError, KeyError, StopIteration)
 
@@ -33,7 +23,7 @@ BROKEN_PACKAGE = (ElementTree.ParseError, KeyError, StopIteration)
 def is_page(path: Path) -> bool:
     """Whether a file is HTML, whatever its name."""
     with open_binary(path) as file:
-        return bool(PAGE.match(file.read(PAGE_BYTES)))
+        return bool(HTML_FILE.match(file.read(BEGINNING_BYTES)))
 
 
 def visible_text(path: Path, markup: str) -> str:
@@ -45,7 +35,7 @@ def visible_text(path: Path, markup: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
     try:
-        return extract_plain_text(markup, alt_texts=False, skip_elements=UNSEEN_ELEMENTS)
+        return extract_plain_text(markup, alt_texts=False, skip_elements=NAVIGATION + PAGE_NUMBERS)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path} is no readable page ({error}); remove it") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from smallm_hf.data.reading.documents import Document
-from smallm_hf.data.selection.ngrams import hash_words, join_words, read_ngrams
+from smallm_hf.data.selection.ngrams import Read, hash_words, join_words, read_ngrams
 
 NGRAM_WORDS = 13
 MOST_NGRAMS = 1 << 26  # of validation; where it has more, one in two is looked up, or in four, ...
@@ -26,8 +26,6 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 MOST_FORMULAS = 20  # in the report
 COMMONEST_NGRAMS = 200  # of the formulas, whose texts are looked up
 SHOWN_CHARACTERS = 200
-
-Read = Callable[[], Iterable[Document]]
 
 
 def measure_leakage(

@@ -7,7 +7,7 @@ a probability of about 2^-64.
 
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 import numpy as np
@@ -15,17 +15,12 @@ import numpy as np
 from smallm_hf.data.reading.documents import Document
 
 BETWEEN, INSIDE, ALONE = 0, 1, 2  # kinds of characters
-UNSPACED = (  # Thai and Lao, Burmese, Khmer, kana, Chinese characters
-    range(0x0E00, 0x0F00),
-    range(0x1000, 0x10A0),
-    range(0x1780, 0x1800),
-    range(0x3040, 0x3100),
-    range(0x3400, 0xA000),
-    range(0xF900, 0xFB00),
-)
+# Thai and Lao, Burmese, Khmer, kana, Chinese characters
+UNSPACED = [(0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3040, 0x3100), (0x3400, 0xA000), (0xF900, 0xFB00)]
 BATCH_CHARACTERS = 1 << 16  # more does not fit into the processor's caches
 FACTORS = np.random.PCG64(0).random_raw(1024) | np.uint64(1)  # of the letters of a word, repeated in a longer one
 MIXERS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # of splitmix64 (Steele et al. 2014)
+Read = Callable[[], Iterable[Document]]  # starts reading documents from the beginning
 
 
 @cache
@@ -33,8 +28,8 @@ def _kinds() -> np.ndarray:
     """The kind of each character up to U+FFFF, the last for all beyond."""
     categories = [unicodedata.category(chr(code))[0] for code in range(1 << 16)]
     kinds = np.array([INSIDE if category in "LMN" else BETWEEN for category in categories], np.uint8)
-    for codes in UNSPACED:
-        kinds[[code for code in codes if categories[code] == "L"]] = ALONE
+    for first, stop in UNSPACED:
+        kinds[[code for code in range(first, stop) if categories[code] == "L"]] = ALONE
     kinds[-1] = ALONE
     return kinds
 

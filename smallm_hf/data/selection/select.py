@@ -35,7 +35,7 @@ RELATED = 0.4  # documents above this similarity, such as two editions of a book
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 160
 
-Read = Callable[[int, np.ndarray], Iterable[Document]]  # of a source, by its number, the documents wanted, (N,) bool
+ReadSource = Callable[[int, np.ndarray], Iterable[Document]]  # of source number n the documents wanted, (N,) bool
 
 
 def check_split(config: SelectionConfig, ratio: float | None) -> None:
@@ -99,7 +99,7 @@ class Selection:
 
 
 def select(
-    read: Read,
+    read: ReadSource,
     features: Sequence[Sequence[Features]],
     sides: Sequence[int | None],
     config: SelectionConfig,
@@ -175,7 +175,7 @@ class _Corpus:
         given: (N,) int8, the side of its source, or NOT_GIVEN.
     """
 
-    def __init__(self, read: Read, features: Sequence[Sequence[Features]], sides: Sequence[int | None]):
+    def __init__(self, read: ReadSource, features: Sequence[Sequence[Features]], sides: Sequence[int | None]):
         order = sorted(range(len(sides)), key=lambda source: sides[source] == VALIDATES)
         counts = [sum(len(part.hashes) for part in features[source]) for source in order]
         edges = itertools.pairwise(itertools.accumulate(counts, initial=0))

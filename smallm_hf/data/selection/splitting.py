@@ -6,14 +6,14 @@ import itertools
 import math
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.documents import Document, cut_pieces
-from smallm_hf.data.selection.ngrams import read_vocabularies
+from smallm_hf.data.selection.ngrams import Read, read_vocabularies
 
 TRAIN, VALIDATION = SIDES = ("train", "validation")
 FEWEST_DOCUMENTS = 20  # in a source; fewer are split inside
@@ -22,8 +22,6 @@ KINDS = PARAGRAPHS, LINES, WORDS = ("paragraphs", "lines", "words")  # what it m
 VOCABULARY_BITS = 22  # of the number of a word; words that share them count as one
 RARE = 10  # times the least number of documents that can be split at the ratio: words in more are not rare
 WORD_AND_BLANKS = re.compile(r"\S+\s*|\s+")
-
-Read = Callable[[], Iterable[Document]]
 
 
 def hash_fraction(text: str) -> float:

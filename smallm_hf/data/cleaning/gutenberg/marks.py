@@ -24,7 +24,7 @@ TAGS = re.compile(rf"(?i)\[\W*(?:{TAGGED}){BRACKETS}|(?<=\n\n)[ \t]*\[(?:{PICTUR
 NAME_OF_PICTURE = re.compile(  # what is left of a picture in a text made from a page of the web
     r"(?i)\n\n[ \t]*(\d{3,5}[a-z]|[\w-]+\.(?:jpe?g|png|gif)(?: \(\d+K\))?|Full Size)[ \t]*(?=\n\n|\Z)"
 )
-PAGE = re.compile(
+PAGE_TAG = re.compile(
     r"(?i)[\[{][ \t]*(?:pg?|page|pag|s(?=\.)|seite|bladz|blz)(?:\.?[ \t]*\d{1,4}|[. \t]+[ivxlc]+)[ \t]*[\]}]"
     r"(?:\d{1,4})?"
 )
@@ -58,7 +58,7 @@ def _is_line_of_paragraph(text: str, match: re.Match) -> bool:
 
 def page_numbers(text: str) -> list[Edit]:
     """Removes `[Pg 12]` and the like, bracketed numbers that count up, and lone ones that do and break sentences."""
-    edits = [removal(text, match) for match in PAGE.finditer(text)]
+    edits = [removal(text, match) for match in PAGE_TAG.finditer(text)]
     bracketed = list(BRACKETED_PAGE.finditer(text))
     if _count_up([int(match[1]) for match in bracketed]):
         edits += [removal(text, match) for match in bracketed]
