@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -475,3 +475,8 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+def forked_random(device: torch.device) -> AbstractContextManager:
+    """Leaves the random states of the CPU and of this one device as they were before the block."""
+    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)

@@ -13,10 +13,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from smallm_hf.base.errors import Interrupted, UserError, one_line
 from smallm_hf.data.batches.ordering import WindowOrder
 from smallm_hf.data.batches.packed import next_token_batch, positions_in_documents
-from smallm_hf.generation import forked_random
 from smallm_hf.training.checkpoints import LoopState, random_state, set_random_state
 from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import TrainingConfig, largest_micro_step
+from smallm_hf.training.devices import forked_random
 from smallm_hf.training.loss import TrainingLoss
 from smallm_hf.training.optimization import whole_tensor
 from smallm_hf.training.progress import duration
