@@ -39,7 +39,7 @@ from smallm_hf.describing import (
     describe_results,
 )
 from smallm_hf.families import family_of_file
-from smallm_hf.generation import prompt_window
+from smallm_hf.generation.request import prompt_ids
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
@@ -278,7 +278,7 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
         if config.batching.within_documents:
             refuse_mixing(model, files.meta.eos_token_id)
     for prompt in config.training.sample_prompts:
-        prompt_window(model, files.tokenizer, prompt)
+        prompt_ids(model, files.tokenizer, prompt)
     if config.training.loss != "chunked" or has_plain_head(model):
         return config
     if requested_loss == "chunked":

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.base.errors import TooLong, UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.data.batches.packed import positions_in_documents
 from smallm_hf.evaluation.windows import Window
 from smallm_hf.families import Kind
+from smallm_hf.generation.request import source_ids
 from smallm_hf.inspection import position_limit, vocabulary_size
-from smallm_hf.tokenizing.encoding import added_around, encode_ordinary, start_token_id
+from smallm_hf.tokenizing.encoding import added_around, start_token_id
 
 # Memory the float32 logits of one forward pass may take; a larger batch is read in several passes.
 LOGITS_BYTES = 2**30
@@ -77,16 +78,8 @@ class Seq2SeqReader:
         return [start, *added_around(self.tokenizer)[0]]
 
     def source_ids(self, source: str) -> list[int]:
-        """The source as the encoder was trained to read it.
-
-        Raises:
-            UserError: it has more tokens than the encoder has positions.
-        """
-        first, last = added_around(self.tokenizer)
-        ids = [*first, *encode_ordinary(self.tokenizer, [source])[0], *last] or [self.tokenizer.eos_token_id]
-        if self.limit is not None and len(ids) > self.limit:
-            raise TooLong(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
-        return ids
+        """The source as the encoder was trained to read it; raises what the function of this name does."""
+        return source_ids(self.model, self.tokenizer, source)
 
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Yields for each window the logits of its labels, (scored, V)."""

@@ -18,7 +18,8 @@ from smallm_hf.evaluation.configuration import Questions as ScoreQuestions
 from smallm_hf.evaluation.evaluating import evaluate_models
 from smallm_hf.evaluation.reporting import print_results, render
 from smallm_hf.export.exporting import export_model
-from smallm_hf.generation import stream_samples
+from smallm_hf.generation.engine import Engine, stream_samples
+from smallm_hf.generation.request import Request
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.training.progress import read_records
 
@@ -86,10 +87,10 @@ def test_exports_and_the_card_know_it(run, tmp_path):
 
 
 def test_a_text_that_may_grow_beyond_it_is_announced_on_stderr(run, capsys):
-    loaded, written = load_causal_lm(str(run / "best")), []
-    stream_samples(*loaded, "the cat", written.append, max_new_tokens=4)
+    engine, written = Engine(*load_causal_lm(str(run / "best"))), []
+    stream_samples(engine, Request("the cat", max_new_tokens=4), written.append)
     assert capsys.readouterr().err == ""
-    stream_samples(*loaded, "the cat", written.append, max_new_tokens=20)
+    stream_samples(engine, Request("the cat", max_new_tokens=20), written.append)
     assert (
         "the model was trained on 16 tokens at once, and prompt and continuation take up to 2"
         in capsys.readouterr().err
