@@ -114,14 +114,14 @@ def test_help_names_every_option(script, options, monkeypatch, capsys):
         (
             "score.py",
             ["--model", "{model}", "--data", "{text}", "--top_k", "50258"],
-            "top_k=50258 is not from 1 to 50257",
+            "top_k=50258 is out of range; give 1 to 50257",
         ),
         (
             "score.py",
             ["--model", "{model}", "--data", "{text}", "--stride", "4"],
             "stride=4 belongs to protocol sliding",
         ),
-        ("score.py", ["--model", "nowhere-*/best", "--data", "{text}"], "nowhere-*/best: no folder is called so"),
+        ("score.py", ["--model", "nowhere-*/best", "--data", "{text}"], "nowhere-*/best: matches no folder"),
         ("generate.py", ["--model", "{model}", "--prompt", "a " * 20], "and the model's context holds 16"),
     ],
 )

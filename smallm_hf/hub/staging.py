@@ -14,7 +14,7 @@ from smallm_hf import models
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.card import Weights, eval_results, read_results, render_card, top_file, without_paths
-from smallm_hf.evaluation.reporting import scored_validation
+from smallm_hf.evaluation.results_page import scored_validation
 from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import files_below, find_token
 
