@@ -104,7 +104,7 @@ def test_tokenizer_and_model_share_one_vocabulary_size(recipe, tmp_path):
         (["--training.seed", "-1"], r"training.seed=-1 is out of range"),
         (["--training.sample_prompts", "[]"], r"training.sample_prompts=\[\] leaves nothing to continue"),
         (["--training.max_steps", "null"], r"the run has no end; set training.max_steps"),
-        (["--training.max_steps", "1e3"], r"training.max_steps=1000.0 is not of type int \| null"),
+        (["--training.max_steps", "1e3"], r"training.max_steps=1e3 is not of type int \| null"),
         (["--config"], r"--config names no file; give one"),
         (["--config", "nowhere.yaml"], r"--config nowhere.yaml: cannot be read"),
     ],

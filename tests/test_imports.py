@@ -32,7 +32,7 @@ hub
 config
 describing  resuming
 runs
-benchmarks
+api  benchmarks
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 

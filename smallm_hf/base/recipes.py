@@ -20,15 +20,14 @@ from smallm_hf.base.errors import UserError, one_line
 # Numbers that are others in YAML than they look: 12:30 counts in sixties, 017 in eights.
 STRANGE_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
 MERGE = "tag:yaml.org,2002:merge"  # of the key <<
-PRETRAINED_HINTS = {"init_from": str | None, "model_type": str | None}  # of `model`, which has no class of ours
 
 
-def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, Any]:
+def read_recipe(path: str | Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a recipe, or the config.yaml of a run.
 
     Args:
         path: of the file.
-        sections: the classes of the sections by their names.
+        hints: the type of each `section.key`, as far as it is known.
 
     Raises:
         UserError: a file that cannot be read, is not YAML or has no sections; a key that stands twice; a value that
@@ -36,7 +35,9 @@ def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, Any
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        root, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        root, content = yaml.compose(text, yaml.SafeLoader), get_loader("yaml")(text)
+        if isinstance(content, str):  # so that loader reads sections that are all empty
+            content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read ({one_line(error)}); the recipes are in configs/") from error
     except yaml.YAMLError as error:
@@ -47,18 +48,17 @@ def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, Any
     for name, section in _items(root):
         keys = [(f"{name.value}.{key.value}", node) for key, node in _items(section)] or [(name.value, section)]
         for key, node in keys:
-            if hint := type_of(key, sections):
+            if hint := hints.get(key):
                 _refuse_misread(key, node, hint, f"--config {path} line {node.start_mark.line + 1}: {key}")
     return content or {}
 
 
-def check_word(key: str, word: str, sections: Mapping[str, type]) -> None:
+def check_word(key: str, word: str, hint: Any) -> None:
     """Refuses a list or a mapping of the command line for the same reasons; a bare word is text where text is wanted.
 
     Raises:
         UserError: with the corrected text.
     """
-    hint = type_of(key, sections)
     try:
         node = yaml.compose(word, yaml.SafeLoader)
     except yaml.YAMLError:
@@ -69,11 +69,12 @@ def check_word(key: str, word: str, sections: Mapping[str, type]) -> None:
         _refuse_misread(f"--{key}", node, hint, f"--{key} {word}")
 
 
-def type_of(key: str, sections: Mapping[str, type]) -> Any:
-    """The type of `section.key`, as far as it is known."""
-    section, _, name = key.partition(".")
-    hints = PRETRAINED_HINTS if section == "model" else get_type_hints(sections.get(section, object))
-    return hints.get(name)
+def load_word(word: str) -> Any:
+    """What a word of the command line says as YAML; the word itself where it is none."""
+    try:
+        return get_loader("yaml")(word)
+    except yaml.YAMLError:
+        return word
 
 
 # --- keys that stand twice -------------------------------------------------------------------------------------------
