@@ -129,14 +129,11 @@ def parse_command_line(
     if wrong := [word for word in arguments if printable(word) != word]:
         raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
     parser = _option_parser(description, training)
-    stated, others = _split(arguments, {*parser.get_defaults().keys(), "help"})
+    recipes, keys, others = _split(arguments, {*parser.get_defaults().keys(), "help"})
     if {"-h", "--help"} & {*others}:
         _add_keys(parser)
     options = parser.parse_args(others).as_dict()
-    print_config = options.pop("print_config")
-    recipes = [word for key, word in stated if key == "config"]
-    keys = [(key, word) for key, word in stated if key != "config"]
-    output_dir = options.pop("output_dir")
+    print_config, output_dir = options.pop("print_config"), options.pop("output_dir")
     folder = Path(output_dir) if output_dir else None
     config = read_config(recipes or config_of_run(folder, options.get("resume", False)), keys)
     if print_config:
@@ -151,7 +148,7 @@ def config_of_run(folder: Path | None, resume: bool) -> list[Path]:
 
 
 def run_folder(recipes: Sequence[Any]) -> Path:
-    """Where a run goes that is given no folder: it is named after its last recipe."""
+    """The folder of a run that is given none, named after its last recipe."""
     names = [Path(recipe).stem for recipe in recipes if not isinstance(recipe, Mapping)]
     return Path("runs", names[-1] if names else "run")
 
@@ -178,7 +175,7 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
     values = _lay_over(values, stated)
     if values.get("training.batch_size") == "auto" and values.get("training.global_batch_size") is None:
         accumulation = values.get("training.accumulation_steps", TrainingConfig.accumulation_steps)
-        values["training.global_batch_size"] = values["batch_size"] * accumulation
+        values["training.global_batch_size"] = values["last batch size"] * accumulation
     # All that can be refused without transformers and torch comes first.
     sections = {name: section(**_section(values, name)) for name, section in SECTIONS.items()}
     model = _section(values, "model")
@@ -304,16 +301,16 @@ def _option_parser(description: str, training: bool) -> ArgumentParser:
 
 
 def _add_keys(parser: ArgumentParser) -> None:
-    """What `--help` tells of recipes and their keys, which are read by `_split`."""
+    """Adds what `--help` says of recipes and keys, which `_split` takes out of the line."""
     parser.add_argument("--config", help="a recipe, for example configs/quickstart.yaml; a later one wins")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
 
 
-def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[tuple[str, Any]], list[str]]:
-    """The keys on a line with their values, and the words of other options."""
-    stated, others, words = [], [], list(arguments)
+def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """The recipes on a line, its keys with their values, and the words of other options."""
+    recipes, stated, others, words = [], [], [], list(arguments)
     while words:
         word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
@@ -327,14 +324,17 @@ def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[tupl
             lacking = "names no file; give one, for example configs/quickstart.yaml"
             raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
         value = value if equals else words.pop(0)
-        if key in (*SECTIONS, "model"):  # in one word, or in a file
+        if key == "config":
+            recipes.append(value)
+        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
             content = load_word(value)
             stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
-            continue
-        if key == name:
+        elif key == name:
             check_word(key, value, TYPES.get(key))
-        stated.append((key, load_word(value) if key.startswith("model.") else value))
-    return stated, others
+            stated.append((key, load_word(value) if key.startswith("model.") else value))
+        else:
+            stated.append((key, value))
+    return recipes, stated, others
 
 
 def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -348,10 +348,10 @@ def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict
         values = _without(values, "model.", "tokenizer.")
     for key, other in EXCLUDED.items():
         if new.get(key) is not None and new.get(other) is None:
-            values = _without(values, other)
+            values = {name: value for name, value in values.items() if name != other}
     size = values.get("training.batch_size", TrainingConfig.batch_size)
-    if size != "auto":  # whose update is that of the last number
-        values = {**values, "batch_size": size}
+    if size != "auto":  # which keeps the update that the last number made
+        new["last batch size"] = size
     return values | new
 
 
