@@ -594,7 +594,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
 def test_a_recipe_that_loses_or_misreads_the_model_to_compare_with_is_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("comparison:\n  benchmark_model: 1984\n")
-    with pytest.raises(UserError, match="quote it: benchmark_model: '1984'"):
+    with pytest.raises(UserError, match='quote it: benchmark_model: "1984"'):
         read_benchmark(recipe)
     recipe.write_text("comparison:\n  benchmark_model: gpt2\ncomparison: {}\n")
     with pytest.raises(UserError, match="comparison stands twice, in line 1 and in line 3"):

@@ -87,7 +87,7 @@ def in_one_process(modules: list[str], lines: list[list[str]]) -> list[list]:
 
 
 def test_configuration_is_defined_and_help_printed_without_a_heavy_library():
-    report = in_one_process(["smallm_hf", "smallm_hf.base.settings", *CONFIGURATION], HELP)
+    report = in_one_process(["smallm_hf", "smallm_hf.base.settings", *CONFIGURATION, "smallm_hf.api"], HELP)
     assert [seen[0] for seen in report if seen[-1]] == []
     for line, status, out, error, _ in report[-len(HELP) :]:
         assert (status, error) == (0, ""), line
