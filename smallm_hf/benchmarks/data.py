@@ -21,7 +21,8 @@ from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import in_rounds, spread
 from smallm_hf.data.configuration import CleaningConfig, DataConfig, SelectionConfig, TokenizerConfig
-from smallm_hf.data.preparing import Request, find_or_prepare
+from smallm_hf.data.prepare import find_or_prepare
+from smallm_hf.data.request import Request
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware

@@ -19,7 +19,7 @@ from rich.table import Table
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
-from smallm_hf.data.preparing import find_or_prepare
+from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.reading.formats import SEPARATOR
 from smallm_hf.data.request import Request

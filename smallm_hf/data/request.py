@@ -26,8 +26,8 @@ from smallm_hf.data.reading.files import ReadingReport
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.data.token_files import Meta, TokenFiles
 from smallm_hf.tokenizing.loading import GPT2, GPT2_FINGERPRINT, load_tokenizer, tokenizer_fingerprint
+from smallm_hf.tokenizing.schemes import SCHEMES
 
-BPE = "bpe"
 DEFAULT_CLEANING = CleaningConfig()
 DEFAULT_SELECTION = SelectionConfig()
 NOT_DECIDING = ("folder", "streaming", "workers", "license", "language")  # settings of the data that change no id
@@ -138,7 +138,7 @@ class Request:
     @cached_property
     def given_tokenizer_sha256(self) -> str | None:
         """The fingerprint of the tokenizer, or None where it will be trained."""
-        if self.tokenizer.source == BPE:
+        if self.tokenizer.source in SCHEMES:
             return None
         if self.tokenizer.source == GPT2:  # token files made from it need no vocabulary at hand
             return GPT2_FINGERPRINT

@@ -135,5 +135,5 @@ def test_what_a_family_cannot_do_is_told(model, tokenizer, options, message):
 def test_a_decoder_without_a_beginning_is_told():
     model = t5()
     model.config.decoder_start_token_id = None
-    with pytest.raises(UserError, match="names no decoder_start_token_id"):
+    with pytest.raises(UserError, match="has no decoder_start_token_id"):
         score_documents(model, t5_tokenizer(), ["abc"])
