@@ -5,10 +5,12 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.table import Table
@@ -21,23 +23,19 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import ratio_of, spread
 from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
 from smallm_hf.config import RunConfig, model_config
-from smallm_hf.data.batches.ordering import WindowOrder
-from smallm_hf.data.batches.packed import next_token_batch
+from smallm_hf.data.batches.packed import PackedWindows
+from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.token_files import TokenFiles, open_token_files
 from smallm_hf.pretrained import fresh_model
+from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.devices import (
-    accelerator_type,
-    build_accelerator,
-    check_launch,
-    hardware,
-    peak_memory_bytes,
-    resolve_compile,
-    resolve_precision,
-)
+from smallm_hf.training.devices import accelerator_type, hardware, peak_memory_bytes, resolve_compile, resolve_precision
+from smallm_hf.training.launch import build_accelerator, check_launch
 from smallm_hf.training.loop import TrainingLoop
+from smallm_hf.training.objectives import LanguageModelling
 from smallm_hf.training.optimization import parts_of
 from smallm_hf.training.plan import flops_per_token
+from smallm_hf.training.update import Updater
 from smallm_hf.training.validation import ValidationSet
 
 FUSED, KEPT_MEMORY = "fused", "kept_memory"
@@ -150,21 +148,17 @@ def _train_ours(
     set_seed(training.seed)
     model = fresh_model(model_config(config.model, **_special_tokens(files)))
     flops = flops_per_token(model, training.context_length)
-    with tempfile.TemporaryDirectory() as run:
-        loop = TrainingLoop(
-            model=model,
-            tokenizer=files.tokenizer,
-            train_tokens=files.train,
-            validation=ValidationSet.choose(files, training.validation_tokens),
-            training=training,
-            run=Path(run),
-            accelerator=build_accelerator(precision),
-            flops_per_token=flops,
-            identity={},
-        )
+    accelerator = build_accelerator(precision)
+    batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
+    validation = ValidationSet.choose(files, training.validation_tokens, training.context_length)
+    objective = LanguageModelling.of_run(model, training, accelerator, validation)
+    updater = Updater.build(objective, batches, training, accelerator, LoopState(), print)
+    with closing(TrainingLoop(updater, objective, None, None, LoopState(), flops_per_token=flops)) as loop:
+        if training.compile:
+            updater.warm_up()
         if without == FUSED:
-            step_by_foreach(loop.optimizer)
-        optimizing = _timed(loop.optimizer, "step")
+            step_by_foreach(updater.optimizer)
+        optimizing = _timed(updater.optimizer, "step")
         set_up = time.perf_counter() - began
         turns.begin()
         while (share := turns.share) < 1:
@@ -172,8 +166,7 @@ def _train_ours(
             turns.did(training.tokens_per_step)
         memory = peak_memory_bytes()
         steps, tokens = loop.state.step, loop.state.tokens
-        figures = _scored(model, loop.validation, training, loop.accelerator)
-        loop.close()
+        figures = _scored(model, validation, accelerator)
     return {
         **{"steps": steps, "tokens": tokens, "peak_memory_bytes": memory, "set_up_seconds": set_up, **figures},
         **{"parameters": model.num_parameters(), "flops_per_token": flops},
@@ -231,17 +224,15 @@ def _train_plainly(
     files, training = open_token_files(folder), config.training
     model = _library_model(config, files, model_type)
     optimizer = torch.optim.AdamW(model.parameters(), **PLAIN)
-    order = WindowOrder(len(files.train), training.context_length, training.seed)
+    batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
     steps = 0
     set_up = time.perf_counter() - began
     turns.begin()
     while (share := turns.share) < 1:
         for group in optimizer.param_groups:
             group["lr"] = PLAIN["lr"] * plain_factor(share)
-        starts = order.starts(steps * PLAIN_WINDOWS, PLAIN_WINDOWS)
-        batch = next_token_batch(files.train, starts, training.context_length)
-        ids, targets = (batch[name].to(model.device) for name in ("input_ids", "targets"))
-        model(input_ids=ids, labels=targets, shift_labels=targets).loss.backward()
+        batch = batches.at(steps * PLAIN_WINDOWS, PLAIN_WINDOWS).to(model.device)
+        model(input_ids=batch["input_ids"], labels=batch["targets"], shift_labels=batch["targets"]).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -265,15 +256,15 @@ def _train_with_trainer(
     _begin_process(threads)
     files, training = open_token_files(folder), config.training
     model = _library_model(config, files, "gpt2")
-    order = WindowOrder(len(files.train), training.context_length, training.seed)
+    batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
 
     class Windows(torch.utils.data.Dataset):
         def __len__(self) -> int:
-            return order.windows_per_epoch
+            return batches.examples_per_epoch
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            batch = next_token_batch(files.train, order.starts(index, 1), training.context_length)
-            return {"input_ids": batch["input_ids"][0], "labels": batch["input_ids"][0]}
+            input_ids = batches.at(index, 1).inputs["input_ids"][0]
+            return {"input_ids": input_ids, "labels": input_ids}
 
     class TakesTurns(TrainerCallback):
         def on_train_begin(self, *arguments, **options) -> None:
@@ -319,12 +310,13 @@ def _plain_result(
     model: PreTrainedModel, files: TokenFiles, training: TrainingConfig, steps: int, set_up: float
 ) -> dict[str, Any]:
     memory = peak_memory_bytes()
+    validation = ValidationSet.choose(files, training.validation_tokens, training.context_length)
     return {
         "steps": steps,
         "tokens": steps * PLAIN_WINDOWS * training.context_length,
         "peak_memory_bytes": memory,
         "set_up_seconds": set_up,
-        **_scored(model, ValidationSet.choose(files, training.validation_tokens), training, build_accelerator("fp32")),
+        **_scored(model, validation, build_accelerator("fp32")),
         **{"parameters": model.num_parameters(), "flops_per_token": flops_per_token(model, training.context_length)},
     }
 
@@ -355,8 +347,8 @@ def _special_tokens(files: TokenFiles) -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def _scored(model: PreTrainedModel, validation: ValidationSet, training: TrainingConfig, accelerator) -> dict:
-    figures = validation.score(model, training.context_length, 16, accelerator)
+def _scored(model: PreTrainedModel, validation: ValidationSet, accelerator: Accelerator) -> dict:
+    figures = validation.score(model, 16, accelerator)
     return {name: figures[f"validation_{name}"] for name in ("loss", "bits_per_byte")}
 
 

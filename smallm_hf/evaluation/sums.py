@@ -5,6 +5,7 @@ import operator
 from dataclasses import astuple, dataclass
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.evaluation.perplexity.figures import of_sums, perplexity_of
 from smallm_hf.evaluation.profile import TokenScores
 
 
@@ -50,7 +51,7 @@ def summarize(sums: Sums) -> dict[str, float | int]:
     """Divides once.
 
     Returns:
-        loss in nats per token, perplexity (by our `evaluate` metric), bits per byte, accuracies, counts; where
+        loss in nats per token, perplexity (as our `evaluate` metric has them), bits per byte, accuracies, counts; where
         characters and words are known also bits per character and word perplexity, exp(nats / words).
 
     Raises:
@@ -60,14 +61,11 @@ def summarize(sums: Sums) -> dict[str, float | int]:
         raise UserError("there was no token to score; give text that is not empty")
     if math.isnan(sums.nats):
         raise UserError("the model's logits are not numbers (NaN); its weights are damaged, or its dtype overflows")
-    from smallm_hf.evaluation.perplexity.perplexity import of_sums  # evaluate, a second of import
-
     figures = of_sums([{name: getattr(sums, name) for name in ("nats", "tokens", "bytes")}])
     of_text = {"characters": sums.characters, "words": sums.words} if sums.words else {}
     if of_text:
-        word_nats = sums.nats / sums.words
         figures["bits_per_character"] = sums.nats / math.log(2) / sums.characters
-        figures["word_perplexity"] = math.exp(word_nats) if word_nats < 709 else math.inf  # beyond, a float overflows
+        figures["word_perplexity"] = perplexity_of(sums.nats / sums.words)
     named = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity")
     return {name: figures[name] for name in named if name in figures} | {
         "top1_accuracy": sums.top1 / sums.tokens,

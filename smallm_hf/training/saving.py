@@ -89,7 +89,7 @@ class Saver:
             self.model,
             self.optimizer,
             state,
-            **self.identity,
+            self.identity,
             kept=kept,
             newest=training.keep_checkpoints,
         )

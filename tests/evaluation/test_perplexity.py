@@ -1,6 +1,7 @@
 """The `evaluate` metric: of texts, of sums, and called as the stock one is."""
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -125,6 +126,14 @@ def test_the_corpus_figure_weighs_tokens_and_the_mean_figure_weighs_texts():
     assert result["mean_perplexity"] == pytest.approx(4.5)
     assert result["bits_per_byte"] == pytest.approx(0.5)
     assert (result["tokens"], result["bytes"]) == (3, 6)
+
+
+def test_sums_need_not_our_package(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("smallm_hf", "evaluate_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "smallm_hf", None)  # an import of it raises
+    result = load(keep_in_memory=True).compute(predictions=[{"nats": 6.0, "tokens": 3, "bytes": 12}])
+    assert result["perplexity"] == pytest.approx(math.e**2)
 
 
 def test_processes_add_their_sums_up(tmp_path):

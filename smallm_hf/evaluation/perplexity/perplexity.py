@@ -1,9 +1,10 @@
 """Perplexity as a metric of the `evaluate` library, of texts or of sums that a scorer has counted."""
 
-import math
-
 import datasets
 import evaluate
+
+# Relative, so that `evaluate` copies the file along: sums need not our package. (It takes a comment behind for a URL.)
+from .figures import of_sums
 
 DESCRIPTION = """
 Perplexity of a corpus: exp of the mean negative log-likelihood per token, over all tokens of all texts. Long texts are
@@ -75,32 +76,6 @@ class Perplexity(evaluate.Metric):
             raise ValueError(f"{', '.join(options)}: sums are counted already; give texts to have them scored")
         parts, context_length = _score(predictions, **options) if texts else (predictions, None)
         return of_sums(parts) | {"context_length": context_length}
-
-
-def of_sums(parts: list[dict]) -> dict:
-    """The figures of sums, as `Perplexity` returns them, without the folder that a `Metric` makes in the user's cache.
-
-    Raises:
-        ValueError: a part without a token.
-    """
-    for index, part in enumerate(parts):
-        if part["tokens"] < 1:
-            raise ValueError(f"predictions[{index}] has no token to score; leave it out")
-    nats, tokens, num_bytes = (sum(part[name] for part in parts) for name in SUMS)
-    perplexities = [_exp(part["nats"] / part["tokens"]) for part in parts]
-    return {
-        "perplexity": _exp(nats / tokens),
-        "loss": nats / tokens,
-        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
-        "tokens": tokens,
-        "bytes": num_bytes,
-        "perplexities": perplexities,
-        "mean_perplexity": sum(perplexities) / len(perplexities),
-    }
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 709 else math.inf  # beyond 709 a float overflows
 
 
 def _score(
