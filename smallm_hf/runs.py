@@ -38,10 +38,11 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.generation import prompt_window
+from smallm_hf.families import family_of_file
+from smallm_hf.generation.request import prompt_ids
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
-from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
+from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_fingerprints,
     find_checkpoint,
@@ -63,7 +64,7 @@ from smallm_hf.training.devices import (
 from smallm_hf.training.launch import build_accelerator, check_launch, process_left_as_found
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
 from smallm_hf.training.objectives import LanguageModelling, has_plain_head
-from smallm_hf.training.plan import Plan, make_plan, memory_bytes
+from smallm_hf.training.plan import RunPlan, make_plan, memory_bytes
 from smallm_hf.training.probe import probe
 from smallm_hf.training.progress import Reporter, RunLog
 from smallm_hf.training.saving import Saver
@@ -214,7 +215,7 @@ def _build_loop(
     order: WindowOrder,
     accelerator: Accelerator,
     start: tuple[Path | None, LoopState],
-    plan: Plan,
+    plan: RunPlan,
     run: Path,
     mirror: Callable[[str, dict[str, Any]], None],
 ) -> TrainingLoop:
@@ -277,7 +278,7 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
         if config.batching.within_documents:
             refuse_mixing(model, files.meta.eos_token_id)
     for prompt in config.training.sample_prompts:
-        prompt_window(model, files.tokenizer, prompt)
+        prompt_ids(model, files.tokenizer, prompt)
     if config.training.loss != "chunked" or has_plain_head(model):
         return config
     if requested_loss == "chunked":
@@ -311,7 +312,7 @@ def _leave_results(run: Path, results: dict[str, Any]) -> None:
 
 
 def _describe_run(
-    config: RunConfig, plan: Plan, files: TokenFiles, tokens: int, origin: dict[str, Any]
+    config: RunConfig, plan: RunPlan, files: TokenFiles, tokens: int, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
     source, init_from = config.data.title, config.init_from
@@ -426,13 +427,12 @@ def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path |
         return pretrained_model(config.init_from, architecture) if config.init_from else fresh_model(architecture)
     with readable(checkpoint):
         written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        own_type = "smallm" if is_ours(written) else written["model_type"]
-        if own_type != architecture.model_type:
+        saved = family_of_file(written).config_class.from_pretrained(checkpoint)
+        if saved.model_type != architecture.model_type:
             raise UserError(
-                f"{checkpoint} was trained with model.model_type={own_type}, this config says "
+                f"{checkpoint} was trained with model.model_type={saved.model_type}, this config says "
                 f"{architecture.model_type}; resume with the config of the run or give another --output_dir"
             )
-        saved = type(architecture).from_pretrained(checkpoint)
         for field in dataclasses.fields(architecture):
             ours, theirs = getattr(architecture, field.name), getattr(saved, field.name, None)
             if ours != theirs and field.name not in UNCOMPARED:

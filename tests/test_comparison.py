@@ -46,7 +46,8 @@ from smallm_hf.comparison.words import (
 )
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.generation import prompt_window, sample, seed_of
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, prompt_ids, seed_of
 from smallm_hf.pretrained import load_causal_lm
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
@@ -180,7 +181,7 @@ def by_hand(tokens: tuple[str, ...], inside: bool) -> Word | None:
 @pytest.mark.parametrize("prompt", ["a b", "ab.", "b ab"])
 def test_word_probabilities_are_the_sums_over_all_token_sequences(prompt):
     model, tokenizer = gpt2(positions=7), spelling_tokenizer(LETTERS)
-    window = prompt_window(model, tokenizer, prompt)
+    window = torch.tensor(prompt_ids(model, tokenizer, prompt))
     sequences = torch.tensor(list(itertools.product(range(len(LETTERS)), repeat=8 - len(window))))
     rows = torch.cat([window.expand(len(sequences), -1), sequences], dim=1)
     log_probabilities = model(rows[:, :-1]).logits.double().log_softmax(-1)[:, len(window) - 1 :]
@@ -191,7 +192,7 @@ def test_word_probabilities_are_the_sums_over_all_token_sequences(prompt):
         expected[word] = expected.get(word, 0) + probability
     undecided = expected.pop(None)
 
-    predict, longest = predictor(model, window)
+    predict, longest = predictor(model, window.tolist())
     vocabulary = read_vocabulary(tokenizer, len(LETTERS))
     everything = {"max_paths": 10**6, "enough": 2.0, "negligible": 0.0}
     words = next_words(predict, vocabulary, inside=ends_in_a_word(prompt), longest=longest, **everything)
@@ -203,7 +204,7 @@ def test_word_probabilities_are_the_sums_over_all_token_sequences(prompt):
 @pytest.mark.parametrize("max_paths", [1, 3, 40])
 def test_a_search_that_stops_early_finds_less_and_says_how_much(max_paths):
     model, tokenizer = gpt2(), spelling_tokenizer(LETTERS)
-    predict, longest = predictor(model, prompt_window(model, tokenizer, "a b"))
+    predict, longest = predictor(model, prompt_ids(model, tokenizer, "a b"))
     vocabulary = read_vocabulary(tokenizer, len(LETTERS))
     few, many = (
         next_words(predict, vocabulary, inside=True, longest=longest, max_paths=paths, enough=0.999)
@@ -219,8 +220,8 @@ def test_a_search_that_stops_early_finds_less_and_says_how_much(max_paths):
 def test_a_word_level_model_needs_one_step_and_its_words_are_its_tokens():
     words = ["</s>", "<unk>", "the", "cat", "sat", "dog."]
     model, tokenizer = gpt2(len(words)), word_tokenizer(words)
-    window = prompt_window(model, tokenizer, "the cat")
-    expected = model(window[None]).logits[0, -1].double().softmax(-1).tolist()
+    window = prompt_ids(model, tokenizer, "the cat")
+    expected = model(torch.tensor([window])).logits[0, -1].double().softmax(-1).tolist()
     predict, longest = predictor(model, window)
     steps = []
     found = next_words(
@@ -291,7 +292,7 @@ def test_the_same_prompts_are_drawn_alike_for_every_model_and_different_ones_are
     assert len({answer["seed"] for answer in rows[0]}) == len(prompts)
 
 
-def test_a_row_says_what_score_documents_and_sample_say(folders, text):
+def test_a_row_says_what_score_documents_and_the_engine_say(folders, text):
     row = measure_model(folders["a"], ["a b", "ab"], text, QUICK, ON_CPU)
     model, tokenizer = load_causal_lm(folders["a"], device="cpu")
     scores = score_documents(model, tokenizer, STORIES)
@@ -299,11 +300,11 @@ def test_a_row_says_what_score_documents_and_sample_say(folders, text):
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
     assert row["weights_bytes"] == 4 * row["parameters"]
     second = row["prompts"][1]
-    assert [second["greedy"]] == sample(model, tokenizer, ["ab"], temperature=0, max_new_tokens=6)
-    assert second["samples"] == sample(
-        model, tokenizer, ["ab"], num_samples=2, seed=seed_of(42, "ab"), max_new_tokens=6
-    )
-    logits = model(prompt_window(model, tokenizer, "ab")[None]).logits[0, -1].double()
+    seed = seed_of(42, "ab")
+    requests = [{"temperature": 0}, {"seed": seed}, {"seed": seed + 1}]
+    written = Engine(model, tokenizer).write([Request("ab", max_new_tokens=6, **request) for request in requests])
+    assert [second["greedy"], *second["samples"]] == [text.text for text in written]
+    logits = model(torch.tensor([prompt_ids(model, tokenizer, "ab")])).logits[0, -1].double()
     assert second["confidence"] == pytest.approx(logits.softmax(-1).max().item())
     entropy = torch.distributions.Categorical(logits=logits).entropy().item() / np.log(2)
     assert second["entropy_bits"] == pytest.approx(entropy)
@@ -593,7 +594,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
 def test_a_recipe_that_loses_or_misreads_the_model_to_compare_with_is_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("comparison:\n  benchmark_model: 1984\n")
-    with pytest.raises(UserError, match="quote it: benchmark_model: '1984'"):
+    with pytest.raises(UserError, match='quote it: benchmark_model: "1984"'):
         read_benchmark(recipe)
     recipe.write_text("comparison:\n  benchmark_model: gpt2\ncomparison: {}\n")
     with pytest.raises(UserError, match="comparison stands twice, in line 1 and in line 3"):

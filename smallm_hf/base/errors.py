@@ -48,6 +48,6 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message as one line of at most 300 characters, or its type where it has none."""
+def one_line(error: object) -> str:
+    """An exception's message, or anything's text, as one line of at most 300 characters; its type where it is empty."""
     return " ".join(str(error).split())[:300] or type(error).__name__

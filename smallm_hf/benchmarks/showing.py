@@ -51,7 +51,7 @@ def _show_generate(*, model: str, quick: bool, **given: Any) -> dict[str, Any]:
     if missing and not quick:
         raise UserError(f"benchmark.py generate compiles, which needs {missing}; install it, or give --quick")
     keep_freed_memory()
-    results = compare_decoding(load_causal_lm(model, dtype="float32")[0], compile=not quick, quick=quick)
+    results = compare_decoding(*load_causal_lm(model, dtype="float32"), compile=not quick, quick=quick)
     print_decoding(results, Console())
     return results
 

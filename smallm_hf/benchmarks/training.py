@@ -26,6 +26,7 @@ from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.batches.packed import PackedWindows
 from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.families import family_of
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.configuration import TrainingConfig
@@ -34,7 +35,6 @@ from smallm_hf.training.launch import build_accelerator, check_launch
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.objectives import LanguageModelling
 from smallm_hf.training.optimization import parts_of
-from smallm_hf.training.plan import flops_per_token
 from smallm_hf.training.update import Updater
 from smallm_hf.training.validation import ValidationSet
 
@@ -147,7 +147,7 @@ def _train_ours(
     )
     set_seed(training.seed)
     model = fresh_model(model_config(config.model, **_special_tokens(files)))
-    flops = flops_per_token(model, training.context_length)
+    flops = family_of(model.config).flops_per_token(model, training.context_length)
     accelerator = build_accelerator(precision)
     batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
     validation = ValidationSet.choose(files, training.validation_tokens, training.context_length)
@@ -311,13 +311,14 @@ def _plain_result(
 ) -> dict[str, Any]:
     memory = peak_memory_bytes()
     validation = ValidationSet.choose(files, training.validation_tokens, training.context_length)
+    flops = family_of(model.config).flops_per_token(model, training.context_length)
     return {
         "steps": steps,
         "tokens": steps * PLAIN_WINDOWS * training.context_length,
         "peak_memory_bytes": memory,
         "set_up_seconds": set_up,
         **_scored(model, validation, build_accelerator("fp32")),
-        **{"parameters": model.num_parameters(), "flops_per_token": flops_per_token(model, training.context_length)},
+        **{"parameters": model.num_parameters(), "flops_per_token": flops},
     }
 
 

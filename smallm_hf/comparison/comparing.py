@@ -8,7 +8,7 @@ from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.configuration import Questions
 from smallm_hf.comparison.measuring import CannotLoad, is_masked, measure_model
-from smallm_hf.evaluation.reporting import labels
+from smallm_hf.evaluation.page import labels
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.evaluation.texts import require_texts
 from smallm_hf.training.devices import hardware

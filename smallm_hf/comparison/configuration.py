@@ -86,7 +86,7 @@ def read_benchmark(path: Path) -> str:
     Raises:
         UserError: a file that cannot be read or does not name one.
     """
-    content = read_recipe(path, {"comparison": ComparisonConfig})
+    content = read_recipe(path, {"comparison.benchmark_model": str | None})
     try:
         section = ComparisonConfig(**content["comparison"])
     except UserError as error:

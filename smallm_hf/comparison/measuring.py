@@ -1,9 +1,9 @@
 """Asks one model all questions: what comes next, what it writes, its speed and memory, how well it knows a text."""
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,10 @@ from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.speed import peak_memory, spread
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.families import find_kind, load_scorable
-from smallm_hf.generation import prompt_window, sample, seed_of
-from smallm_hf.inspection import evaluation_mode, position_limit, refuse_lookahead, require_known, vocabulary_size
-from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, prompt_ids, seed_of
+from smallm_hf.inspection import position_limit, refuse_lookahead, require_known, vocabulary_size
+from smallm_hf.pretrained import find_kind, load_causal_lm, load_scorable
 
 Peak = Callable[[], int]  # the bytes that were taken at most so far
 
@@ -78,10 +78,9 @@ def measure_model(
             raise CannotLoad(str(error)) from error
         load_seconds = time.perf_counter() - began
         try:
-            with evaluation_mode(loaded[0]):
-                measured = measure(*loaded, prompts, questions, peak_memory_bytes)
-                # A pseudo-likelihood is no probability of the text and would stand beside those of the others.
-                scores = None if data is None or masked else _score(*loaded, data, questions)
+            measured = measure(*loaded, prompts, questions, peak_memory_bytes)
+            # A pseudo-likelihood is no probability of the text and would stand beside those of the others.
+            scores = None if data is None or masked else _score(*loaded, data, questions)
         except UserError as error:
             raise UserError(f"{model}: {error}") from error
     return {
@@ -113,19 +112,22 @@ def _measure_causal(
     """What comes next, what it writes, and how fast."""
     vocab_size = _require_vocabulary(model, questions.top_k)
     refuse_lookahead(model)
-    windows = [prompt_window(model, tokenizer, prompt) for prompt in prompts]
-    require_known(max(window.max().item() for window in windows), vocab_size)
+    windows = [prompt_ids(model, tokenizer, prompt) for prompt in prompts]
+    require_known(max(map(max, windows)), vocab_size)
     predictors = [predictor(model, window) for window in windows]
     answers = [{"prompt": prompt} for prompt in prompts]
     for answer, (predict, _) in zip(answers, predictors, strict=True):
         answer |= _certainty(predict([()])[0])  # refuses NaN before anything is drawn
-    length = {"max_new_tokens": questions.max_new_tokens}
-    drawn = {"temperature": questions.temperature, "num_samples": questions.num_samples}
+    engine = Engine(model, tokenizer)
     for answer in answers:
-        answer["seed"] = seed_of(questions.seed, answer["prompt"])
-        answer["greedy"] = sample(model, tokenizer, [answer["prompt"]], temperature=0, **length)[0]
-        answer["samples"] = sample(model, tokenizer, [answer["prompt"]], seed=answer["seed"], **drawn, **length)
-    speed = measure_speed(model, tokenizer, prompts[0], questions)
+        answer["seed"] = seed = seed_of(questions.seed, answer["prompt"])
+        greedy = Request(answer["prompt"], max_new_tokens=questions.max_new_tokens, temperature=0)
+        drawn = replace(greedy, temperature=questions.temperature)
+        answer["greedy"] = engine.write([greedy])[0].text
+        answer["samples"] = [
+            engine.write([replace(drawn, seed=seed + number)])[0].text for number in range(questions.num_samples)
+        ]
+    speed = _writing_speed(engine, prompts[0], questions)
     memory = peak()  # of loading and writing; what follows is our way of looking, not its need
     vocabulary = read_vocabulary(tokenizer, vocab_size)
     for answer, (predict, longest) in zip(answers, predictors, strict=True):
@@ -150,7 +152,7 @@ def _measure_masked(
     probabilities = [_fill_in(model, tokenizer, prompt) for prompt in prompts]
     memory = peak()
     vocabulary = read_vocabulary(tokenizer, vocab_size)
-    whole_tokens = dataclasses.replace(vocabulary, closes=np.ones(vocab_size, dtype=bool))
+    whole_tokens = replace(vocabulary, closes=np.ones(vocab_size, dtype=bool))
     answers = []
     for prompt, filled in zip(prompts, probabilities, strict=True):
         one_token = {"longest": 0, "enough": 1.0, "negligible": 0.0}
@@ -191,25 +193,24 @@ def _top(words: NextWords, top_k: int) -> dict[str, Any]:
     }
 
 
-def measure_speed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, questions: Questions
-) -> dict[str, Any]:
+def _writing_speed(engine: Engine, prompt: str, questions: Questions) -> dict[str, Any]:
     """Times the writing of `speed_tokens` tokens behind a prompt, one text at a time, reading the prompt included.
 
     Returns:
         Median, slowest and fastest of `tokens_per_second` and of `bytes_per_second`, UTF-8 bytes of the text, which can
         be compared where tokens differ in length.
     """
-    length = {"max_new_tokens": questions.speed_tokens, "min_new_tokens": questions.speed_tokens}
+    tokens = questions.speed_tokens
+    request = Request(prompt, max_new_tokens=tokens, min_new_tokens=tokens, temperature=0)
     seconds = []
     for _ in range(1 + questions.repetitions):
         began = time.perf_counter()
-        (text,) = sample(model, tokenizer, [prompt], temperature=0, **length)
+        (written,) = engine.write([request])
         seconds.append(time.perf_counter() - began)
     warm = seconds[1:]
     return {
         name: spread([count / spent for spent in warm])
-        for name, count in (("tokens_per_second", questions.speed_tokens), ("bytes_per_second", len(text.encode())))
+        for name, count in (("tokens_per_second", tokens), ("bytes_per_second", len(written.text.encode())))
     }
 
 

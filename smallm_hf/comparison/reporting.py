@@ -11,8 +11,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.page import fill_template
-from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size, to_json, window
+from smallm_hf.evaluation.page import COLOURS, NONE, fill_template, on_one_line, percent, size, window
+from smallm_hf.evaluation.results_page import to_json
 from smallm_hf.evaluation.texts import source_name
 
 TEMPLATES = ("comparison.md", "comparison.html")

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.cleaning.cleaning import WHOLE_CHARACTERS, clean_text, why_dropped
-from smallm_hf.data.cleaning.edits import Cleaned
+from smallm_hf.data.cleaning.cleaning import WHOLE_CHARACTERS, clean_text
+from smallm_hf.data.cleaning.edits import CleanedText
+from smallm_hf.data.cleaning.filters import why_dropped
 from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
 from smallm_hf.data.reading.documents import Document, Kind, has_splits
@@ -115,7 +116,7 @@ def _whole(documents: Iterator[Document]) -> Iterator[tuple[str, str, Kind]]:
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def _show(console: Console, text: str, cleaned: Cleaned, why: tuple[str, str] | None) -> None:
+def _show(console: Console, text: str, cleaned: CleanedText, why: tuple[str, str] | None) -> None:
     fewer = len(text.split()) - len(cleaned.text.split())
     console.print(
         f"{len(text):,} characters before, {len(cleaned.text):,} after; {len(text.split()):,} words, {fewer:,} fewer"

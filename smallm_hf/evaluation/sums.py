@@ -1,8 +1,8 @@
-"""What is summed while a text is scored, and the figures that come of it by one division at the end."""
+"""The sums over a scored text, and the figures made of them by one division at the end."""
 
 import math
 import operator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.perplexity.figures import of_sums, perplexity_of
@@ -11,7 +11,7 @@ from smallm_hf.evaluation.profile import TokenScores
 
 @dataclass(frozen=True)
 class Sums:
-    """What was counted so far; additive over windows, batches and processes.
+    """Sums over what was scored so far; additive over windows, batches and processes.
 
     Attributes:
         nats: summed negative log-likelihood of the scored tokens.
@@ -55,22 +55,17 @@ def summarize(sums: Sums) -> dict[str, float | int]:
         characters and words are known also bits per character and word perplexity, exp(nats / words).
 
     Raises:
-        UserError: nothing was scored, or the nats are not a number.
+        UserError: nothing was scored, or the nats are NaN.
     """
     if not sums.tokens:
         raise UserError("there was no token to score; give text that is not empty")
     if math.isnan(sums.nats):
-        raise UserError("the model's logits are not numbers (NaN); its weights are damaged, or its dtype overflows")
-    figures = of_sums([{name: getattr(sums, name) for name in ("nats", "tokens", "bytes")}])
-    of_text = {"characters": sums.characters, "words": sums.words} if sums.words else {}
-    if of_text:
+        raise UserError("the model's logits are NaN; its weights are damaged, or its dtype overflows")
+    divided = of_sums([asdict(sums)])
+    figures = {name: divided[name] for name in ("loss", "perplexity", "bits_per_byte")}
+    if sums.words:
         figures["bits_per_character"] = sums.nats / math.log(2) / sums.characters
         figures["word_perplexity"] = perplexity_of(sums.nats / sums.words)
-    named = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity")
-    return {name: figures[name] for name in named if name in figures} | {
-        "top1_accuracy": sums.top1 / sums.tokens,
-        "top3_accuracy": sums.top3 / sums.tokens,
-        "tokens": sums.tokens,
-        "bytes": sums.bytes,
-        **of_text,
-    }
+    figures["top1_accuracy"], figures["top3_accuracy"] = sums.top1 / sums.tokens, sums.top3 / sums.tokens
+    counted = ("tokens", "bytes", "characters", "words") if sums.words else ("tokens", "bytes")
+    return figures | {name: getattr(sums, name) for name in counted}

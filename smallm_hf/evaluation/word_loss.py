@@ -1,8 +1,8 @@
 """How hard each word of a text is: the nats of its tokens together, by how often the word occurs.
 
-A *word* is what stands between white space, as in word perplexity. A token belongs to the word that it begins in; white
-space before a word belongs to it. What stands behind the last word, an eos for example, belongs to none. Occurrences
-are counted without the marks at a word's ends and in small letters: "Dog," is "dog".
+A *word* is a run between white space, as in word perplexity. A token belongs to the word that it begins in; white space
+before a word belongs to it. What follows the last word, an eos for example, belongs to none. Occurrences are counted in
+lower case and without the punctuation at a word's ends: "Dog," is "dog".
 """
 
 import re
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-WORD = re.compile(r"\S+")
-MARKS = re.compile(r"^\W+|\W+$")
+SPACED_WORD = re.compile(r"\S+")
+PUNCTUATION = re.compile(r"^\W+|\W+$")
 NO_WORD = -1
 POWERS_OF_TEN = 10 ** np.arange(16)
 
@@ -24,7 +24,7 @@ class WordLoss:
     """Occurrences and nats of the words of a text; additive over windows, batches and processes.
 
     Attributes:
-        numbers: the words, each with its place in the lists.
+        numbers: the words, each with its index in the lists.
         occurrences: of each word.
         nats: of each word, summed over its tokens.
     """
@@ -37,11 +37,11 @@ class WordLoss:
         """The number of the word that each token of a text belongs to, or `NO_WORD`.
 
         Args:
-            text: its words are counted,
+            text: its words are added to the occurrences.
             starts: where each token begins in it, in characters.
-            counted: unless another process counts them.
+            counted: False where another process counts the occurrences.
         """
-        found = list(WORD.finditer(text))
+        found = list(SPACED_WORD.finditer(text))
         numbers = [self._number_of(spell(word[0])) for word in found]
         for number in numbers if counted else ():
             self.occurrences[number] += 1
@@ -62,7 +62,7 @@ class WordLoss:
                 self.nats[number] += of_token
 
     def __iadd__(self, other: "WordLoss") -> "WordLoss":
-        """Takes in what another has counted."""
+        """Adds the occurrences and nats of another process."""
         for word, theirs in other.numbers.items():
             mine = self._number_of(word)
             self.occurrences[mine] += other.occurrences[theirs]
@@ -70,11 +70,11 @@ class WordLoss:
         return self
 
     def table(self, counts: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-        """Nats per word, in bins of powers of ten of how often the word occurs; bins that hold none are left out.
+        """Nats per word, binned by powers of ten of how often the word occurs; empty bins are left out.
 
         Args:
-            counts: occurrences of words, as `count_words` gives them, in some other text, that of the training for
-                example; by default in the scored one.
+            counts: occurrences of words, from `count_words`, in another text, such as the training text; by default in
+                the scored one.
         """
         occurrences = np.array(self.occurrences)
         often = occurrences if counts is None else np.array([counts.get(word, 0) for word in self.numbers])
@@ -87,11 +87,10 @@ class WordLoss:
 
 
 def by_decade(often: np.ndarray, *weights: np.ndarray) -> list[tuple[int, int, list[float]]]:
-    """Sums of weights by powers of ten: (least, most) occurrences of a bin, and the sum of each weight over it.
+    """Sums weights by powers of ten of `often`, the occurrences of each entry; 0 has a bin of its own.
 
-    Args:
-        often: occurrences of each entry; 0 has a bin of its own.
-        weights: of each entry.
+    Returns:
+        For each bin the least and the most occurrences, and the sum of each of the weights.
     """
     decades = np.searchsorted(POWERS_OF_TEN, often, side="right")
     sums = np.stack([np.bincount(decades, weights=of_each) for of_each in weights], axis=1)
@@ -99,7 +98,7 @@ def by_decade(often: np.ndarray, *weights: np.ndarray) -> list[tuple[int, int, l
 
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
-    """How often each word occurs, spelled as `WordLoss` spells it."""
+    """How often each word occurs, in the spelling of `WordLoss`."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text.split())
@@ -110,5 +109,5 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def spell(word: str) -> str:
-    """A word in small letters and without the marks at its ends; one of nothing but marks stays."""
-    return MARKS.sub("", word).lower() or word
+    """A word in lower case and without the punctuation at its ends; one of nothing but punctuation stays."""
+    return PUNCTUATION.sub("", word).lower() or word

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smallm_hf.families import load_scorable
 from smallm_hf.pictures.attention import draw_attention
 from smallm_hf.pictures.embeddings import draw_embeddings
 from smallm_hf.pictures.tokens import draw_tokens
+from smallm_hf.pretrained import load_scorable
 
 KINDS = {"attention": draw_attention, "embeddings": draw_embeddings, "tokens": draw_tokens}
 

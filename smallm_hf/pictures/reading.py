@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.evaluation.reporting import labels
+from smallm_hf.evaluation.page import labels
 from smallm_hf.inspection import require_known, vocabulary_size
 from smallm_hf.pictures.picture import signs
 from smallm_hf.tokenizing.encoding import valid_unicode

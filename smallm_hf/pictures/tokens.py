@@ -22,7 +22,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.words import entropy_bits, to_probabilities
 from smallm_hf.evaluation.configuration import Rules
 from smallm_hf.evaluation.page import fill_template
-from smallm_hf.evaluation.scoring import Plan
+from smallm_hf.evaluation.scoring import ScoringPlan
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.windows import cut_text
 from smallm_hf.families import kind_of
@@ -112,7 +112,7 @@ def read_along(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
         raise UserError(f"top_k={top_k} does not fit the vocabulary of {vocab_size} tokens; give 1 to {vocab_size}")
     if kind_of(model) != "causal":
         raise UserError(f"{type(model).__name__} is {kind_of(model)} and does not go along a text; give a causal model")
-    plan = Plan.make(model, tokenizer, Rules())
+    plan = ScoringPlan.make(model, tokenizer, Rules())
     tokens, labels = read_tokens(model, tokenizer, text), token_labels(model, tokenizer)
     expected = []
     with evaluation_mode(model):

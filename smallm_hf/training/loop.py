@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from smallm_hf.base.errors import Interrupted, UserError
-from smallm_hf.generation import sample, seed_of
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, seed_of
+from smallm_hf.inspection import evaluation_mode
 from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.configuration import plan_steps, row_length, share_done
 from smallm_hf.training.devices import peak_flops, peak_memory_bytes
@@ -261,16 +263,16 @@ class TrainingLoop:
         """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own; the main process alone."""
         training = self.training
 
-        def look_up() -> None:
-            if self.stop_request:
-                raise Interrupted
-
         with self.clock.stopped():
-            with suppress(Interrupted), whole(self.objective.model) as model:
+            with suppress(Interrupted), whole(self.objective.model) as model, evaluation_mode(model):
+                engine = Engine(model, self.saver.tokenizer)
                 for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
-                    seed = seed_of(training.seed, self.state.step, prompt)
-                    settings = {"max_new_tokens": training.sample_tokens, "seed": seed, **SAMPLING}
-                    text = sample(model, self.saver.tokenizer, [prompt], heard=look_up, **settings)[0]
+                    seed, text = seed_of(training.seed, self.state.step, prompt), ""
+                    request = Request(prompt, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
+                    for token in engine.stream(request):
+                        text += token.text
+                        if self.stop_request:
+                            raise Interrupted
                     record = {"step": self.state.step, "prompt": prompt, "seed": seed, "text": text}
                     self.saver.write("samples", record)
                     self.reporter.say(f"\nsample | {prompt}{text}")

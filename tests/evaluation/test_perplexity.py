@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import smallm_hf
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.scoring import Sums, score_documents, score_texts, summarize
+from smallm_hf.evaluation.scoring import Rules, ScoringPlan, Sums, score_documents, summarize
 
 FOLDER = str(Path(smallm_hf.__file__).parent / "evaluation" / "perplexity")
 TEXTS = ["Once upon a time there was a pumpkin.", "Ü", "One fish, two fish, " * 5]  # the last exceeds 16 tokens
@@ -46,7 +46,7 @@ def test_texts_sums_and_the_scorer_give_the_same_number(model, tokenizer, folder
     for protocol in ("documents", "packed"):
         of_texts = load().compute(predictions=TEXTS, model_id=folder, protocol=protocol)
         metric = load()
-        for sums in score_texts(model, tokenizer, TEXTS, protocol=protocol, context_length=None, batch_size=2):
+        for sums in ScoringPlan.make(model, tokenizer, Rules(protocol, batch_size=2)).score(TEXTS):
             metric.add_batch(predictions=[{"nats": sums.nats, "tokens": sums.tokens, "bytes": sums.bytes}])
         of_sums = metric.compute()
         scores = score_documents(model, tokenizer, TEXTS, protocol=protocol)
@@ -186,7 +186,7 @@ def test_an_unknown_protocol_is_told(model, tokenizer):
 
 
 def test_the_scorers_summary_is_the_metrics(model, tokenizer):
-    (sums,) = score_texts(model, tokenizer, TEXTS, protocol="packed", context_length=16, batch_size=2)
+    (sums,) = ScoringPlan.make(model, tokenizer, Rules("packed", context_length=16, batch_size=2)).score(TEXTS)
     result = load().compute(predictions=[{"nats": sums.nats, "tokens": sums.tokens, "bytes": sums.bytes}])
     assert summarize(sums)["perplexity"] == result["perplexity"]
 

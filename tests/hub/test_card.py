@@ -163,8 +163,8 @@ def test_exports_are_published_with_their_parity(run, tmp_path):
     ("source", "seconds", "message"),
     [
         (None, 0, r"--exports .* holds no export \(no parity.json\)"),
-        ("final", 1e10, r"was made from .*final, not from .*best as it is; export it anew"),
-        ("best", 0, r"was made from .*best, not from .*best as it is; export it anew"),  # the weights are newer
+        ("final", 1e10, r"was made from .*final, not from .*best as it is; export it again"),
+        ("best", 0, r"was made from .*best, not from .*best as it is; export it again"),  # the weights are newer
     ],
 )
 def test_an_export_of_other_weights_is_refused(run, tmp_path, source, seconds, message):
@@ -233,7 +233,7 @@ def test_the_script_ends_with_one_line_and_status_2(run):
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith(
-        f"error: {run}/best/README.md line 1 says '1.23', the run's records say '---'; take"
+        f"error: {run}/best/README.md line 1 says '1.23', the run's records say '---'; undo"
     )
     assert result.stderr.count("\n") == 1
 

@@ -16,11 +16,11 @@ from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements, find_weights
 from smallm_hf.evaluation.evaluating import evaluate_models
-from smallm_hf.evaluation.reporting import report_results
+from smallm_hf.evaluation.results_page import report_results
 from smallm_hf.hub import checks, publishing
 from smallm_hf.hub.publishing import publish
 from smallm_hf.hub.staging import CURVES, TOKENIZER_FILES, copy_files, stage
-from smallm_hf.plots import FIGURES
+from smallm_hf.plots import PLOTS
 
 STATED = Statements(license="mit", language="en")
 TREE = {
@@ -119,7 +119,7 @@ def test_the_card_on_the_hub_has_metadata_that_the_hub_reads(published, finished
 
 
 def test_the_figures_of_a_run_are_those_that_its_records_give():
-    assert tuple(FIGURES) == CURVES
+    assert tuple(PLOTS) == CURVES
 
 
 def scored(run, data):
@@ -249,7 +249,7 @@ def test_a_run_that_has_not_ended_is_refused(hub, run):
 
 
 def test_what_is_no_run_is_refused(hub, tmp_path):
-    with pytest.raises(UserError, match=r"is no run folder \(no config.yaml\)"):
+    with pytest.raises(UserError, match=r"is not a run folder \(no config.yaml\)"):
         publish(tmp_path, "user/tiny")
 
 
@@ -262,7 +262,7 @@ def test_a_run_without_best_is_refused(hub, run, missing):
 
 @pytest.mark.parametrize("name", ["user/tiny/again", "user/ti ny", "user/a--b", "-tiny", "user/tiny.git"])
 def test_a_name_the_hub_does_not_allow_is_refused(run, name):
-    with pytest.raises(UserError, match="is no name for a repository of the Hub: .*; give user/name") as error:
+    with pytest.raises(UserError, match="is not a name for a repository of the Hub: .*; give user/name") as error:
         publish(run, name, dry_run=True)
     assert "\n" not in str(error.value)
 
@@ -282,11 +282,11 @@ def test_without_a_token_nothing_is_sent(hub, run, monkeypatch):
             "user/tiny",
             r"the Hub does not know this token \(.*Invalid.*\); run hf auth login or set HF_TOKEN",
         ),
-        ("hf_reader", "user/tiny", "the token of user may read only; take one with write permission"),
+        ("hf_reader", "user/tiny", "the token of user is read-only; create one with write permission"),
         (
             "hf_writer",
             "other/tiny",
-            r"this token may not write to other/tiny \(.*under the namespace \"other\"\); take",
+            r"this token may not write to other/tiny \(.*under the namespace \"other\"\); create",
         ),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_token_that_may_not_write_is_told_so(hub, run, unchecked, monkeypatch,
 def test_a_token_that_lost_its_right_is_told_so(hub, run, unchecked, monkeypatch):
     HfApi().create_repo("user/tiny")
     monkeypatch.setitem(hub.tokens, "hf_writer", ("colleague", "write"))
-    with pytest.raises(UserError, match=r"this token may not write to user/tiny \(Forbidden: pass .*\); take one"):
+    with pytest.raises(UserError, match=r"this token may not write to user/tiny \(Forbidden: pass .*\); create one"):
         publish(run, "user/tiny")
 
 
@@ -382,7 +382,7 @@ def test_a_token_in_a_record_is_never_published(hub, run, unchecked):
         (run / "samples.jsonl").write_text(json.dumps({"step": 6, "prompt": "", "text": f" {secret} "}) + "\n")
         (run / "best" / "README.md").unlink(missing_ok=True)
         (run / "final" / "README.md").unlink(missing_ok=True)
-        with pytest.raises(UserError, match=r"\w of the run holds an access token; revoke it, and take it out"):
+        with pytest.raises(UserError, match=r"\w of the run holds an access token; revoke it, and remove it"):
             publish(run, "user/tiny")
     assert hub.bytes_received == 0
 

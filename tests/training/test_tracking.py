@@ -304,7 +304,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_line(run, monkeypatch, moment
     train(run, "tensorboard", [10, 20, 30], loss=2.0, say=said.append)
     warnings = [line for line in said if line.startswith("warning")]
     assert warnings == [
-        f"warning: tensorboard fails (the disk is gone); training goes on without it, the records are in {run}"
+        f"warning: tensorboard fails (the disk is gone); training continues without it, the records are in {run}"
     ]
     assert [record["step"] for record in read_records(run, "metrics") if "loss" in record] == [10, 20, 30]
 
@@ -350,21 +350,21 @@ def test_no_tracker_leaves_no_file(run):
 
 def test_everything_stays_beside_the_run_unless_the_environment_says_otherwise(run, monkeypatch):
     monkeypatch.delenv("TRACKIO_DIR")
-    session = tracking.Session(run, None, None, None, 0)
-    assert tracking.Wandb(session).init_kwargs["dir"] == str(run)
-    tracking.Trackio(session)
+    arguments = (run, LoggingConfig(), None, 0)
+    assert tracking.Wandb(*arguments).init_kwargs["dir"] == str(run)
+    tracking.Trackio(*arguments)
     assert os.environ["TRACKIO_DIR"] == str(run.parent / ".trackio")
 
     monkeypatch.setenv("WANDB_DIR", "elsewhere")
     monkeypatch.setenv("TRACKIO_DIR", "elsewhere")
-    assert tracking.Wandb(session).init_kwargs["dir"] == "elsewhere"
-    tracking.Trackio(session)
+    assert tracking.Wandb(*arguments).init_kwargs["dir"] == "elsewhere"
+    tracking.Trackio(*arguments)
     assert os.environ["TRACKIO_DIR"] == "elsewhere"
 
 
 def test_names_come_from_the_config_then_the_environment_then_the_folder(run, monkeypatch):
     def named(project, name):
-        tracker = tracking.Wandb(tracking.Session(run, project, name, None, 0))
+        tracker = tracking.Wandb(run, LoggingConfig(project=project, run_name=name), None, 0)
         return tracker.run_name, tracker.init_kwargs["name"]
 
     assert named(None, None) == ("smallm_hf", run.name)

@@ -1,12 +1,12 @@
-"""Rules for the lists at the front and the back of a book: tables of contents, indexes, advertisements."""
+"""Tables of contents and lists of illustrations, with a heading or without one."""
 
 import re
 from collections.abc import Iterator
 
 from smallm_hf.data.cleaning.edits import Edit
-from smallm_hf.data.cleaning.gutenberg import BLOCK, FRONT_CHARACTERS, GAP, NOTE_CHARACTERS
+from smallm_hf.data.cleaning.gutenberg.frame import BLOCK, COLUMNS, FRONT_CHARACTERS
 
-ALONE = r"^(?<![^\n]\n)"  # a heading is no last line of a paragraph
+ALONE = r"^(?<![^\n]\n)"  # a heading is not the last line of a paragraph
 PICTURES = "illustrations|plates|maps|figures|engravings|portraits|drawings|photographs|diagrams"
 TABLE = (
     rf"(?:(?:a )?table of |the )?(?:contents|(?:full[- ]page )?illustrations)|"
@@ -15,27 +15,23 @@ TABLE = (
     r"[íi]ndice|sum[áa]rio|contenido|tabla de (?:materias|contenidos)|innehåll|indhold|innhold|sisällys"
 )
 CONTENTS = re.compile(
-    rf"{ALONE}[ \t]*[_=]*(?=[atcflisí])(?:{TABLE})(?: (?:and|&) (?:contents|{PICTURES}))?"
-    r"(?:[^\w\n]+(?:(?:of|to|for) )?(?:the )?(?:\w+ )?(?:vol|volume|part|book|chapters?)\b[^\n]{0,20}?)?[.:_=]*[ \t]*$",
-    re.MULTILINE | re.IGNORECASE,
+    rf"(?im){ALONE}[ \t]*[_=]*(?=[atcflisí])(?:{TABLE})(?: (?:and|&) (?:contents|{PICTURES}))?"
+    r"(?:[^\w\n]+(?:(?:of|to|for) )?(?:the )?(?:\w+ )?(?:vol|volume|part|book|chapters?)\b[^\n]{0,20}?)?[.:_=]*[ \t]*$"
 )
 CONTENTS_CHARACTERS = 60_000
-NEAR_END = 200  # characters from the end of a table to the title that is said again
+NEAR_END = 200  # characters from a repeated title to the end of the table
 NUMERAL = r"[ivxlc]+|\d{1,3}|one|two|three|four|five|six|seven|eight|nine|ten|first|second|third|fourth|fifth"
 NUMBERED = re.compile(
-    rf"\W*(?:(?P<label>chapter|chap|book|part|stave|letter|volume|vol|act|scene|canto|section)\b\W*)?"
-    rf"(?:(?P<number>{NUMERAL})(?![\w'’])\W*)?(?P<rest>.*)",
-    re.IGNORECASE,
+    rf"(?i)\W*(?:(?P<label>chapter|chap|book|part|stave|letter|volume|vol|act|scene|canto|section)\b\W*)?"
+    rf"(?:(?P<number>{NUMERAL})(?![\w'’])\W*)?(?P<rest>.*)"
 )
 PAGE_AT_END = re.compile(r"[ .\t]{2,}(?:\d{1,4}|[ivxlc]{1,7}|_?Frontispiece_?)\.?[ \t]*$")
 MYSELF = re.compile(r"\W*I [a-z]")
 COLUMN_NAMES = re.compile(
-    r"\W*(?:(?:chapters?|chap|cap|facing|to face|page|pag|stave|no|plate|fig|bladz|blz|seite|kapitel)\b\W*)+",
-    re.IGNORECASE,
+    r"(?i)\W*(?:(?:chapters?|chap|cap|facing|to face|page|pag|stave|no|plate|fig|bladz|blz|seite|kapitel)\b\W*)+"
 )
 PAGE_OF_NUMBERED = re.compile(r"(?=\W*(?:[IVXLC]+|\d{1,3})[.)]? ).*\S(?: {3,80}|[ .]{4,80})(\d{1,4})[ \t]*$")
-COLUMNS = re.compile(r"\S {4,}\S")
-OTHER_LIST = re.compile(r"\W*list of\b", re.IGNORECASE)
+OTHER_LIST = re.compile(r"(?i)\W*list of\b")
 TOPICS = re.compile(r"--|—| – ")
 LONGEST_TOPIC = 15  # words
 LONGEST_SUMMARY = 12  # lines of what a chapter is about
@@ -46,56 +42,25 @@ LINE = re.compile(r"\S[^\n]*")
 SINGLE_LINE = re.compile(r"(?<=\n\n)[ \t]*([^\n]{1,80})(?=\n\n)")
 FEWEST_ENTRIES = 4
 FOUND = 0.75  # share of the lines of a table without a heading that are numbered, and of those found again
-INDEX = re.compile(
-    rf"{ALONE}[ \t_=]*(?=[giacnsoprtí-])"
-    r"(?:(?:(?:general|alphabetical|analytical|combined) )?index(?: (?:of|to)\b[^\n]{0,60})?|"
-    r"(?:namen|sach|orts|personen)?-?register|table alphab[ée]tique|[íi]ndice (?:alfab[ée]tico|onom[áa]stico))"
-    r"[.:_=]*[ \t]*$",
-    re.MULTILINE | re.IGNORECASE,
-)
-FEWEST_INDEXED, FEWEST_LETTERS = 10, 5
-LONGEST_STEP = 5  # letters of the alphabet between two entries of an index
-OUT_OF_ORDER = 5  # lines one after the other end an index
-END_OF_STORY = re.compile(
-    r"^[ \t_=*]*(?=[tfes])(?:the end|finis|fin|ende|slut|einde|"
-    r"end of (?:the )?(?:\w+ )?(?:book|volume|vol|part)[^\n]{0,20})[\W_]*$",
-    re.MULTILINE | re.IGNORECASE,
-)
-BOOKS = "(?:other |new |recent |popular )*(?:works|books|novels|stories|publications)"
-OTHER_BOOKS = re.compile(
-    rf"^[ \t_=*]*(?=[bwnspor])(?:(?:{BOOKS} )?by the same (?:author|writer)|"
-    rf"{BOOKS} (?:published )?by [^\n]{{4,50}})[\W_]*$",
-    re.MULTILINE | re.IGNORECASE,
-)
-ADVERTISED = re.compile(rf"{OTHER_BOOKS.pattern}|^[ \t_=*]*advertisements[\W_]*$", re.MULTILINE | re.IGNORECASE)
-TRADE = re.compile(
-    r"\b(?:8vo|12mo|16mo|18mo|4to|octavo|quarto|cloth|gilt|paper covers|boards|postpaid|post[- ]free|net|price|"
-    r"publish(?:ers?|ed)|print(?:ers?|ed)|press|illustrat(?:ed|ions) by|(?:new|second|third|\w+th) edition|thousand)\b|"
-    r"\b\d+_?[sd]\b|\$ ?\d|£|\b\d+ ?(?:cents|cts)\b|& (?:co|sons)\b",
-    re.IGNORECASE,
-)
-ADVERTISED_CHARACTERS = 60_000
-OF_TRADE = 0.5  # share of the paragraphs that speak of prices, formats and printers
-WORDS_OF_TRADE = 0.025  # of all words
 
 
 def tables_of_contents(text: str) -> Iterator[Edit]:
     """Removes tables of contents and lists of illustrations: from their heading to where the book begins.
 
     The book begins where the first entry, or after a gap another one, is the heading of a paragraph; or at the first
-    paragraph that is no entry, and the headings above it. A line of the title page that is said again belongs to it.
+    paragraph that is not an entry, with the headings above it. A repeated line of the title page belongs to the book.
     """
     position, known, front = 0, [], ""
     for heading in CONTENTS.finditer(text):
         if heading.start() >= position and (end := _end_of_contents(text, heading.end(), known)):
             front = (front + text[position : heading.start()])[-FRONT_CHARACTERS:]
-            end = _title_said_again(text, heading.end(), end, front)
+            end = _repeated_title(text, heading.end(), end, front)
             yield heading.start(), end, ""
             position = end
 
 
-def _title_said_again(text: str, start: int, end: int, front: str) -> int:
-    """Where the title stands before `end`: a line of `front`, or set off and in several parts; `end` if it does not."""
+def _repeated_title(text: str, start: int, end: int, front: str) -> int:
+    """Where the title is repeated before `end`: a line of `front`, or set off and in several parts; otherwise `end`."""
     title_page, said = {_words(line) for line in front.split("\n")} - {""}, f" {_words(front)} "
     previous, parts = start, None
     for block in BLOCK.finditer(text, start, end):
@@ -109,7 +74,7 @@ def _title_said_again(text: str, start: int, end: int, front: str) -> int:
 
 
 def _end_of_contents(text: str, start: int, known: list[tuple[str, str, str]]) -> int | None:
-    """Where the table that begins at `start` ends; its entries are put to those `known` from tables before it."""
+    """Where the table that begins at `start` ends; its entries are added to those `known` from earlier tables."""
     first, gaps, previous = None, [], start
     for block in BLOCK.finditer(text, start, min(start + CONTENTS_CHARACTERS, len(text))):
         lines = block[0].split("\n")
@@ -123,8 +88,8 @@ def _end_of_contents(text: str, start: int, known: list[tuple[str, str, str]]) -
         heading = _heading(lines[0])
         begins_book = first and _is_heading_of(heading, first)
         if gaps and (begins_book or (gap > 2 and any(_stands_for(heading, entry) for entry in known if entry[2]))):
-            return _listed_again(text, block) or block.start()
-        if not _are_entries(lines):
+            return _second_table(text, block) or block.start()
+        if not are_entries(lines):
             near = [start for start, gap in gaps[1:][-4:] if gap > 2]
             return (near[-1] if near else block.start()) if gaps else None
         headings = [_heading(line) for line in lines]
@@ -134,21 +99,20 @@ def _end_of_contents(text: str, start: int, known: list[tuple[str, str, str]]) -
     return len(text) if gaps and previous == len(text.rstrip()) else None
 
 
-def _listed_again(text: str, heading: re.Match) -> int | None:
-    """Where the heading is said once more if but entries are in between: it began a second table, not the book."""
+def _second_table(text: str, heading: re.Match) -> int | None:
+    """Where the heading comes again after nothing but entries: it began a second table, not the book."""
     line = heading[0].split("\n")[0].strip()
-    again = re.compile(rf"^[ \t]*{re.escape(line)}[ \t]*$", re.MULTILINE).search(
-        text, heading.end(), heading.end() + CONTENTS_CHARACTERS
-    )
+    stop = heading.end() + CONTENTS_CHARACTERS
+    again = re.compile(rf"(?m)^[ \t]*{re.escape(line)}[ \t]*$").search(text, heading.end(), stop)
     if not again or not _heading(line)[2]:
         return None
     between = [block[0].split("\n") for block in BLOCK.finditer(text, heading.end(), again.start())]
     is_table = len(between) >= FEWEST_ENTRIES and max(map(len, between)) <= LONGEST_SUMMARY
-    return again.start() if is_table and sum(map(_are_entries, between)) >= MOSTLY * len(between) else None
+    return again.start() if is_table and sum(map(are_entries, between)) >= MOSTLY * len(between) else None
 
 
 def _heading(line: str) -> tuple[str, str, str]:
-    """(label, number, words) of a heading or an entry, so that the two can be compared."""
+    """(label, number, words) of a heading or an entry, to compare them by."""
     match = NUMBERED.match(PAGE_AT_END.sub("", line).lower())
     return match["label"] or "", match["number"] or "", _words(match["rest"])
 
@@ -158,7 +122,7 @@ def _words(line: str) -> str:
 
 
 def _is_heading_of(heading: tuple[str, str, str], entry: tuple[str, str, str]) -> bool:
-    """Whether they are numbered alike, and one's words begin the other's; or have the same words and one no number."""
+    """Whether both have the same number and the words of one begin the other's; or the same words and one no number."""
     (label, number, words), (other_label, other_number, other_words) = heading, entry
     if number and number == other_number and (label == other_label or not (label and other_label)):
         if words and other_words:
@@ -169,16 +133,16 @@ def _is_heading_of(heading: tuple[str, str, str], entry: tuple[str, str, str]) -
 
 
 def _stands_for(heading: tuple[str, str, str], entry: tuple[str, str, str]) -> bool:
-    """Whether a heading, apart from what is before it, is that of the entry, of which it may leave words away."""
+    """Whether a heading is that of the entry wherever it is found; it may leave out the entry's last words."""
     _, number, words = heading
     is_begun = not number and " " in words and entry[2].startswith(f"{words} ")
     return is_begun or _is_heading_of(heading, entry)
 
 
-def _are_entries(lines: list[str]) -> bool:
-    """At least half of the lines are; or they are one, up to its page; or topics; or there is but a short one.
+def are_entries(lines: list[str]) -> bool:
+    """Whether a paragraph is made of entries: half of its lines are, or it is one, or topics, or a single short line.
 
-    No entry is a paragraph most of whose lines go on in small letters.
+    A paragraph is not if most of its lines go on in small letters.
     """
     if PAGE_AT_END.search(lines[-1]) or _are_topics(" ".join(lines)):
         return True
@@ -192,7 +156,7 @@ def _are_entries(lines: list[str]) -> bool:
 
 
 def _are_topics(paragraph: str) -> bool:
-    """Whether it names what a chapter is about, between dashes: each topic is short and begins with a capital."""
+    """Whether it lists what a chapter is about, between dashes: each topic is short and begins with a capital."""
     topics = [topic.strip(" \"'“‘_([") for topic in TOPICS.split(paragraph)]
     return len(topics) > 1 and all(
         topic and not topic[0].islower() and len(topic.split()) <= LONGEST_TOPIC for topic in topics
@@ -200,7 +164,7 @@ def _are_topics(paragraph: str) -> bool:
 
 
 def _is_entry(line: str) -> bool:
-    """It is numbered, short, in columns, ends in the number of a page, or has more capitals than a sentence."""
+    """Whether it is numbered, short, in columns, ends in a page number, or has more capitals than a sentence."""
     words = re.findall(r"[^\W\d_]{4,}", line)
     capitals = sum(word[0].isupper() for word in words)
     is_short = len(words) < 3 or capitals * 2 > len(words)
@@ -208,15 +172,15 @@ def _is_entry(line: str) -> bool:
 
 
 def _is_numbered(line: str) -> bool:
-    """It begins with a number, or ends in the number of a page; `I` may be somebody who speaks of himself."""
+    """Whether it begins with a number, or ends in a page number; `I` may also be a person."""
     return bool((NUMBERED.match(line)["number"] and not MYSELF.match(line)) or PAGE_AT_END.search(line))
 
 
 def unnamed_tables(text: str) -> Iterator[Edit]:
     """Removes tables of contents without a heading from the front, and the names of their columns.
 
-    Their lines are numbered and end in pages that count up; or they are headings later, once and in order. A list of
-    persons is none: their names are said more than once, or in no order, or in no line of their own.
+    Their lines are numbered and end in pages that count up; or each is a later heading, once and in order. A list of
+    persons is not a table: their names come more than once, or in no order, or never on a line of their own.
     """
     lines = list(LINE.finditer(text, 0, min(FRONT_CHARACTERS, len(text))))
     numbered = [index for index, line in enumerate(lines) if _is_numbered(line[0])]
@@ -233,7 +197,7 @@ def unnamed_tables(text: str) -> Iterator[Edit]:
             tables.append(run)
     position = 0
     for first, last in sorted((run[0], run[-1]) for run in tables):
-        while first and _is_near(text, lines, first - 1, first) and _belongs_to_table(lines[first - 1][0]):
+        while first and _is_near(text, lines, first - 1, first) and _may_begin_table(lines[first - 1][0]):
             first -= 1
         if lines[first].start() >= position:
             position = lines[last].end()
@@ -241,7 +205,7 @@ def unnamed_tables(text: str) -> Iterator[Edit]:
 
 
 def _headings_later(text: str, lines: list[re.Match]) -> dict[int, int]:
-    """The place of the heading that an entry names, for those lines that name just one, behind them."""
+    """The place of the heading that a line names, for the lines that name exactly one after them."""
     places: dict[str, list[int]] = {}
     for match in SINGLE_LINE.finditer(text):
         for name in {*_names(match[1])}:
@@ -255,7 +219,7 @@ def _headings_later(text: str, lines: list[re.Match]) -> dict[int, int]:
 
 
 def _runs(text: str, lines: list[re.Match], places: dict[int, int]) -> list[list[int]]:
-    """Runs of lines that are near each other and whose places are in order; one entry between them may have none."""
+    """Runs of lines near each other whose places are in order; a single entry between them may have none."""
     runs: list[list[int]] = []
     for index, place in places.items():
         last = runs[-1][-1] if runs else index
@@ -271,55 +235,12 @@ def _is_near(text: str, lines: list[re.Match], before: int, index: int) -> bool:
     return "\n\n\n\n" not in text[lines[before].end() : lines[index].start()]
 
 
-def _belongs_to_table(line: str) -> bool:
+def _may_begin_table(line: str) -> bool:
     return bool(_is_numbered(line) or COLUMN_NAMES.fullmatch(line))
 
 
 def _names(line: str) -> Iterator[str]:
-    """What the heading of an entry may be called: all of it, or what follows its number; a number alone is no name."""
+    """What the heading of an entry may be called: all of it, or what follows its number if anything does."""
     line = PAGE_AT_END.sub("", line)
     if rest := _heading(WORD_AND_NUMBER.sub("", line))[2]:
         yield from (_words(line), rest)
-
-
-def indexes(text: str) -> Iterator[Edit]:
-    """Removes an index from the last third: behind its heading, many lines in the order of the alphabet."""
-    for heading in INDEX.finditer(text, len(text) * 2 // 3):
-        letters, missed, end = [], 0, heading.end()
-        for match in re.finditer(r"(?<=\n)[\W_]{0,4}([^\W\d_])[^\n]*(?:\n[ \t]+[^\n]+)*", text[heading.end() :]):
-            letter = match[1].lower()
-            if letter in "abcd" if not letters else 0 <= ord(letter) - ord(letters[-1]) <= LONGEST_STEP:
-                letters.append(letter)
-                missed, end = 0, heading.end() + match.end()
-            else:
-                missed += 1
-            if missed > OUT_OF_ORDER:
-                break
-        if len(letters) >= FEWEST_INDEXED and len(set(letters)) >= FEWEST_LETTERS:
-            yield heading.start(), end, ""
-            return
-
-
-def advertisements(text: str) -> Iterator[Edit]:
-    """Removes what a publisher put behind the end of a book, or under a heading for other books at its back or front.
-
-    At the back, half of the paragraphs up to the end speak of prices, formats and printers, and in many words.
-    """
-    for heading in OTHER_BOOKS.finditer(text, 0, FRONT_CHARACTERS):
-        gap = GAP.search(text, heading.end() + 2, heading.end() + NOTE_CHARACTERS)
-        listed = [block[0].split("\n") for block in BLOCK.finditer(text, heading.end(), gap.start())] if gap else []
-        if sum(map(len, listed)) >= FEWEST_ENTRIES - 1 and all(map(_are_entries, listed)):
-            yield heading.start(), gap.start(), ""
-            break
-    back = max(len(text) * 2 // 3, len(text) - ADVERTISED_CHARACTERS)
-    ends = [match.end() for match in END_OF_STORY.finditer(text, back)][-1:]
-    headings = [match.start() for match in ADVERTISED.finditer(text, max(back, FRONT_CHARACTERS))]
-    for start in sorted(ends + headings):
-        paragraphs = [block[0] for block in BLOCK.finditer(text, start)]
-        found = [len(TRADE.findall(paragraph)) for paragraph in paragraphs]
-        is_trade = sum(found) >= WORDS_OF_TRADE * len(text[start:].split()) and sum(map(bool, found)) >= OF_TRADE * len(
-            found
-        )
-        if any(found) and is_trade:
-            yield start, len(text), ""
-            return
