@@ -54,9 +54,9 @@ TYPES: dict[str, Any] = {
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to go on "
-    "training with its tokenizer: other model keys of the same file or line then change its config, earlier ones are "
-    "set aside"
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to train "
+    "further, with its own tokenizer: other model keys of the same file or line then change its config, and earlier "
+    "ones are ignored"
 )
 
 
@@ -82,7 +82,7 @@ class RunConfig:
 
     @property
     def init_from(self) -> str | None:
-        """The pretrained model that the run goes on with."""
+        """The pretrained model that the run starts from."""
         return self.model.get("init_from")
 
     def as_yaml(self) -> str:
@@ -209,7 +209,7 @@ def keys_of(content: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, 
 
 
 def check_sections(config: RunConfig) -> None:
-    """Refuses a config whose sections contradict each other, before anything costly.
+    """Refuses a config whose sections contradict each other, before any costly work.
 
     Raises:
         UserError: naming both values and the fix.
@@ -226,8 +226,8 @@ def check_sections(config: RunConfig) -> None:
     stated = config.model.get("trained_context_length")
     if stated not in (None, training.context_length):
         raise UserError(
-            f"model.trained_context_length={stated} is what a run writes down of its training.context_length="
-            f"{training.context_length}; leave it out"
+            f"model.trained_context_length={stated} is not for a recipe: a run writes it from its "
+            f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
 
@@ -417,7 +417,7 @@ def _innermost(error: BaseException) -> str:
 
 
 def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:
-    """The `model` and `tokenizer` of a run that goes on with a pretrained model, whose tokenizer it takes."""
+    """The `model` and `tokenizer` of a run that starts from a pretrained model, and so takes its tokenizer."""
     from smallm_hf.pretrained import pretrained_config
     from smallm_hf.tokenizing.loading import load_tokenizer
 

@@ -38,7 +38,7 @@ def in_place(place, monkeypatch) -> Path:
     return place
 
 
-def test_a_text_is_prepared_where_the_recipe_says_or_where_it_is_told(in_place):
+def test_a_text_is_prepared_where_the_recipe_says_or_in_another_folder(in_place):
     assert smallm_hf.prepare("recipe.yaml") == Path(in_place, "tokens")
     elsewhere = smallm_hf.prepare("recipe.yaml", "other_tokens", data={"validation_ratio": 0.5})
     assert elsewhere == Path("other_tokens")
