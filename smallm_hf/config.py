@@ -134,23 +134,30 @@ def parse_command_line(
         _add_keys(parser)
     options = parser.parse_args(others).as_dict()
     print_config, output_dir = options.pop("print_config"), options.pop("output_dir")
-    folder = Path(output_dir) if output_dir else None
-    config = read_config(recipes or config_of_run(folder, options.get("resume", False)), keys)
+    config, folder = read_run(recipes, keys, output_dir, options.get("resume", False))
     if print_config:
         print(config.as_yaml(), end="")
         raise SystemExit(0)
-    return config, CommandOptions(folder or (run_folder(recipes) if training else None), **options)
+    return config, CommandOptions(folder if training or output_dir else None, **options)
 
 
-def config_of_run(folder: Path | None, resume: bool) -> list[Path]:
-    """The recipe of a run that is resumed without one: the config in its folder."""
-    return [folder / "config.yaml"] if resume and folder and (folder / "config.yaml").is_file() else []
+def read_run(
+    recipes: Sequence[str | Path | Mapping[str, Any]],
+    stated: Iterable[tuple[str, Any]],
+    output_dir: str | Path | None,
+    resume: bool,
+) -> tuple[RunConfig, Path]:
+    """Reads the config of a run and finds its folder.
 
-
-def run_folder(recipes: Sequence[Any]) -> Path:
-    """The folder of a run that is given none, named after its last recipe."""
+    Without a folder, a run goes to `runs/NAME` after its last recipe; without a recipe, one that is resumed takes the
+    config in its folder. Arguments and errors are those of `read_config`.
+    """
     names = [Path(recipe).stem for recipe in recipes if not isinstance(recipe, Mapping)]
-    return Path("runs", names[-1] if names else "run")
+    folder = Path(output_dir or Path("runs", names[-1] if names else "run"))
+    written = folder / "config.yaml"
+    if resume and output_dir and not recipes and written.is_file():
+        recipes = [written]
+    return read_config(recipes, stated), folder
 
 
 def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Iterable[tuple[str, Any]] = ()) -> RunConfig:
