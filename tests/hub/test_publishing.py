@@ -372,7 +372,7 @@ def test_a_run_that_went_on_after_its_results_is_refused(hub, run):
 def test_damaged_weights_are_refused(hub, run):
     path = run / "best" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"best cannot be loaded \(.*\); bring back the files of the run") as error:
+    with pytest.raises(UserError, match=r"best cannot be loaded \(.*\); restore the files of the run") as error:
         publish(run, "user/tiny")
     assert "\n" not in str(error.value)
 

@@ -1,5 +1,6 @@
 """Weights reach the Hub while a run trains, and the run never waits for it or dies of it."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load, load_file
 from smallm_hf.base.errors import UserError
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.hub.training_push import TrainingPush
+from smallm_hf.training.saving import Saver
 
 CONFIG = HubConfig(repo="user/tiny", push_every=2)
 
@@ -123,6 +125,23 @@ def test_a_run_pushes_its_weights_while_it_trains(hub, finished_run, tmp_path, c
     at_4 = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "model.safetensors")
     assert all(torch.equal(tensor, at_4[name]) for name, tensor in load(pushed).items())
     assert not list((tmp_path / "run").glob(".push*"))
+
+
+def test_a_full_disk_costs_the_push_and_not_the_run(hub, finished_run, tmp_path, monkeypatch, capsys):
+    write = Saver._write_model
+
+    def full(saver, model, folder):
+        (folder / "half").write_text("written before the disk was full")
+        if folder.name.startswith(".push-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (folder / "half").unlink()
+        write(saver, model, folder)
+
+    monkeypatch.setattr(Saver, "_write_model", full)
+    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
+    train(finished_run.parent / "recipe.yaml", tmp_path / "run", *words)
+    assert "no space left to push step 4; going on without it" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.json").is_file() and not list((tmp_path / "run").glob(".push*"))
 
 
 def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing_behind(
