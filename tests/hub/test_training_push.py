@@ -41,7 +41,7 @@ def test_a_push_brings_weights_code_and_tokenizer_to_the_branch_training(hub, ru
     assert not list(run.glob(".push-*"))
 
 
-def test_the_loop_goes_on_at_once_and_one_push_is_under_way_at_a_time(hub, run, said):
+def test_a_push_returns_at_once_and_one_runs_at_a_time(hub, run, said):
     push = TrainingPush(CONFIG, said.append)
     hub.open.clear()
     push.push(taken(run / "best"), 2)  # returns, though the Hub does not answer
@@ -144,7 +144,7 @@ def test_a_full_disk_costs_the_push_and_not_the_run(hub, finished_run, tmp_path,
     assert (tmp_path / "run" / "results.json").is_file() and not list((tmp_path / "run").glob(".push*"))
 
 
-def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing_behind(
+def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing(
     hub, finished_run, tmp_path, monkeypatch, capsys
 ):
     def fail(loop):
@@ -169,7 +169,7 @@ def test_what_a_killed_process_left_of_a_push_is_cleared_away_by_the_next(run, f
     assert not list(run.glob(".push-*"))
 
 
-def test_a_repository_that_refuses_is_told_before_the_run_begins(hub, finished_run, tmp_path, monkeypatch):
+def test_a_repository_that_refuses_ends_the_run_before_it_begins(hub, finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
     with pytest.raises(UserError, match="token"):
