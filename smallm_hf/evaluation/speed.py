@@ -72,7 +72,7 @@ def measure_speed(
     first, later = [], []
     for _ in range(1 + repetitions):
         began = time.perf_counter()
-        times = [time.perf_counter() for number, _ in engine.stream_together(requests) if number == batch_size - 1]
+        times = [time.perf_counter() for number, _ in engine.stream_batch(requests) if number == batch_size - 1]
         first.append(times[0] - began)
         later.append(times[-1] - times[0])
     read, written = batch_size * prompt_tokens, batch_size * (new_tokens - 1)
