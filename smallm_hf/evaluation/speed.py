@@ -26,7 +26,7 @@ MEMORY_LOOK_SECONDS = 0.005
 SEED = 0  # of the prompt, whose tokens are drawn: what they say changes no time
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def median_and_range(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of what was measured several times."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
@@ -44,7 +44,7 @@ def measure_speed(
         repetitions: times that count.
 
     Returns:
-        What was asked, and the `spread` of `seconds_to_first_token`, from the call to the first new token of all texts;
+        What was asked, and the `median_and_range` of `seconds_to_first_token`, from the call to the first new token of all texts;
         `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
 
     Raises:
@@ -78,9 +78,9 @@ def measure_speed(
     read, written = batch_size * prompt_tokens, batch_size * (new_tokens - 1)
     return asked | {
         "repetitions": repetitions,
-        "seconds_to_first_token": spread(first[1:]),
-        "prefill_tokens_per_second": spread([read / seconds for seconds in first[1:]]),
-        "decode_tokens_per_second": spread([written / seconds for seconds in later[1:]]),
+        "seconds_to_first_token": median_and_range(first[1:]),
+        "prefill_tokens_per_second": median_and_range([read / seconds for seconds in first[1:]]),
+        "decode_tokens_per_second": median_and_range([written / seconds for seconds in later[1:]]),
     }
 
 
