@@ -44,19 +44,16 @@ def measure_speed(
         repetitions: times that count.
 
     Returns:
-        What was asked, and the `median_and_range` of `seconds_to_first_token`, from the call to the first new token of all texts;
-        `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
+        What was asked, and median and range of `seconds_to_first_token`, from the call to the first new token of all
+        texts; `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
 
     Raises:
         UserError: a number that is too small, or a text longer than the model's positions.
     """
     model = engine.model
     asked = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    for name, (value, least) in {
-        **{name: (value, 2 if name == "new_tokens" else 1) for name, value in asked.items()},
-        "repetitions": (repetitions, 1),
-    }.items():
-        if value < least:
+    for name, value in (asked | {"repetitions": repetitions}).items():
+        if value < (least := 2 if name == "new_tokens" else 1):
             raise UserError(f"{name}={value} cannot be timed; give {least} or more")
     limit = position_limit(model)
     if limit is not None and prompt_tokens + new_tokens > limit:

@@ -35,7 +35,7 @@ def test_prompt_and_new_tokens_are_timed_apart(monkeypatch):
     assert {name: found[name] for name in ASKED} == ASKED
 
 
-def test_a_spread_is_median_lowest_and_highest():
+def test_figures_are_summed_up_by_median_lowest_and_highest():
     assert median_and_range([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
