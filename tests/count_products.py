@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from smallm_hf.benchmarks.generate import compare_decoding
 from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.measuring import measure_model
-from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request
 from smallm_hf.pretrained import load_causal_lm

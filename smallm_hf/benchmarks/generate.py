@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from smallm_hf.base.arithmetic import slow_dtype
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.benchmarks.rounds import in_rounds, spread
+from smallm_hf.benchmarks.rounds import in_rounds, ratio_text
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request
 from smallm_hf.generation.steps import decodes_directly, lay_out_for_decoding
@@ -188,7 +188,7 @@ def print_decoding(results: dict[str, Any], console: Console) -> None:
                 name,
                 batch_size,
                 f"{numbers['rate']:,.0f}",
-                spread(numbers["ratio"]),
+                ratio_text(numbers["ratio"]),
                 f"{numbers['share_of_bound']:.0%}",
                 f"{numbers['same_tokens']:.0%}",
                 "" if seconds is None else f"{seconds:.0f} s",

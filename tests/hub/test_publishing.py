@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements, find_weights
-from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.results_page import report_results
 from smallm_hf.hub import checks, publishing
 from smallm_hf.hub.publishing import publish

@@ -15,7 +15,7 @@ from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.measuring import measure_model
 from smallm_hf.comparison.report import FIGURES, tabulate
 from smallm_hf.evaluation.configuration import ScoringQuestions
-from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.results_page import print_results, render
 from smallm_hf.export.exporting import export_model
 from smallm_hf.generation.engine import Engine, stream_samples
