@@ -1,4 +1,4 @@
-"""Lays language models side by side: python scripts/compare.py --models runs/quickstart/best gpt2"""
+"""Compares language models: python scripts/compare.py --models runs/quickstart/best gpt2"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from smallm_hf.base.folders import require_writable
 from smallm_hf.base.settings import Loading
 from smallm_hf.comparison.configuration import Questions, read_benchmark, read_prompts
 
-DESCRIPTION = "Gives the same prompts and the same text to several models; masked ones only fill in a word."
+DESCRIPTION = "Gives the same prompts and the same text to several models; masked models only fill in a word."
 
 
 def main() -> None:

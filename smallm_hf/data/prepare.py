@@ -25,7 +25,7 @@ from smallm_hf.data.request import Request, default_folder
 from smallm_hf.data.selection.select import check_split
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.stages import PARTS_FORMAT, Stages
-from smallm_hf.data.token_files import FORMAT, Meta, OtherFormat, TokenFiles, id_type, open_token_files
+from smallm_hf.data.token_files import FORMAT, Meta, TokenFiles, Unfit, id_type, open_token_files
 from smallm_hf.data.workers import WorkerKilled, Workers
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
 from smallm_hf.tokenizing.schemes import SCHEMES
@@ -50,11 +50,11 @@ def find_or_prepare(
     model_max_length: int,
     report: Report = _silent,
 ) -> TokenFiles:
-    """Opens the token files of these settings, made now if there are none, or of an older format or source.
+    """Opens the token files of these settings, or makes them: if there are none, or of an older format or source.
 
     Args:
         request: the settings.
-        folder: where; otherwise `data.folder`, otherwise `default_folder`. Only the last is ever made anew.
+        folder: of the token files; otherwise `data.folder`, otherwise `default_folder`, which alone is ever replaced.
         model_max_length: tokens, written into the saved tokenizer.
         report: called with lines of progress.
 
@@ -77,16 +77,13 @@ def _find(request: Request, folder: Path, replaceable: bool) -> TokenFiles | Non
         return None
     try:
         files = open_token_files(folder)
-    except OtherFormat:
+        if difference := request.difference(files.meta):
+            raise Unfit(f"{folder} holds token files with {difference}; give another data.folder or remove this one")
+    except Unfit:
         if replaceable:
             return None
         raise
-    difference = request.difference(files.meta)
-    if difference is None:
-        return files
-    if replaceable:
-        return None
-    raise UserError(f"{folder} holds token files with {difference}; give another data.folder or remove this one")
+    return files
 
 
 def wait_for_token_files(
@@ -103,7 +100,7 @@ def wait_for_token_files(
     deadline = time.monotonic() + timeout_seconds
     refused = None
     while time.monotonic() < deadline:
-        with suppress(UserError):  # not there yet, being replaced, or reported by the process that prepares
+        with suppress(UserError):  # not there yet, being replaced, or reported by the process that makes them
             files = open_token_files(folder)
             if files.meta != refused:  # comparing may read the whole source: once for each that appears
                 if request.difference(files.meta) is None:
@@ -164,7 +161,7 @@ def _refuse_early(request: Request) -> None:
 
 
 def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
-    """All stages; `folder` then holds token files of sources that were in this state and had this content."""
+    """Goes through all stages; `folder` then holds the token files of sources of this state and content."""
     request, seconds = stages.request, {}
 
     @contextmanager

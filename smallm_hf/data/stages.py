@@ -367,20 +367,17 @@ class Stages:
 
         def tasks() -> Iterator[tuple]:
             for number, one in enumerate(cleaned):
-                first = 0
-                whole = [(one.parts, sum(report["documents"] for report in one.reports))]
-                each = [([part], report["documents"]) for part, report in zip(one.parts, one.reports, strict=True)]
-                for texts, documents in whole if selection.is_inside(number) else each:
+                documents = {part: report["documents"] for part, report in zip(one.parts, one.reports, strict=True)}
+                last = 0
+                for texts in [one.parts] if selection.is_inside(number) else [[part] for part in one.parts]:
+                    first, last = last, last + sum(documents[text] for text in texts)
                     part = texts[0].with_name(f"{texts[0].name}.tokens")
                     encoded[number].append(part)
                     if next(numbers) % world_size == rank and not part.exists():
-                        sides = [
-                            codes[first : first + documents] if other == number else codes[:0]
-                            for other, codes in enumerate(selection.sides)
-                        ]
-                        mine = replace(selection, sides=sides, report={})
+                        none_but_mine = [codes[:0] for codes in selection.sides]
+                        none_but_mine[number] = selection.sides[number][first:last]
+                        mine = replace(selection, sides=none_but_mine, report={})
                         yield part, texts, mine, number, self.parts / "tokenizer", tokenizer_sha256
-                    first += documents
 
         self._follow("tokenised", self.workers.map(encode_part, tasks()))
         return encoded

@@ -124,8 +124,8 @@ class Meta:
     versions: dict[str, str]
 
 
-class OtherFormat(UserError):
-    """Token files that another version has made."""
+class Unfit(UserError):
+    """Token files that another version has made, or that are not those asked for."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     """Opens a finished folder of token files.
 
     Raises:
-        UserError: no meta.json, one of another format (`OtherFormat`), or token files that are not as long as it says.
+        UserError: no meta.json, one of another format (`Unfit`), or token files that are not as long as it says.
     """
     folder = Path(folder)
     try:
@@ -222,7 +222,7 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     except ValueError as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from error
     if content.get("format") != FORMAT:
-        raise OtherFormat(
+        raise Unfit(
             f"{folder} holds token files of format {content.get('format')}, this version reads {FORMAT}; "
             "remove it and prepare it again"
         )

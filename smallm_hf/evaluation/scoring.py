@@ -41,6 +41,7 @@ from smallm_hf.evaluation.profile import Profile, TokenScores
 from smallm_hf.evaluation.readers import LOGITS_BYTES, READERS, CausalReader, Reader
 from smallm_hf.evaluation.sharing import gather
 from smallm_hf.evaluation.sums import Sums, summarize
+from smallm_hf.evaluation.texts import warn_once
 from smallm_hf.evaluation.windows import Window, cut_stream, cut_text, resolve_context_length, resolve_stride
 from smallm_hf.evaluation.word_loss import NO_WORD
 from smallm_hf.families import kind_of
@@ -301,12 +302,21 @@ def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], profile: Profile | None, counted: bool = True
 ) -> Iterator[tuple[list[int], np.ndarray | None]]:
-    """Token ids of each text, and the number of each token's word, where a profile wants it and it is known."""
+    """Token ids of each text, and the number of each token's word, where a profile wants it and it is known.
+
+    Unknown tokens are named on stderr: all bytes that they stand for count, and their loss tells nothing of these.
+    """
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     if profile is None or not tokenizer.is_fast:
-        yield from ((ids, None) for ids in encode_ordinary(tokenizer, texts))
-        return
-    for text, (ids, starts) in zip(texts, encode_placed(tokenizer, texts), strict=True):
-        yield ids, profile.by_word.number(text, starts, counted)
+        encoded = ((ids, None) for ids in encode_ordinary(tokenizer, texts))
+    else:
+        placed = zip(texts, encode_placed(tokenizer, texts), strict=True)
+        encoded = ((ids, profile.by_word.number(text, starts, counted)) for text, (ids, starts) in placed)
+    for ids, words in encoded:
+        if unknown in ids:
+            name = tokenizer.name_or_path or "the tokenizer"
+            warn_once(f"{name} has no entry for some of the text, whose bits per byte are too low by that")
+        yield ids, words
 
 
 def _pack(

@@ -121,7 +121,7 @@ def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Ite
     A tokenizer that may not give a text back as it was is named on stderr.
     """
     if not is_lossless(tokenizer):
-        _warn_once(f"{tokenizer.name_or_path} is not lossless: its documents are read as it gives them back")
+        warn_once(f"{tokenizer.name_or_path} is not lossless: its documents are read as it gives them back")
     held = np.empty(0, tokens.dtype)
     for start in range(0, len(tokens), TOKENS_AT_A_TIME):
         held = np.concatenate((held, tokens[start : start + TOKENS_AT_A_TIME]))
@@ -131,6 +131,7 @@ def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Ite
 
 
 @functools.cache
-def _warn_once(line: str) -> None:
+def warn_once(line: str) -> None:
+    """Says a line on stderr, once in a process and by the main one of a launch."""
     if is_main_process():
         print(line, file=sys.stderr)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import yaml
 from running import WORDS, train
-from small_models import letter_tokenizer
+from small_models import gpt2, letter_tokenizer
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation import texts
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name
 
 
@@ -106,3 +107,11 @@ def test_a_tokenizer_that_does_not_give_the_text_back_is_told(run, monkeypatch):
     monkeypatch.setattr(texts, "decode_documents", lambda *_: iter(["shorter"]))
     with pytest.raises(UserError, match=r"gives back 7 of \d+ bytes of validation document 1; give the text itself"):
         list(read_scored_texts(str(run.parent / "tokens")))
+
+
+def test_what_the_tokenizer_has_no_entry_for_is_said_once(capsys):
+    tokenizer = letter_tokenizer()
+    model = gpt2()
+    for _ in range(2):
+        list(score_documents(model, tokenizer, ["abc", "a?c?"]))
+    assert capsys.readouterr().err.count("the tokenizer has no entry for some of the text") == 1

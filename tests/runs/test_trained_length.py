@@ -109,5 +109,7 @@ def test_a_checkpoint_that_does_not_know_it_yet_can_be_resumed(recipe, tmp_path,
 
 
 def test_a_recipe_cannot_state_another_length_than_it_trains(recipe, tmp_path):
-    with pytest.raises(UserError, match="model.trained_context_length=8 is what a run writes down of its training.con"):
+    with pytest.raises(
+        UserError, match="model.trained_context_length=8 is not for a recipe: a run writes it from its training.con"
+    ):
         train(recipe, tmp_path / "run", *WORDS, f"--model.{KEY}", 8)
