@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallm_hf.base.settings import Dtype, Loading, Sampling, require_models
-from smallm_hf.config import CommandOptions, config_of_run, keys_of, read_config, run_folder
+from smallm_hf.config import CommandOptions, keys_of, read_config, read_run
 from smallm_hf.evaluation.configuration import Rules
 
 if TYPE_CHECKING:
@@ -58,12 +58,10 @@ def train(
         UserError: a mistake, before the run folder exists.
         Interrupted: the run was asked to stop (Ctrl-C, SIGTERM) and has saved a checkpoint.
     """
-    folder = Path(output_dir) if output_dir else None
-    recipes = config_of_run(folder, resume) if config is None else [config]
-    run = read_config(recipes, keys_of(sections))
+    run, folder = read_run([] if config is None else [config], keys_of(sections), output_dir, resume)
     from smallm_hf.runs import train_run
 
-    return train_run(run, CommandOptions(folder or run_folder(recipes), resume))
+    return train_run(run, CommandOptions(folder, resume))
 
 
 def score(
@@ -92,7 +90,7 @@ def score(
     require_models([] if isinstance(model, tuple) else [str(model)])
     from smallm_hf.evaluation.scoring import score_documents
     from smallm_hf.evaluation.texts import require_texts
-    from smallm_hf.families import load_scorable
+    from smallm_hf.pretrained import load_scorable
 
     if isinstance(texts, str | Path):
         texts = require_texts(str(texts)).read(text_column=text_column)

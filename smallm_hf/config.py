@@ -54,9 +54,9 @@ TYPES: dict[str, Any] = {
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to go on "
-    "training with its tokenizer: other model keys of the same file or line then change its config, earlier ones are "
-    "set aside"
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to train "
+    "further, with its own tokenizer: other model keys of the same file or line then change its config, and earlier "
+    "ones are ignored"
 )
 
 
@@ -85,7 +85,7 @@ class RunConfig:
 
     @property
     def init_from(self) -> str | None:
-        """The pretrained model that the run goes on with."""
+        """The pretrained model that the run starts from."""
         return self.model.get("init_from")
 
     def as_yaml(self) -> str:
@@ -137,23 +137,30 @@ def parse_command_line(
         _add_keys(parser)
     options = parser.parse_args(others).as_dict()
     print_config, output_dir = options.pop("print_config"), options.pop("output_dir")
-    folder = Path(output_dir) if output_dir else None
-    config = read_config(recipes or config_of_run(folder, options.get("resume", False)), keys)
+    config, folder = read_run(recipes, keys, output_dir, options.get("resume", False))
     if print_config:
         print(config.as_yaml(), end="")
         raise SystemExit(0)
-    return config, CommandOptions(folder or (run_folder(recipes) if training else None), **options)
+    return config, CommandOptions(folder if training or output_dir else None, **options)
 
 
-def config_of_run(folder: Path | None, resume: bool) -> list[Path]:
-    """The recipe of a run that is resumed without one: the config in its folder."""
-    return [folder / "config.yaml"] if resume and folder and (folder / "config.yaml").is_file() else []
+def read_run(
+    recipes: Sequence[str | Path | Mapping[str, Any]],
+    stated: Iterable[tuple[str, Any]],
+    output_dir: str | Path | None,
+    resume: bool,
+) -> tuple[RunConfig, Path]:
+    """Reads the config of a run and finds its folder.
 
-
-def run_folder(recipes: Sequence[Any]) -> Path:
-    """The folder of a run that is given none, named after its last recipe."""
+    Without a folder, a run goes to `runs/NAME` after its last recipe; without a recipe, one that is resumed takes the
+    config in its folder. Arguments and errors are those of `read_config`.
+    """
     names = [Path(recipe).stem for recipe in recipes if not isinstance(recipe, Mapping)]
-    return Path("runs", names[-1] if names else "run")
+    folder = Path(output_dir or Path("runs", names[-1] if names else "run"))
+    written = folder / "config.yaml"
+    if resume and output_dir and not recipes and written.is_file():
+        recipes = [written]
+    return read_config(recipes, stated), folder
 
 
 def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Iterable[tuple[str, Any]] = ()) -> RunConfig:
@@ -212,7 +219,7 @@ def keys_of(content: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, 
 
 
 def check_sections(config: RunConfig) -> None:
-    """Refuses a config whose sections contradict each other, before anything costly.
+    """Refuses a config whose sections contradict each other, before any costly work.
 
     Raises:
         UserError: naming both values and the fix.
@@ -229,8 +236,8 @@ def check_sections(config: RunConfig) -> None:
     stated = config.model.get("trained_context_length")
     if stated not in (None, training.context_length):
         raise UserError(
-            f"model.trained_context_length={stated} is what a run writes down of its training.context_length="
-            f"{training.context_length}; leave it out"
+            f"model.trained_context_length={stated} is not for a recipe: a run writes it from its "
+            f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
 
@@ -269,7 +276,8 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
         message = _innermost(error)
         quote = "; if text is meant, quote it, as in 'no'" if "expected str, got" in message else ""
         raise UserError(f"model: {message}{quote}") from error
-    require_trainable(config, f"model.init_from={source}" if source else f"model.model_type={model_type}")
+    name = f"model.init_from={source}, a {config.model_type}," if source else f"model.model_type={model_type}"
+    require_trainable(config, name)
     return config
 
 
@@ -420,7 +428,7 @@ def _innermost(error: BaseException) -> str:
 
 
 def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:
-    """The `model` and `tokenizer` of a run that goes on with a pretrained model, whose tokenizer it takes."""
+    """The `model` and `tokenizer` of a run that starts from a pretrained model, and so takes its tokenizer."""
     from smallm_hf.pretrained import pretrained_config
     from smallm_hf.tokenizing.loading import load_tokenizer
 

@@ -182,7 +182,7 @@ def require_trainable(config: PreTrainedConfig, name: str) -> None:
     if kind == "masked" and hasattr(config, "is_decoder"):
         fix += ", or set model.is_decoder=true"
     if kind != "causal":
-        raise UserError(f"{name} is {kind} ({config.model_type}), and only causal models are trained; {fix}")
+        raise UserError(f"{name} is {kind}, and only causal models can be trained so far; {fix}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{name} does not predict the next token; {fix}")
 

@@ -70,6 +70,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.title_fontsize": "large",
     "svg.hashsalt": "smallm_hf",  # without it the ids in an SVG are random
+    "text.parse_math": False,  # a "$" in a name is a dollar
 }
 WIDTH_INCHES, PANEL_INCHES, LINE_INCHES, LETTERS_PER_LINE, DOTS_PER_INCH = 10, 2.8, 0.22, 110, 150
 PLAIN, UNDER_MEDIAN, MEDIAN = {"linewidth": 1.1}, {"linewidth": 0.7, "alpha": 0.4}, {"linewidth": 1.5}
@@ -147,7 +148,7 @@ def build_figures(runs: dict[str, Curves]) -> dict[str, Figure]:
     for name, (title, panels) in PLOTS.items():
         if any(key in curves for curves in runs.values() for panel in panels for key in panel.keys):
             whose = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
-            title = _literally(f"{whose}: {title}")
+            title = f"{whose}: {title}"
             if name == "loss" and len({_bytes_per_token(curves) for curves in runs.values()} - {None}) > 1:
                 title += "\ntheir tokens differ in length: compare them in bits per byte"
             with matplotlib.rc_context(STYLE):
@@ -184,7 +185,7 @@ def _figure(title: str, panels: Sequence[Panel], runs: dict[str, Curves]) -> Fig
     rows[-1, 0].xaxis.set_major_formatter(lambda tokens, _: count(tokens))
     if len(runs) > 1:
         names = zip(runs, colours, strict=False)
-        handles = [Line2D([], [], color=colour, linewidth=3, label=_literally(name)) for name, colour in names]
+        handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in names]
         legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
         legend.get_title().set_multialignment("center")
     else:
@@ -234,8 +235,3 @@ def _bytes_per_token(curves: Curves) -> float | None:
     """Tells tokenizers apart: losses per token cannot be compared where tokens differ in length."""
     if {"validation_bytes", "validation_tokens"} <= curves.keys():
         return curves["validation_bytes"][2, -1] / curves["validation_tokens"][2, -1]
-
-
-def _literally(text: str) -> str:
-    """Text that matplotlib shows verbatim; between dollars it would read a formula."""
-    return text.replace("$", r"\$")

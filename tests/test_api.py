@@ -38,7 +38,7 @@ def in_place(place, monkeypatch) -> Path:
     return place
 
 
-def test_a_text_is_prepared_where_the_recipe_says_or_where_it_is_told(in_place):
+def test_a_text_is_prepared_where_the_recipe_says_or_in_another_folder(in_place):
     assert smallm_hf.prepare("recipe.yaml") == Path(in_place, "tokens")
     elsewhere = smallm_hf.prepare("recipe.yaml", "other_tokens", data={"validation_ratio": 0.5})
     assert elsewhere == Path("other_tokens")
@@ -121,7 +121,7 @@ def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(in_place):
         (lambda: smallm_hf.train({"training": {"max_step": 3}}), r"unknown key training.max_step; did you mean"),
         (lambda: smallm_hf.train("nowhere.yaml"), r"--config nowhere.yaml: cannot be read"),
         (lambda: smallm_hf.train("recipe.yaml", "fp32"), r"fp32"),
-        (lambda: smallm_hf.prepare({}), r"the run has no end; set training.max_steps"),
+        (lambda: smallm_hf.prepare({}), r"holds no sections; see configs/quickstart.yaml"),
         (lambda: smallm_hf.score("nowhere/at/all", "fp32"), r"nowhere/at/all is not a folder"),
         (lambda: smallm_hf.score("fp32/best", "nowhere.txt"), r"nowhere.txt: no such file or folder"),
         (lambda: smallm_hf.score("fp32/best", ["a"], protocol="pakced"), r"protocol 'pakced' is unknown"),

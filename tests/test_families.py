@@ -6,30 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from huggingface_hub.dataclasses import strict
+from tiny_gru import TinyGRUConfig, TinyGRUForCausalLM, registered
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
-    GenerationMixin,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
 )
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import model_config
 from smallm_hf.export.exporting import export_model
-from smallm_hf.families import FAMILIES, TARGETS, Family, family_of, family_of_file, kind_of, parameter_groups, register
+from smallm_hf.families import FAMILIES, TARGETS, Family, family_of, family_of_file, kind_of, parameter_groups
 from smallm_hf.inspection import refuse_lookahead
 from smallm_hf.pretrained import find_kind, fresh_model, load_scorable, load_weights, pretrained_config
 from smallm_hf.training.configuration import TrainingConfig
@@ -39,71 +35,10 @@ from smallm_hf.training.plan import embedding_parameters, make_plan
 RATES = {"learning_rate": 1e-2, "muon_learning_rate": 2e-2, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95}
 
 
-# --- a family of two gated recurrent layers, as a newcomer would add it ----------------------------------------------
-
-
-@strict
-class TinyGRUConfig(PreTrainedConfig):
-    model_type = "tiny_gru"
-
-    vocab_size: int = 300
-    hidden_size: int = 16
-    num_hidden_layers: int = 2
-    tie_word_embeddings: bool = False
-    use_cache: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
-
-
-class TinyGRUPreTrainedModel(PreTrainedModel):
-    config: TinyGRUConfig
-    base_model_prefix = "model"
-
-
-class TinyGRUModel(TinyGRUPreTrainedModel):
-    def __init__(self, config: TinyGRUConfig):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.gru = nn.GRU(config.hidden_size, config.hidden_size, config.num_hidden_layers, batch_first=True)
-        self.mix = nn.Linear(config.hidden_size, config.hidden_size)
-        self.post_init()
-
-    def forward(self, input_ids: torch.Tensor, **kwargs) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=self.mix(self.gru(self.embed_tokens(input_ids))[0]))
-
-
-class TinyGRUForCausalLM(TinyGRUPreTrainedModel, GenerationMixin):
-    def __init__(self, config: TinyGRUConfig):
-        super().__init__(config)
-        self.model = TinyGRUModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, **kwargs) -> CausalLMOutput:
-        logits = self.lm_head(self.model(input_ids).last_hidden_state)
-        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
-        return CausalLMOutput(loss=loss, logits=logits)
-
-
-def gru_flops(model: PreTrainedModel, context_length: int) -> int:
-    return 6 * sum(p.numel() for p in model.parameters() if p.ndim == 2) - 6 * model.model.embed_tokens.weight.numel()
-
-
 @pytest.fixture
 def tiny_gru() -> Iterator[Family]:
-    """The family, registered for one test."""
-    family = Family(
-        TinyGRUConfig,
-        TinyGRUForCausalLM,
-        TinyGRUModel,
-        native=lambda config: (None, "transformers has no recurrent model of this shape"),
-        flops_per_token=gru_flops,
-        activations=lambda config, context_length: (4 * config.num_hidden_layers * config.hidden_size, 0),
-    )
-    register(family)
-    yield family
-    del FAMILIES["tiny_gru"]
+    with registered() as family:
+        yield family
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_odd_but_valid_runs_are_drawn_without_a_word(tmp_path, records, names):
     assert list(dict.fromkeys(file.stem for file in files)) == names
 
 
-def test_an_unfinished_last_line_is_no_damage(run):
+def test_an_unfinished_last_line_is_not_damage(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "tok')
     assert read_curves(run)["loss"].shape == (3, 4)

@@ -104,7 +104,7 @@ def test_a_mistake_on_the_line_is_answered_without_a_heavy_library():
 
 def test_a_run_and_a_score_begin_without_what_only_some_of_them_use():
     unused = {"datasets", "evaluate", "sklearn", "matplotlib", "pandas"}
-    code = f"import sys, smallm_hf.runs, smallm_hf.evaluation.evaluating; print(*{unused} & sys.modules.keys())"
+    code = f"import sys, smallm_hf.runs, smallm_hf.evaluation.model_scores; print(*{unused} & sys.modules.keys())"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split() == []
 

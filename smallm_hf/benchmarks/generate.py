@@ -16,17 +16,17 @@ from transformers.pytorch_utils import Conv1D
 from smallm_hf.base.arithmetic import slow_dtype
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.benchmarks.rounds import in_rounds, spread
+from smallm_hf.benchmarks.rounds import in_rounds, ratio_text
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request
 from smallm_hf.generation.steps import decodes_directly, lay_out_for_decoding
 from smallm_hf.inspection import position_limit, vocabulary_size
 from smallm_hf.training.devices import hardware
 
-PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 16, 112, 5
-QUICK_NEW_TOKENS, QUICK_ROUNDS = 8, 2
-# Larger than the caches of a processor; a quick run only shows that it works.
-READ_BYTES, QUICK_READ_BYTES = 2**28, 2**24
+PROMPT_TOKENS = 16
+# New tokens, rounds, and bytes of the tensor that is summed, more than the caches of a processor hold; a quick run only
+# shows that it works.
+FULL, QUICK = (112, 5, 2**28), (8, 2, 2**24)
 BASELINE = "generate, fp32"
 MEMORY = "reading memory"
 
@@ -42,17 +42,14 @@ def compare_decoding(
     quick: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Times greedy texts of one length by `generate` and by our engine, in float32 and with weights in bfloat16.
+    """Times greedy texts of one length, prompt included, by `generate` and by our engine.
 
-    The latter only where the device multiplies it well: elsewhere nobody would write so.
-
-    A text's time is that of its prompt too. All ways take turns with one another and with a sum over a large tensor,
-    which tells how fast memory is read; `share_of_bound` is of the texts per second that reading all multiplied weights
-    once per step would allow.
+    All ways take turns with one another and with a sum over a large tensor, which tells how fast memory is read;
+    `share_of_bound` is of the texts per second that reading all multiplied weights once per step would allow. Weights
+    in bfloat16 are only timed where the device multiplies them well: elsewhere nobody would write so.
 
     Args:
         model: any causal model that `decodes_directly`; is left as it was.
-        tokenizer: its own.
         batch_sizes: texts at a time.
         compile: also with a compiled step, which writes one text at a time.
         quick: seconds instead of minutes: few tokens, few rounds, no compiling.
@@ -66,26 +63,23 @@ def compare_decoding(
     Raises:
         UserError: the model is written with by `generate`'s own methods, or its context is too short.
     """
-    new_tokens = _new_tokens(model, QUICK_NEW_TOKENS if quick else NEW_TOKENS)
-    plain = copy.deepcopy(model).float().eval()
-    models = {"fp32": plain}
+    wanted, rounds, read_bytes = QUICK if quick else FULL
+    new_tokens = _new_tokens(model, wanted)
+    models = {"fp32": copy.deepcopy(model).float().eval()}
     if slow := slow_dtype(torch.bfloat16, model.device):
         say(f"leaving out bf16: {slow}")
     else:
-        models["bf16"] = copy.deepcopy(plain).bfloat16()
+        models["bf16"] = copy.deepcopy(models["fp32"]).bfloat16()
     writers: dict[str, Write] = {}
     for dtype, each in models.items():
-        ours = lay_out_for_decoding(copy.deepcopy(plain)) if dtype == "fp32" else each
+        ours = lay_out_for_decoding(copy.deepcopy(each))
         writers[f"generate, {dtype}"] = functools.partial(_generate, each)
         writers[f"ours, {dtype}"] = functools.partial(_write, Engine(ours, tokenizer))
         if compile and not quick:
             writers[f"ours, {dtype}, compiled"] = functools.partial(_write, Engine(ours, tokenizer, compile=True))
-    tensor = torch.ones((QUICK_READ_BYTES if quick else READ_BYTES) // 4, device=model.device)
+    tensor = torch.ones(read_bytes // 4, device=model.device)
     weights = {dtype: multiplied_bytes(each) for dtype, each in models.items()}
-    found = {
-        str(size): _time_ways(writers, weights, tensor, size, new_tokens, QUICK_ROUNDS if quick else ROUNDS, say)
-        for size in batch_sizes
-    }
+    found = {str(size): _time_ways(writers, weights, tensor, size, new_tokens, rounds, say) for size in batch_sizes}
     memory = [ways.pop(MEMORY) for ways in found.values()]
     return {
         "model": type(model).__name__,
@@ -194,7 +188,7 @@ def print_decoding(results: dict[str, Any], console: Console) -> None:
                 name,
                 batch_size,
                 f"{numbers['rate']:,.0f}",
-                spread(numbers["ratio"]),
+                ratio_text(numbers["ratio"]),
                 f"{numbers['share_of_bound']:.0%}",
                 f"{numbers['same_tokens']:.0%}",
                 "" if seconds is None else f"{seconds:.0f} s",

@@ -25,7 +25,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.readers import LOGITS_BYTES
-from smallm_hf.evaluation.variety import WORD
+from smallm_hf.evaluation.variety import WORD_OR_MARK
 from smallm_hf.inspection import position_limit, vocabulary_size
 from smallm_hf.tokenizing.encoding import encode_ordinary
 
@@ -118,7 +118,7 @@ def first_word(text: str, inside: bool) -> tuple[Word | None, bool]:
     """
     if inside and (rest := REST.match(text)):
         return Word(rest[0], "ending"), rest.end() < len(text)
-    if not (found := WORD.match(text)):
+    if not (found := WORD_OR_MARK.match(text)):
         return None, False
     return Word(found["word"] or found["mark"]), found["mark"] is not None or found.end() < len(text)
 

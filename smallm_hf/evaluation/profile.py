@@ -25,7 +25,7 @@ class TokenScores:
         ranks: tokens that the model preferred, 0 for its first choice; of equal logits the lower id comes first.
         entropies: of the predicted distribution, in nats; None if not asked for.
         confidences: the probability of the first choice; None if not asked for.
-        words: number of the word of each, by `WordLoss.number`; None if not asked for.
+        words: the word of each, by `WordLoss.find`; None if not asked for.
     """
 
     token_ids: np.ndarray

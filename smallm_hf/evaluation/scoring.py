@@ -43,7 +43,6 @@ from smallm_hf.evaluation.sharing import gather
 from smallm_hf.evaluation.sums import Sums, summarize
 from smallm_hf.evaluation.texts import warn_once
 from smallm_hf.evaluation.windows import Window, cut_stream, cut_text, resolve_context_length, resolve_stride
-from smallm_hf.evaluation.word_loss import NO_WORD
 from smallm_hf.families import kind_of
 from smallm_hf.inspection import (
     evaluation_mode,
@@ -269,7 +268,7 @@ def score_token_stream(
         separator: the eos, for a model that was trained to attend within documents; None lets it reach across them.
         advance: called with the number of tokens that were just scored.
         profile: every token is added to it.
-        words: number of the word of each token, for the profile.
+        words: the word of each token, for the profile.
 
     Raises:
         UserError: a context longer than the model's, or token ids outside its vocabulary.
@@ -311,7 +310,7 @@ def _encode(
         encoded = ((ids, None) for ids in encode_ordinary(tokenizer, texts))
     else:
         placed = zip(texts, encode_placed(tokenizer, texts), strict=True)
-        encoded = ((ids, profile.by_word.number(text, starts, counted)) for text, (ids, starts) in placed)
+        encoded = ((ids, profile.by_word.find(text, starts, counted)) for text, (ids, starts) in placed)
     for ids, words in encoded:
         if unknown in ids:
             name = tokenizer.name_or_path or "the tokenizer"
@@ -323,13 +322,13 @@ def _pack(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], profile: Profile | None, counted: bool
 ) -> tuple[np.ndarray, np.ndarray | None, Sums]:
     """The texts as one stream, each closed by eos, its words, and its size: an eos is one byte and one character."""
-    pieces, words, size = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int32)], Sums()
+    pieces, words, size = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=object)], Sums()
     for block in _blocks((text, "") for text in texts):
         block = [text for text, _ in block]
-        for ids, numbers in _encode(tokenizer, block, profile, counted):
+        for ids, of_tokens in _encode(tokenizer, block, profile, counted):
             pieces.append(np.array([*ids, tokenizer.eos_token_id], np.int32))
-            if numbers is not None:
-                words.append(np.array([*numbers, NO_WORD], np.int32))
+            if of_tokens is not None:
+                words.append(np.append(of_tokens, None))
         size = sum((Sums.of_text(text) for text in block), size + Sums(bytes=len(block), characters=len(block)))
     return np.concatenate(pieces), np.concatenate(words) if words[1:] else None, size
 

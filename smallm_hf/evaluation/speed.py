@@ -27,7 +27,7 @@ MEMORY_LOOK_SECONDS = 0.005
 SEED = 0  # of the prompt, whose tokens are drawn: what they say changes no time
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def median_and_range(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of what was measured several times."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
@@ -45,19 +45,16 @@ def measure_speed(
         repetitions: times that count.
 
     Returns:
-        What was asked, and the `spread` of `seconds_to_first_token`, from the call to the first new token of all texts;
-        `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
+        What was asked, and median and range of `seconds_to_first_token`, from the call to the first new token of all
+        texts; `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
 
     Raises:
         UserError: a number that is too small, or a text longer than the model's positions.
     """
     model = engine.model
     asked = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    for name, (value, least) in {
-        **{name: (value, 2 if name == "new_tokens" else 1) for name, value in asked.items()},
-        "repetitions": (repetitions, 1),
-    }.items():
-        if value < least:
+    for name, value in (asked | {"repetitions": repetitions}).items():
+        if value < (least := 2 if name == "new_tokens" else 1):
             raise UserError(f"{name}={value} cannot be timed; give {least} or more")
     limit = position_limit(model)
     if limit is not None and prompt_tokens + new_tokens > limit:
@@ -73,15 +70,15 @@ def measure_speed(
     first, later = [], []
     for _ in range(1 + repetitions):
         began = time.perf_counter()
-        times = [time.perf_counter() for number, _ in engine.stream_together(requests) if number == batch_size - 1]
+        times = [time.perf_counter() for number, _ in engine.stream_batch(requests) if number == batch_size - 1]
         first.append(times[0] - began)
         later.append(times[-1] - times[0])
     read, written = batch_size * prompt_tokens, batch_size * (new_tokens - 1)
     return asked | {
         "repetitions": repetitions,
-        "seconds_to_first_token": spread(first[1:]),
-        "prefill_tokens_per_second": spread([read / seconds for seconds in first[1:]]),
-        "decode_tokens_per_second": spread([written / seconds for seconds in later[1:]]),
+        "seconds_to_first_token": median_and_range(first[1:]),
+        "prefill_tokens_per_second": median_and_range([read / seconds for seconds in first[1:]]),
+        "decode_tokens_per_second": median_and_range([written / seconds for seconds in later[1:]]),
     }
 
 

@@ -20,7 +20,7 @@ class Window:
         token_ids: int64 of shape (tokens,); those before the scored ones are context.
         scored: how many of them, from the end, are scored.
         source_ids: what the encoder of a seq2seq model reads beside it.
-        words: number of the word that each scored token belongs to, by `WordLoss.number`; None if not asked for.
+        words: the word that each scored token belongs to, by `WordLoss.find`; None if not asked for.
     """
 
     token_ids: np.ndarray
@@ -83,7 +83,7 @@ def cut_text(
         context_length: tokens of a window beyond the first, which is only read.
         stride: scored tokens of every window but the first and the last; None cuts disjoint windows.
         source_ids: what an encoder reads with each window.
-        words: number of the word of each token of the text.
+        words: the word of each token of the text.
     """
     sequence = np.array([*before, *token_ids], dtype=np.int64)
     done, planned_end = len(before), context_length + 1

@@ -92,7 +92,7 @@ def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, Pr
         other = "".join(f"; export --to {target} instead" for target in family.exports)
         raise UserError(f"--to {to} cannot express {model}: {family.native(config)[1]}{other}")
     if to not in family.exports:
-        known = ", ".join([*NATIVE_SWITCHES, *FAMILIES])
+        known = ", ".join([*NATIVE_SWITCHES, *(name for name, ours in FAMILIES.items() if ours.exports)])
         raise UserError(f"--model {model} is of type {config.model_type}; the types that can be exported are {known}")
     if len(tokenizer) > config.vocab_size:
         raise UserError(

@@ -120,8 +120,9 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend else {"model": {"type": type(tokenizer).__name__}}
-    model, cut = content["model"], content.get("pre_tokenizer") or {}
-    special = ("lstrip", "rstrip", "single_word")
+    model, cut, added = content["model"], content.get("pre_tokenizer") or {}, content.get("added_tokens", ())
+    of_merges = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    of_spaces = ("lstrip", "rstrip", "single_word")
     differences = {
         f"model type {model['type']}": model["type"] != "BPE",
         "a normalizer": content.get("normalizer"),
@@ -129,13 +130,8 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "add_prefix_space": cut.get("add_prefix_space"),
         "no token for some bytes": not set(bytes_to_unicode().values()) <= set(model.get("vocab", ())),
         "no merges": not model.get("merges"),
-        "options of its merges": any(
-            model.get(name)
-            for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-        ),
-        "special tokens that take in spaces": any(
-            token[name] for token in content.get("added_tokens", ()) for name in special
-        ),
+        "options of its merges": any(model.get(name) for name in of_merges),
+        "special tokens that take in spaces": any(token[name] for token in added for name in of_spaces),
         "no eos": tokenizer.eos_token_id is None,
     }
     if found := [name for name, differs in differences.items() if differs]:

@@ -70,11 +70,19 @@ class Token:
 
 @dataclass(frozen=True)
 class Written:
-    """A whole text and its tokens; one that was interrupted has no `finish_reason`."""
+    """A text by its tokens."""
 
-    text: str
     tokens: tuple[Token, ...]
-    finish_reason: FinishReason | None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None where it was interrupted."""
+        return self.tokens[-1].finish_reason if self.tokens else None
 
 
 def seed_of(*parts: int | str) -> int:

@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch._dynamo.config as dynamo
@@ -17,6 +17,7 @@ import torch._inductor.config as inductor
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from smallm_hf.base.errors import UserError, one_line
@@ -75,43 +76,30 @@ def _unmark(cache: Cache) -> None:
         vars(layer).update({name: tensor.clone() for name, tensor in tensors.items()})
 
 
-class Steps(Protocol):
-    """What the engine needs of a way to step: the logits of the next tokens, and which of them it then goes on with."""
-
-    def logits(self) -> torch.Tensor:
-        """Of the next token of every row that is left, (rows, V)."""
-
-    def go_on(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
-        """Takes the next tokens (len(rows), 1), of these rows of the last logits; the other rows have ended."""
-
-
 class CachedSteps:
-    """Steps of a model whose state is a cache of keys and values.
+    """The logits of the next tokens, by a model whose state is a cache of keys and values.
 
     Texts of different length stand side by side behind padding, which nothing sees; those that end leave the cache.
 
     Args:
         model: one that `decodes_directly`.
-        texts: token ids (1, T) of each, on the device of the model.
+        texts: token ids (T,) of each, on the device of the model.
         compiled_tokens: compile the step, for a cache of so many tokens; None compiles nothing.
     """
 
     def __init__(self, model: PreTrainedModel, texts: Sequence[torch.Tensor], compiled_tokens: int | None = None):
         self.model, self.compiles = model, compiled_tokens is not None
-        self.cache = (
-            fixed_cache(model, compiled_tokens)
-            if self.compiles
-            else DynamicCache(config=model.config.get_text_config(decoder=True))
-        )
-        longest = max(text.shape[1] for text in texts)
-        self.tokens = torch.cat([nn.functional.pad(text, (longest - text.shape[1], 0)) for text in texts])
-        lengths = torch.tensor([[text.shape[1]] for text in texts], device=model.device)
-        mask = (torch.arange(longest, device=model.device) >= longest - lengths).long()
-        self.mask = None if all(text.shape[1] == longest for text in texts) else mask
+        if self.compiles:
+            self.cache = fixed_cache(model, compiled_tokens)
+        else:
+            self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self.tokens = pad_sequence(texts, batch_first=True, padding_side="left")
+        mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side="left")
+        self.mask = None if mask.all() else mask
         self.step, self.compiling = _step, nullcontext()
 
     def logits(self) -> torch.Tensor:
-        """The logits after what was read last."""
+        """Those after the tokens taken last, (rows, V)."""
         padding = {}
         if self.mask is not None:
             places = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -122,8 +110,8 @@ class CachedSteps:
         return logits
 
     def go_on(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
-        """Leaves out the rows that have ended; after the texts themselves, only steps of one token are compiled."""
-        if self.compiles and self.step is _step:
+        """Takes the next tokens (len(rows), 1) of these rows; the others have ended."""
+        if self.compiles and self.step is _step:  # the texts have been read: only steps of one token are compiled
             _unmark(self.cache)
             self.step, self.compiling = _compiled_step(), _compiling(self.model)
         if len(rows) < len(self.tokens):
@@ -136,13 +124,13 @@ class CachedSteps:
 
 
 class OwnSteps:
-    """Steps by the methods that every model of transformers has or inherits for `generate`, whatever its state is.
+    """As `CachedSteps`, by the methods that a model has for `generate`, whatever its state is.
 
     Texts are of one length, as those of a decoder are that begins; one that ends is carried along to the last.
 
     Args:
         model: any that can `generate`.
-        token_ids: (B, T), what was written of the texts.
+        token_ids: (B, T), what is there of the texts.
         inputs: all else that `generate` prepared for the model.
     """
 
@@ -151,7 +139,7 @@ class OwnSteps:
         self.rows, self.begins = list(range(len(token_ids))), True
 
     def logits(self) -> torch.Tensor:
-        """The logits after what was read last, or after all of it where the model keeps no state."""
+        """As those of `CachedSteps`; a model that keeps no state reads everything again."""
         last = None if self.begins or not self.inputs.get("use_cache") else 1
         asked = {"next_sequence_length": last, "is_first_iteration": self.begins, **self.inputs}
         outputs = self.model(**self.model.prepare_inputs_for_generation(self.token_ids, **asked), return_dict=True)
@@ -161,7 +149,7 @@ class OwnSteps:
         return outputs.logits[self.rows, -1]
 
     def go_on(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
-        """Appends the tokens; rows that have ended get their last one again."""
+        """As that of `CachedSteps`; rows that have ended get their last token again."""
         self.rows = [self.rows[row] for row in rows]
         newest = self.token_ids[:, -1:].clone()
         newest[self.rows] = tokens

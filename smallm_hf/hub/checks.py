@@ -39,40 +39,30 @@ PROMPT = "The"
 
 
 def check_record(run: Path, results: dict[str, Any], weights: Weights, model: PreTrainedModel) -> None:
-    """Makes sure that `results.json` agrees with the weights and the other records.
-
-    Args:
-        run: the run folder.
-        results: what its `results.json` holds.
-        weights: `best` or `final`.
-        model: these weights, loaded.
+    """Makes sure that `results.json` of a run agrees with `best` or `final`, loaded, and with the other records.
 
     Raises:
         UserError: naming the first figure that differs, and both values.
     """
     metrics, folder = read_records(run, "metrics"), f"{weights.name}/"
-    steps, tokens = metrics[-1]["step"], metrics[-1]["tokens"]
+    tokens, stated = metrics[-1]["tokens"], figures_of_json(results["best" if weights.name == "best" else "last"])
     validated = [record for record in metrics if record["step"] == weights.step and "validation_loss" in record][-1:]
-    counted = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "embedding_parameters": embedding_parameters(model),
-    }
     context_length = results["config"]["training"]["context_length"]
     flops = family_of(model.config).flops_per_token(model, context_length) * tokens
-    scored = figures_of_json(results["best" if weights.name == "best" else "last"])
     found = [
-        ("metrics.jsonl", results, {"steps": steps, "tokens": tokens}),
-        (folder, results, counted),
+        ("metrics.jsonl", results, {"steps": metrics[-1]["step"], "tokens": tokens}),
+        (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
+        (folder, results, {"embedding_parameters": embedding_parameters(model)}),
         ("the formula", results, {"flops": flops}),
-        (f"{folder}validation.json", scored, weights.scored),
-        *(("metrics.jsonl", {**scored, "tokens": record["tokens"]}, figures_of_json(record)) for record in validated),
+        (f"{folder}validation.json", stated, weights.scored),
+        *(("metrics.jsonl", stated | {"tokens": record["tokens"]}, figures_of_json(record)) for record in validated),
     ]
-    for source, stated, values in found:
+    for source, said, values in found:
         for name, value in values.items():
-            if stated.get(name) != value:
+            if said.get(name) != value:
                 raise UserError(
-                    f"{run}/results.json says {name}={stated.get(name)} of {weights.name}/, {source} says {value}; "
-                    "bring back the file as the run wrote it, or finish a run that went on since (train.py --resume)"
+                    f"{run}/results.json says {name}={said.get(name)} of {weights.name}/, {source} says {value}; "
+                    "restore the file as the run wrote it, or finish a run that went on since (train.py --resume)"
                 )
 
 
@@ -113,7 +103,7 @@ def verify_card(run: Path) -> list[str]:
     check_record(run, results, best, model)
     number = check_card(run, best)
     lines = [
-        f"card: its {number} lines are what the records say" if number else "card: none, it will be written anew",
+        f"card: its {number} lines are what the records say" if number else "card: none, it will be written again",
         f"{results['parameters']:,} parameters ({results['embedding_parameters']:,} in tables), FLOPs: counted again",
     ]
     files = find_token_files(results)
@@ -149,14 +139,13 @@ def load_own_class(folder: Path) -> PreTrainedModel:
         family = family_of_file(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         return load_weights(folder, family.config_class.from_pretrained(folder)).eval()
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded ({one_line(error)}); bring back the files of the run") from error
+        raise UserError(f"{folder} cannot be loaded ({one_line(error)}); restore the files of the run") from error
 
 
 def load_elsewhere(request: str) -> None:
     """What the checking process runs: it is given the source of this function and cannot import the package.
 
-    Prints, as JSON, the name of each model and the largest difference of its logits, as a share of the largest logit,
-    once for each of its flags.
+    Prints JSON: for each model and flag, the name and the largest difference of logits as a share of the largest logit.
 
     Args:
         request: JSON with `revision`, `prompt`, and for each of `models` its `name`, `flags` (of trust_remote_code) and
@@ -218,7 +207,7 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
     result = subprocess.run([sys.executable, "-I", "-c", code], env=environment, capture_output=True, errors="replace")
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise UserError(f"it does not load where smallm_hf is not installed: {reason:.300}; repair that, then publish")
+        raise UserError(f"it does not load where smallm_hf is not installed: {reason:.300}; fix that, then publish")
     differences, trained = json.loads(result.stdout.splitlines()[-1]), {check.name: check.trained for check in checks}
     for name, difference in differences:
         if not difference <= LARGEST_DIFFERENCE:  # nor NaN
@@ -231,15 +220,11 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
 
 @torch.inference_mode()
 def _question(check: Check, file: Path) -> dict[str, Any]:
-    """What the checking process is asked about one model; writes the logits that it should find."""
+    """What the checking process is asked about one model; writes `expected`."""
     config = json.loads((check.folder / "config.json").read_text(encoding="utf-8"))
     promised = {False: config["model_type"] not in FAMILIES, True: "auto_map" in config}
     model = load_own_class(check.trained)
     length = min(CHECKED_TOKENS, position_limit(model) or CHECKED_TOKENS)
     input_ids = (torch.arange(length) * 7919 % model.config.vocab_size)[None]  # from all over the vocabulary
     save_file({"input_ids": input_ids, "logits": model(input_ids).logits.contiguous()}, file)
-    return {
-        "name": check.name,
-        "flags": [flag for flag, promise in promised.items() if promise],
-        "expected": str(file),
-    }
+    return {"name": check.name, "flags": [flag for flag in promised if promised[flag]], "expected": str(file)}

@@ -112,7 +112,7 @@ def _send_all(
 def _send(repository: Repository, folder: Path, branch: str, tag: str | None = None) -> None:
     """Makes a branch, and a tag, hold the files of a folder unless they do, and says so."""
     repository.create(branch)
-    names = [name for name in (branch, tag) if name and name != SIDE_BRANCH]  # that one goes on to the next weights
+    names = [name for name in (branch, tag) if name and name != SIDE_BRANCH]  # it moves on to the next weights
     if all(repository.holds(folder, name) for name in names):
         print(f"{repository.id}: {' and '.join(names)} is up to date")
         return

@@ -57,8 +57,8 @@ def stage(
         folder: created unless it exists.
         statements: what the card says and no record knows.
         repo: the id of the repository.
-        report: the page that `choose_report` returned.
-        exports: folders that scripts/export.py has made from the best weights, which they are published with.
+        report: what `choose_report` returned.
+        exports: folders that scripts/export.py has made from the best weights; published with these.
         revisions: names of all revisions, for the card.
 
     Raises:
@@ -154,14 +154,13 @@ def settle_auto_map(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     auto_map = {name: value.split("--")[-1] for name, value in config.get("auto_map", {}).items()}
-    for module in {value.split(".")[0] for value in auto_map.values()}:
-        ours = Path(models.__file__).parent / f"{module}.py"
-        if not (folder / ours.name).exists() and ours.is_file():
+    files = {f"{value.split('.')[0]}.py" for value in auto_map.values()}
+    for ours in map(Path(models.__file__).with_name, files):
+        if ours.is_file() and not (folder / ours.name).exists():
             shutil.copy(ours, folder)
-        if not (folder / ours.name).exists():
-            auto_map = {}
-    if auto_map != config.get("auto_map", {}):
-        config.pop("auto_map")
+    if not all((folder / file).exists() for file in files):
+        auto_map = {}
+    if auto_map != config.pop("auto_map", {}):
         write_json(path, config | ({"auto_map": auto_map} if auto_map else {}))
 
 

@@ -38,8 +38,8 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
         UserError: a text that is on the Hub already or has no stated licence, token files that are gone, or a tokenizer
             that does not reproduce the text.
     """
-    told, source = without_paths(results), results["data"]["source"]
-    facts = resolve_statements(told, statements)
+    public, source = without_paths(results), results["data"]["source"]
+    facts = resolve_statements(public, statements)
     if results["data"].get("on_hub"):
         raise UserError(f"data.source={source} is on the Hub already, and the card names it; leave out --data_repo")
     if not facts["data_license"]:
@@ -68,7 +68,7 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
             {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in SIDES]}
         ],
     )
-    values = {**told, **facts, "name": repo.split("/")[-1], "repo": repo}
+    values = {**public, **facts, "name": repo.split("/")[-1], "repo": repo}
     card = DatasetCard.from_template(metadata, str(Path(__file__).with_name("data_card.md")), **values)
     (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
 

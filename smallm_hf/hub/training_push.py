@@ -49,16 +49,17 @@ class TrainingPush:
         """Waits for the push that is running, if any, and gives it up after `timeout_seconds`."""
         if self.folder:
             self.thread.join(timeout_seconds)
+            folder, self.folder = self.folder, None
             if self.thread.is_alive():
                 self.report(f"step {self.step} did not reach the Hub in {timeout_seconds:g} seconds; given up")
-                shutil.rmtree(self.folder, ignore_errors=True)  # the process may end before the thread does it
-            self.folder = None
+                shutil.rmtree(folder, ignore_errors=True)  # the process may end before the thread does it
 
     def _push(self, folder: Path, step: int) -> None:
         try:
             self.repository.upload(folder, TRAINING_BRANCH, f"Step {step}", only=MODEL_FILES + TOKENIZER_FILES)
-            self.report(f"step {step} pushed to {self.repository.url}/tree/{TRAINING_BRANCH}")
+            outcome = f"step {step} pushed to {self.repository.url}/tree/{TRAINING_BRANCH}"
         except Exception as error:  # whatever happens here, training continues
-            self.report(f"step {step} is not pushed to the Hub: {one_line(error)}")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            outcome = f"step {step} is not pushed to the Hub: {one_line(error)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.folder == folder:  # not given up
+            self.report(outcome)

@@ -4,12 +4,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import DiskFull, is_disk_full
@@ -30,6 +30,7 @@ class Pushes(Protocol):
         """Takes over a folder, to be removed once it is sent, and returns at once."""
 
 
+@dataclass(kw_only=True)
 class Saver:
     """Writes what a run leaves; every process calls it, and the main one writes.
 
@@ -45,22 +46,15 @@ class Saver:
         say: prints a line.
     """
 
-    def __init__(
-        self,
-        *,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        optimizer: torch.optim.Optimizer,
-        training: TrainingConfig,
-        run: Path,
-        log: RunLog,
-        accelerator: Accelerator,
-        identity: dict[str, Any],
-        say: Callable[[str], None],
-    ):
-        self.model, self.tokenizer, self.optimizer, self.training = model, tokenizer, optimizer, training
-        self.run_folder, self.log, self.accelerator = run, log, accelerator
-        self.identity, self.say = identity, say
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    optimizer: torch.optim.Optimizer
+    training: TrainingConfig
+    run: Path
+    log: RunLog
+    accelerator: Accelerator
+    identity: dict[str, Any]
+    say: Callable[[str], None]
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Appends to `NAME.jsonl`; on a full disk the run stops or continues without the record."""
@@ -82,23 +76,15 @@ class Saver:
         def kept(step: int) -> bool:
             return bool((state.best and step == state.best["step"]) or (every and step % every == 0))
 
-        return save_checkpoint(
-            self.run_folder,
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            state,
-            self.identity,
-            kept=kept,
-            newest=self.training.keep_checkpoints,
-        )
+        parts = (self.run, self.accelerator, self.model, self.optimizer, state)
+        return save_checkpoint(*parts, self.identity, kept=kept, newest=self.training.keep_checkpoints)
 
     def save_model(self, name: str, validated: dict[str, float]) -> None:
         """Writes a `save_pretrained` folder with the tokenizer and the last validation, in one step or not at all."""
         with self.spared_by_full_disk():
             with whole(self.model) as model:
                 if self.accelerator.is_main_process:
-                    with replacing(self.run_folder / name) as folder:
+                    with replacing(self.run / name) as folder:
                         self._write_model(model, folder)
                         write_validation(folder, validated)
             self.accelerator.wait_for_everyone()
@@ -108,16 +94,16 @@ class Saver:
         with whole(self.model) as model:
             if not pushes:
                 return
-            folder = Path(tempfile.mkdtemp(dir=self.run_folder, prefix=".push-"))
+            folder = Path(tempfile.mkdtemp(dir=self.run, prefix=".push-"))
             try:
                 self._write_model(model, folder)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except BaseException as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 if not is_disk_full(error):
                     raise
                 self.say(f"no space left to push step {step}; going on without it")
-                return
-            pushes.push(folder, step)
+            else:
+                pushes.push(folder, step)
 
     def _write_model(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)

@@ -10,7 +10,7 @@ from small_models import bert, gpt2, letter_tokenizer, mask_tokenizer, save, t5
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import speed
-from smallm_hf.evaluation.speed import in_own_process, load_and_measure, measure_speed, peak_memory, spread
+from smallm_hf.evaluation.speed import in_own_process, load_and_measure, measure_speed, median_and_range, peak_memory
 from smallm_hf.generation.engine import Engine
 
 ASKED = {"batch_size": 2, "prompt_tokens": 5, "new_tokens": 4, "repetitions": 3}
@@ -35,8 +35,8 @@ def test_prompt_and_new_tokens_are_timed_apart(monkeypatch):
     assert {name: found[name] for name in ASKED} == ASKED
 
 
-def test_a_spread_is_median_lowest_and_highest():
-    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+def test_figures_are_summed_up_by_median_lowest_and_highest():
+    assert median_and_range([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
 def test_a_seq2seq_model_is_timed_too():

@@ -14,7 +14,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation import texts
 from smallm_hf.evaluation.configuration import ScoringQuestions
-from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name
 

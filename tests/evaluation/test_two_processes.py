@@ -10,7 +10,7 @@ import pytest
 from small_models import gpt2, save
 
 from smallm_hf.evaluation.configuration import ScoringQuestions
-from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.model_scores import evaluate_models
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TEXTS = [f"{'abc fed ' * (number % 4)}bad {'cafe' * number}. deaf 日" for number in range(23)]

@@ -1,5 +1,6 @@
 """Weights reach the Hub while a run trains, and the run never waits for it or dies of it."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load, load_file
 from smallm_hf.base.errors import UserError
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.hub.training_push import TrainingPush
+from smallm_hf.training.saving import Saver
 
 CONFIG = HubConfig(repo="user/tiny", push_every=2)
 
@@ -39,7 +41,7 @@ def test_a_push_brings_weights_code_and_tokenizer_to_the_branch_training(hub, ru
     assert not list(run.glob(".push-*"))
 
 
-def test_the_loop_goes_on_at_once_and_one_push_is_under_way_at_a_time(hub, run, said):
+def test_a_push_returns_at_once_and_one_runs_at_a_time(hub, run, said):
     push = TrainingPush(CONFIG, said.append)
     hub.open.clear()
     push.push(taken(run / "best"), 2)  # returns, though the Hub does not answer
@@ -125,7 +127,24 @@ def test_a_run_pushes_its_weights_while_it_trains(hub, finished_run, tmp_path, c
     assert not list((tmp_path / "run").glob(".push*"))
 
 
-def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing_behind(
+def test_a_full_disk_costs_the_push_and_not_the_run(hub, finished_run, tmp_path, monkeypatch, capsys):
+    write = Saver._write_model
+
+    def full(saver, model, folder):
+        (folder / "half").write_text("written before the disk was full")
+        if folder.name.startswith(".push-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (folder / "half").unlink()
+        write(saver, model, folder)
+
+    monkeypatch.setattr(Saver, "_write_model", full)
+    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
+    train(finished_run.parent / "recipe.yaml", tmp_path / "run", *words)
+    assert "no space left to push step 4; going on without it" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.json").is_file() and not list((tmp_path / "run").glob(".push*"))
+
+
+def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing(
     hub, finished_run, tmp_path, monkeypatch, capsys
 ):
     def fail(loop):
@@ -150,7 +169,7 @@ def test_what_a_killed_process_left_of_a_push_is_cleared_away_by_the_next(run, f
     assert not list(run.glob(".push-*"))
 
 
-def test_a_repository_that_refuses_is_told_before_the_run_begins(hub, finished_run, tmp_path, monkeypatch):
+def test_a_repository_that_refuses_ends_the_run_before_it_begins(hub, finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
     with pytest.raises(UserError, match="token"):

@@ -483,7 +483,7 @@ def test_a_model_that_sees_later_tokens_is_refused(recipe, tmp_path):
         **{"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32},
     }
     recipe.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=r"model.model_type=bert is masked .*; take .* or set model.is_decoder=true"):
+    with pytest.raises(UserError, match=r"model.model_type=bert is masked, .*; take .* or set model.is_decoder=true"):
         train(recipe, tmp_path / "run")
 
 

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 from smallm_hf import SmaLLMForCausalLM
 from smallm_hf.base.errors import UserError
 from smallm_hf.card import write_card
-from smallm_hf.comparison.configuration import Questions
+from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.measuring import measure_model
-from smallm_hf.comparison.reporting import figures
+from smallm_hf.comparison.report import FIGURES, tabulate
 from smallm_hf.evaluation.configuration import ScoringQuestions
-from smallm_hf.evaluation.evaluating import evaluate_models
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.results_page import print_results, render
 from smallm_hf.export.exporting import export_model
 from smallm_hf.generation.engine import Engine, stream_samples
@@ -49,10 +49,10 @@ def test_its_windows_are_the_default_and_are_said(run, stories, scored):
     assert "windows of 16 (trained at 16) tokens" in render(scored)
     (longer,) = evaluate_models([str(run / "best")], str(stories), ScoringQuestions(context_length=32))["models"]
     assert (longer["context_length"], longer[KEY]) == (32, 16)
-    questions = Questions(max_new_tokens=2, num_samples=1, speed_tokens=2, repetitions=1, max_documents=5)
+    questions = SideBySide(max_new_tokens=2, num_samples=1, speed_tokens=2, repetitions=1, max_documents=5)
     compared = measure_model(str(run / "best"), ["the cat"], str(stories), questions, {})
     assert compared["scores"]["bits_per_byte"] == row["bits_per_byte"]
-    assert figures([compared | {"label": "best"}])["scored window (tokens)"] == ["16 (trained at 16)"]
+    assert tabulate([compared | {"label": "best"}], FIGURES)["scored window (tokens)"] == ["16 (trained at 16)"]
 
 
 def test_a_run_scores_its_own_validation_text_as_it_did_itself(run):
@@ -109,5 +109,7 @@ def test_a_checkpoint_that_does_not_know_it_yet_can_be_resumed(recipe, tmp_path,
 
 
 def test_a_recipe_cannot_state_another_length_than_it_trains(recipe, tmp_path):
-    with pytest.raises(UserError, match="model.trained_context_length=8 is what a run writes down of its training.con"):
+    with pytest.raises(
+        UserError, match="model.trained_context_length=8 is not for a recipe: a run writes it from its training.con"
+    ):
         train(recipe, tmp_path / "run", *WORDS, f"--model.{KEY}", 8)

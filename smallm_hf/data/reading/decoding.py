@@ -291,15 +291,17 @@ class _ToUtf8(io.RawIOBase):
 
         def letter(match: re.Match) -> str:
             try:
-                return match[0].encode("utf-8", "surrogateescape").decode(self.stray)
+                read = match[0].encode("utf-8", "surrogateescape").decode(self.stray)
             except UnicodeDecodeError:
                 raise refusal(match) from None
+            if not self.note:
+                line = self.line + text.count("\n", 0, match.start())
+                self.note = f"stray bytes read as {_shown(self.stray)}, the first in line {line}"
+            return read
 
         strays, mended = list(STRAY.finditer(text)), STRAY.sub(letter, text)
         if len(strays) > LARGEST_FOREIGN_SHARE * size + 16:
             raise refusal(strays[-1])
-        line = self.line + text.count("\n", 0, strays[0].start())
-        self.note = self.note or f"stray bytes read as {_shown(self.stray)}, the first in line {line}"
         self.foreign += len(strays) if self.stray == "cp1252" else 0
         return mended
 

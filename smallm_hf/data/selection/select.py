@@ -129,11 +129,10 @@ def select(
         UserError: a setting out of range, or one side that has no document left.
     """
     check_split(config, ratio if None in sides else None)
-    corpus = _Corpus(read, features, sides)
+    corpus = _Corpus(read, features, sides, config)
     has_text = corpus.features.has_text
-    duplicates = _find_duplicates(corpus.features, config)
-    plans = _plan_few(corpus, duplicates, config, ratio)
-    codes = _give_sides(corpus, duplicates, config, ratio)
+    plans = _plan_few(corpus, config, ratio)
+    codes = _give_sides(corpus, config, ratio)
     _require_both_sides(codes[has_text], plans, config)
 
     shares, leakage = _leaked_shares(corpus, codes, plans, config.formula_documents, folder)
@@ -142,7 +141,7 @@ def select(
 
     words = corpus.features.words
     report = {
-        "duplicates": _duplicates_report(corpus, duplicates, config),
+        "duplicates": _duplicates_report(corpus, config),
         "split": {
             "split": config.split,
             "ratio": ratio,
@@ -173,9 +172,19 @@ class _Corpus:
         places: slice of each source's documents.
         sources: (N,) int32, the source of each document.
         given: (N,) int8, the side of its source, or NOT_GIVEN.
+        equal: (N,) int64, the first document with the same text, which may be itself, as in the next two.
+        kept: (N,) int64, the first of those of which the settings keep only the first.
+        related: (N,) int64, the first of those that go to the same side.
+        is_kept: (N,) bool, all but duplicates.
     """
 
-    def __init__(self, read: ReadSource, features: Sequence[Sequence[Features]], sides: Sequence[int | None]):
+    def __init__(
+        self,
+        read: ReadSource,
+        features: Sequence[Sequence[Features]],
+        sides: Sequence[int | None],
+        config: SelectionConfig,
+    ):
         order = sorted(range(len(sides)), key=lambda source: sides[source] == VALIDATES)
         counts = [sum(len(part.hashes) for part in features[source]) for source in order]
         edges = itertools.pairwise(itertools.accumulate(counts, initial=0))
@@ -184,6 +193,14 @@ class _Corpus:
         self.places = {source: slice(*both) for source, both in zip(order, edges, strict=True)}
         self.sources = np.repeat(np.array(order, np.int32), counts)
         self.given = np.array([NOT_GIVEN if side is None else side for side in sides], np.int8)[self.sources]
+        everyone = np.arange(len(self.sources))
+        self.equal = self.related = np.where(self.features.has_text, equal_to(self.features.hashes), everyone)
+        self.kept = everyone if config.duplicates == "keep" else self.equal
+        if config.duplicates == "near":
+            distinct = np.flatnonzero(self.features.has_text & (self.equal == everyone))
+            joined = join_similar(self.features.signatures, distinct, (config.similarity, RELATED))
+            self.kept, self.related = (first[self.equal] for first in joined)
+        self.is_kept = self.kept == everyone
 
     def documents(self, is_wanted: np.ndarray) -> Iterator[Document]:
         """Reads the documents that are wanted, (N,) bool."""
@@ -201,45 +218,15 @@ class _Corpus:
         }
 
 
-@dataclass(frozen=True)
-class _Duplicates:
-    """For each of N documents the first of those like it, which may be itself; (N,) int64 each.
-
-    Args:
-        equal: of those with the same text.
-        kept: of those of which the settings keep only the first.
-        related: of those that go to the same side.
-    """
-
-    equal: np.ndarray
-    kept: np.ndarray
-    related: np.ndarray
-
-    @property
-    def is_dropped(self) -> np.ndarray:
-        """Which documents are left out, (N,) bool."""
-        return self.kept != np.arange(len(self.kept))
-
-
-def _find_duplicates(features: Features, config: SelectionConfig) -> _Duplicates:
-    has_text, everyone = features.has_text, np.arange(len(features.hashes))
-    equal = np.where(has_text, equal_to(features.hashes), everyone)
-    if config.duplicates != "near":
-        return _Duplicates(equal, equal if config.duplicates == "exact" else everyone, equal)
-    distinct = np.flatnonzero(has_text & (equal == everyone))
-    near, related = join_similar(features.signatures, distinct, (config.similarity, RELATED))
-    return _Duplicates(equal, near[equal], related[equal])
-
-
 # --- the split -------------------------------------------------------------------------------------------------------
 
 
-def _plan_few(corpus: _Corpus, duplicates: _Duplicates, config: SelectionConfig, ratio: float) -> dict[int, InsidePlan]:
+def _plan_few(corpus: _Corpus, config: SelectionConfig, ratio: float) -> dict[int, InsidePlan]:
     """Decides how each source of few documents without a given side is cut inside them."""
-    plans, has_text, is_kept = {}, corpus.features.has_text, ~duplicates.is_dropped
+    plans, has_text = {}, corpus.features.has_text
     for source, here in corpus.places.items():
         with_text = np.count_nonzero(has_text[here])
-        number = np.count_nonzero(has_text[here] & is_kept[here])
+        number = np.count_nonzero(has_text[here] & corpus.is_kept[here])
         if corpus.sides[source] is not None or number >= FEWEST_DOCUMENTS:
             continue
         if number <= 1 and with_text >= FEWEST_DOCUMENTS:  # the one that is left trains
@@ -255,16 +242,16 @@ def _plan_few(corpus: _Corpus, duplicates: _Duplicates, config: SelectionConfig,
                     f"selection.split=stratified needs {FEWEST_DOCUMENTS} documents that are no duplicates, the source "
                     f"has {number}; set selection.split to random, or give more"
                 )
-            plans[source] = plan_inside(functools.partial(corpus.read, source, is_kept[here]), ratio)
+            plans[source] = plan_inside(functools.partial(corpus.read, source, corpus.is_kept[here]), ratio)
     return plans
 
 
-def _give_sides(corpus: _Corpus, duplicates: _Duplicates, config: SelectionConfig, ratio: float) -> np.ndarray:
+def _give_sides(corpus: _Corpus, config: SelectionConfig, ratio: float) -> np.ndarray:
     """Returns the code of each document, (N,) int8; TRAINS for those that are cut inside."""
-    given, related = corpus.given, duplicates.related
+    given, related = corpus.given, corpus.related
     codes = np.where(given == NOT_GIVEN, TRAINS, given).astype(np.int8)
-    codes[duplicates.is_dropped] = DUPLICATE
-    is_kept = corpus.features.has_text & ~duplicates.is_dropped
+    codes[~corpus.is_kept] = DUPLICATE
+    is_kept = corpus.features.has_text & corpus.is_kept
     is_free = is_kept & (given == NOT_GIVEN)
     for here in corpus.places.values():
         is_free[here] &= is_free[here].sum() >= FEWEST_DOCUMENTS  # fewer are cut inside, or a single one left trains
@@ -324,15 +311,15 @@ def _leaked_shares(
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def _duplicates_report(corpus: _Corpus, found: _Duplicates, config: SelectionConfig) -> dict[str, Any]:
-    features, everyone, is_validation = corpus.features, np.arange(len(found.equal)), corpus.given == VALIDATES
-    is_exact, is_dropped = found.equal != everyone, found.is_dropped
+def _duplicates_report(corpus: _Corpus, config: SelectionConfig) -> dict[str, Any]:
+    features, everyone, is_validation = corpus.features, np.arange(len(corpus.equal)), corpus.given == VALIDATES
+    is_exact, is_dropped = corpus.equal != everyone, ~corpus.is_kept
     is_near = is_dropped & ~is_exact
-    sizes = np.unique(found.related, return_counts=True)[1]
+    sizes = np.unique(corpus.related, return_counts=True)[1]
     kinds = {
-        "exact": (is_exact, found.equal),
-        "near": (is_near, found.kept),
-        "related, kept on one side": (~is_dropped & (found.related != everyone), found.related),
+        "exact": (is_exact, corpus.equal),
+        "near": (is_near, corpus.kept),
+        "related, kept on one side": (corpus.is_kept & (corpus.related != everyone), corpus.related),
     }
     return {
         "duplicates": config.duplicates,
@@ -342,8 +329,8 @@ def _duplicates_report(corpus: _Corpus, found: _Duplicates, config: SelectionCon
         "near": int(is_near.sum()),
         "dropped": int(is_dropped.sum()),
         "dropped_words": int(features.words[is_dropped].sum()),
-        "across_sources": int((corpus.sources[found.kept] != corpus.sources).sum()),
-        "of_validation_source_in_training": int((is_dropped & is_validation & ~is_validation[found.kept]).sum()),
+        "across_sources": int((corpus.sources[corpus.kept] != corpus.sources).sum()),
+        "of_validation_source_in_training": int((is_dropped & is_validation & ~is_validation[corpus.kept]).sum()),
         "related_above": RELATED,
         "clusters": int((sizes > 1).sum()),
         "largest_cluster": int(sizes.max(initial=0)),

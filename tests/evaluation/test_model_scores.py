@@ -13,11 +13,11 @@ from rich.console import Console
 from small_models import bert, gpt2, letter_tokenizer, mask_tokenizer, save, t5
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation import evaluating
+from smallm_hf.evaluation import model_scores
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import ScoringQuestions
-from smallm_hf.evaluation.evaluating import evaluate_models
 from smallm_hf.evaluation.generated import continue_documents, judge
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.page import labels
 from smallm_hf.evaluation.results_page import charts, print_results, render, report_results, tables, to_json
 from smallm_hf.evaluation.scoring import score_corpus, score_documents
@@ -54,7 +54,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 def here():
     """Models are measured in this process: a fresh one has to import everything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "in_own_process", lambda measure, *given, **options: measure(*given, **options))
+        patch.setattr(model_scores, "in_own_process", lambda measure, *given, **options: measure(*given, **options))
         yield
 
 
@@ -137,7 +137,7 @@ def test_with_the_training_text_copies_are_counted_and_frequencies_are_its_own(f
     training = np.array([*ids, letter_tokenizer().eos_token_id] * 20, dtype="<u2")
     checked = []
     files = SimpleNamespace(train=training, check_tokenizer=checked.append, tokenizer=letter_tokenizer())
-    monkeypatch.setattr(evaluating, "open_token_files", lambda folder: files)
+    monkeypatch.setattr(model_scores, "open_token_files", lambda folder: files)
     options = {"generate": 4, "max_new_tokens": 12, "training_tokens": Path("tokens")}
     (row,) = ask([folders["seed0"]], data, **options)["models"]
     assert len(checked) == 1

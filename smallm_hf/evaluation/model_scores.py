@@ -57,7 +57,7 @@ def evaluate_and_report(
     Args:
         hardware: describes this machine, for the result.
         draw: `gallery` or the like, called with the data too.
-        output: a JSON file for the result; like `report` refused before any work if it cannot be written.
+        output: a JSON file for the result; like `report` it is an error before any work if it cannot be written.
         report: an HTML page that shows all of it.
     """
     for option, file in (("--output", output), ("--report", report)):
