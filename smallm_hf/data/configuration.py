@@ -1,4 +1,4 @@
-"""What a run reads, and how that becomes windows of tokens: the sections of a run config that are about data."""
+"""The sections of a run config that are about data: what a run reads, and how that becomes windows of tokens."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -61,8 +61,8 @@ class DataConfig:
     Args:
         source: `python-docs` (the documentation inside this Python), a local file, folder or glob of .txt, .md, .html,
             .epub, .jsonl, .json, .csv, .tsv, .parquet, .arrow (also .gz, .zst), a folder that `save_to_disk` of
-            `datasets` has left, or the id of a Hub data set. Of a folder that holds texts, tables without the text
-            column are passed over.
+            `datasets` has left, or the id of a Hub data set. In a folder that also holds texts, tables without the
+            text column are skipped.
         sources: several of them in place of `source`, each with `source` and, if need be, `weight`, `split`,
             `configuration`, `revision`, `text_column`, `encoding` and `separator`: '[{"source": "books", "weight": 2},
             {"source": "a.jsonl", "weight": 1}]'.
@@ -78,7 +78,7 @@ class DataConfig:
             .tsv files, and guessed in others.
         validation_source: another source to validate on; left out, validation is cut from `source`.
         validation_split: split of a Hub data set to validate on: of `validation_source` (then `validation` by default),
-            or without one of `source`. Local files have no splits and take no notice.
+            or without one of `source`. Local files have no splits and ignore it.
         validation_ratio: share of `source` kept for validation when nothing else is given for it.
         folder: where the token files live; left out, a folder under `data/` named after these settings.
         on_bad_file: whether a local file that cannot be read is an error, or is left from the fault on and counted.
@@ -153,7 +153,7 @@ class CleaningConfig:
             the book, on all, on none.
         html: whether entities (`&amp;`) are decoded and tags removed: `auto` does so in books of Project Gutenberg and
             where a text is a page of the web from its beginning on; true everywhere but in code between backticks, for
-            texts that pages have left marks in; false nowhere. A file of HTML is read as the text that it shows.
+            texts that still hold markup; false nowhere. A file of HTML is read as the text that it shows.
         repeated_lines: share of the documents, at least 10, in whose first or last 20 lines a line has to stand to be
             removed as boilerplate, as 0.5 does with what stands in half of them; 0 keeps all. Rows of tables,
             conversations and source code keep theirs in any case.
@@ -165,7 +165,7 @@ class CleaningConfig:
         languages: ISO 639-1 codes, such as [en, de]; a document in another language is dropped. One of fewer than 200
             characters is too short to tell and stays.
         repetition: whether documents of 50 words or more are dropped by the repetition rules of Gopher (Rae et al.
-            2021, table A1): duplicated lines and paragraphs, and n-grams said over and over. Made for pages of the web;
+            2021, table A1): duplicated lines and paragraphs, and repeated n-grams. Made for pages of the web;
             reference works and children's stories repeat themselves for good reasons.
     """
 

@@ -137,7 +137,7 @@ def _versions() -> dict[str, str]:
 
 
 def _refuse_early(request: Request) -> None:
-    """Finds, before any work, mistakes in tokenizer and split, and documents that train twice or validate too."""
+    """Refuses, before any work, a wrong tokenizer or split, and documents that train twice or validate too."""
     split = any(one.side is None for one in request.inputs)
     check_split(request.selection, request.data.validation_ratio if split else None)
     if request.tokenizer.source not in SCHEMES:

@@ -68,10 +68,9 @@ def _choose(request: Request, source: Source, number: int) -> list[Document]:
     files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else []
     found = _of_files(request, source, files, number) if len(files) > 1 else []
     if len(found) < number:
-        drawn = heapq.nsmallest(
-            number, enumerate(_beginning(request.read(source))), lambda one: hash_fraction(one[1].id)
-        )
-        found = [document for _, document in sorted(drawn, key=lambda one: one[0])]
+        placed = enumerate(_beginning(request.read(source)))
+        drawn = heapq.nsmallest(number, placed, key=lambda pair: hash_fraction(pair[1].id))
+        found = [document for _, document in sorted(drawn, key=lambda pair: pair[0])]
     if not found:
         raise UserError(f"data source {source.source} is empty: there is no text in it; give one that has some")
     return found

@@ -138,7 +138,7 @@ class Request:
         return tokenizer_fingerprint(self.given_tokenizer)
 
     def difference(self, meta: Meta) -> str | None:
-        """Names the first thing in which token files are not what is asked for, with both values; None if none is."""
+        """The first difference between token files and what is asked for, with both values; None without one."""
         for name, wanted in self.settings.items():
             if meta.settings.get(name) != wanted:
                 return f"{name}={meta.settings.get(name)}, this run wants {wanted}"

@@ -50,7 +50,7 @@ ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
 REPORT_SECONDS = 10
 PARTS_FORMAT = 3  # of the files above; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
-KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
+KEPT = pyarrow.schema(  # of a document; its metadata is not needed any more
     {
         "text": pyarrow.large_string(),
         "id": pyarrow.string(),

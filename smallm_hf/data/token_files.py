@@ -191,7 +191,7 @@ class TokenFiles:
                 )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Makes sure that a tokenizer, such as that of a model to go on with, is the one that made the ids.
+        """Makes sure that a tokenizer, such as that of a pretrained model, is the one that made the ids.
 
         Raises:
             UserError: it is another.

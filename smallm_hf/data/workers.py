@@ -82,7 +82,7 @@ def _affordable() -> int:
 
 
 def _begin() -> None:
-    """Leaves Ctrl-C to the process that started this one, ends when that does, and has one thread for tokens."""
+    """Leaves Ctrl-C to the process that started this one, ends when that ends, and tokenises in one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"  # of rensa

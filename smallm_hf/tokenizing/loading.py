@@ -1,6 +1,6 @@
-"""Tokenizers that are there already: GPT-2's, or any fast tokenizer of others; saved and recognised.
+"""Given tokenizers, GPT-2's or any other fast one; how a tokenizer is saved and told from another.
 
-Every tokenizer that leaves this file is a `PreTrainedTokenizerFast` with an eos and a pad token.
+Every tokenizer that is loaded here is a `PreTrainedTokenizerFast` with an eos and a pad token.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def _from_folder(source: str) -> PreTrainedTokenizerFast | None:
         return GPT2Tokenizer.from_pretrained(str(folder))
     if source == GPT2 or (not folder.exists() and not source.startswith((".", "/", "~")) and source.count("/") <= 1):
         return None
-    state = "holds neither tokenizer.json nor vocab.json and merges.txt" if folder.is_dir() else "is no folder"
+    state = "holds neither tokenizer.json nor vocab.json and merges.txt" if folder.is_dir() else "is not a folder"
     raise UserError(f"tokenizer.source={source} {state}; give bpe, gpt2, a tokenizer's folder or a Hub id")
 
 

@@ -216,6 +216,18 @@ def test_the_vocabulary_is_learned_from_the_training_side_alone(source, tmp_path
     assert not any("zy" in token for token in files.tokenizer.get_vocab())
 
 
+def test_characters_are_those_of_all_the_training_text_and_of_no_other(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "sample_texts", lambda texts, characters: iter(()))
+    (tmp_path / "valid.txt").write_text("the cat of Ω")
+    given = {"tokenizer": TokenizerConfig("char"), "validation_source": str(tmp_path / "valid.txt")}
+    files = prepare(source, tmp_path / "tokens", **given)
+    assert set(files.tokenizer.get_vocab()) == {*"".join(STORIES), "<|endoftext|>", "<|pad|>", "<|unk|>"}
+    assert decoded(files, "train") == STORIES
+    assert decoded(files, "validation") == ["the cat of <|unk|>"]
+    report = json.loads((tmp_path / "tokens" / "report.json").read_text())
+    assert report["tokenizer"]["unknown_rate"] == {"train": 0, "validation": 1 / 13}
+
+
 def test_the_sample_for_the_vocabulary_is_bounded_and_from_everywhere():
     texts = [f"{number:06}" + "x" * 94 for number in range(10_000)]
     sample = list(stages.sample_texts(iter(texts), 50_000))

@@ -184,7 +184,7 @@ def test_a_folder_without_a_tokenizer_is_named(elsewhere):
     (elsewhere / "empty").mkdir()
     with pytest.raises(UserError, match=r"tokenizer.source=./empty holds neither tokenizer.json nor vocab.json"):
         load_tokenizer("./empty")
-    with pytest.raises(UserError, match=r"tokenizer.source=./missing is no folder"):
+    with pytest.raises(UserError, match=r"tokenizer.source=./missing is not a folder"):
         load_tokenizer("./missing")
 
 
