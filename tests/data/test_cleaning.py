@@ -378,7 +378,7 @@ def test_a_document_too_long_to_hold_is_cleaned_in_parts_and_loses_no_word(monke
         ({"min_words": 9, "max_words": 5}, r"cleaning.max_words=5 is below cleaning.min_words=9 and drops all"),
         (
             {"languages": ["english"]},
-            r"cleaning.languages has 'english', which is none of the codes .*: af, ar, .*, en, ",
+            r"cleaning.languages has 'english', which is not one of the known codes: af, ar, .*, en, ",
         ),
     ],
 )
