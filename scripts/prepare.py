@@ -8,8 +8,8 @@ from smallm_hf.config import parse_command_line
 
 def main() -> None:
     config, options = parse_command_line(
-        "Reads, splits and tokenises the text of a recipe into memory-mapped token files, as train.py does by itself "
-        "when they are missing.",
+        "Reads, cleans, splits and tokenises the text of a recipe into memory-mapped token files. train.py does so by "
+        "itself when they are missing.",
         sys.argv[1:],
         training=False,
     )

@@ -8,8 +8,8 @@ from smallm_hf.config import parse_command_line
 
 def main() -> None:
     config, options = parse_command_line(
-        "Trains a language model from scratch and leaves it as a Hugging Face folder. Keys of a section are set in the "
-        "recipe or on the line as --section.key value; the line wins.",
+        "Trains a language model and leaves it as a Hugging Face folder. Keys are set in the recipe or on the line, as "
+        "--section.key value; the line wins.",
         sys.argv[1:],
         training=True,
     )

@@ -1,30 +1,43 @@
 """Small language models, trained from scratch and shipped the Hugging Face way.
 
-The classes are imported when they are first asked for, so that a script answers `--help` without torch. transformers
-knows them all the same, whichever of the two is imported first.
+`prepare`, `train`, `score`, `generate` and `load` do in Python what the scripts do, see `smallm_hf.api`. They and the
+classes are imported when they are first asked for, so that a script answers `--help` without torch; transformers knows
+the classes all the same, whichever of the two packages is imported first.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 # First, before the seconds that importing torch takes: it notes the process that started this one.
 from smallm_hf.training import stopping as _stopping  # noqa: F401  # isort: skip
+from smallm_hf.base.errors import UserError
 from smallm_hf.base.registering import when_imported as _when_imported
 
 if TYPE_CHECKING:
+    from smallm_hf.api import generate, load, prepare, score, train
     from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel
 
 __version__ = "0.1.0"
 
-__all__ = ["SmaLLMConfig", "SmaLLMForCausalLM", "SmaLLMModel"]
+__all__ = [
+    "SmaLLMConfig",
+    "SmaLLMForCausalLM",
+    "SmaLLMModel",
+    "UserError",
+    "generate",
+    "load",
+    "prepare",
+    "score",
+    "train",
+]
 
-_when_imported("transformers", then="smallm_hf.models")
+_when_imported("transformers", then="smallm_hf.families")
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from smallm_hf import models
-
-        return getattr(models, name)
+        home = "models" if name.startswith("SmaLLM") else "api"
+        return getattr(importlib.import_module(f"smallm_hf.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

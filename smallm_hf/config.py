@@ -1,21 +1,24 @@
-"""The configuration of a run: sections defined beside the code they configure, read from YAML and the command line."""
+"""The configuration of a run: sections defined beside the code they configure, read from YAML, a command line or dicts.
+
+Recipes lie over each other, and what is stated beside them (on the line, in the arguments of `smallm_hf.train`) over
+all of them: of a key, the last value counts.
+"""
 
 import dataclasses
 import difflib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from smallm_hf.base.errors import UserError, one_line, printable
 from smallm_hf.base.folders import write_whole
-from smallm_hf.base.recipes import check_word, read_recipe
+from smallm_hf.base.recipes import check_word, load_word, read_recipe
 from smallm_hf.comparison.configuration import ComparisonConfig
 from smallm_hf.data.configuration import (
     BatchingConfig,
@@ -42,11 +45,18 @@ SECTIONS = {
     "hub": HubConfig,
     "comparison": ComparisonConfig,
 }
+# The type of each `section.key`; those of `model` are fields of the class that model_type names, but for these two.
+TYPES: dict[str, Any] = {
+    **{f"{name}.{key}": hint for name, section in SECTIONS.items() for key, hint in get_type_hints(section).items()},
+    **dict.fromkeys(("model.model_type", "model.init_from"), str | None),
+}
+# Of two keys that exclude each other, the one stated last counts.
+EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to go on "
-    "training with its tokenizer: other model keys of the same file or line then change its config, earlier ones are "
-    "set aside"
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to train "
+    "further, with its own tokenizer: other model keys of the same file or line then change its config, and earlier "
+    "ones are ignored"
 )
 
 
@@ -67,33 +77,39 @@ class RunConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the tokenizer; those of the model's embedding too, unless it came with more of them."""
-        return self.tokenizer.vocab_size if self.init_from else self.model["vocab_size"]
+        """Entries of the tokenizer, or how many it may have where the text decides.
+
+        The model has as many, unless it came with more of them.
+        """
+        return self.tokenizer.vocab_size or self.model["vocab_size"]
 
     @property
     def init_from(self) -> str | None:
-        """The pretrained model that the run goes on with."""
+        """The pretrained model that the run starts from."""
         return self.model.get("init_from")
 
+    def as_yaml(self) -> str:
+        """A recipe that `--config` reads back as this config."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
     def save(self, path: Path) -> None:
-        """Writes the config as a YAML file that `--config` reads back."""
-        content = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
-        write_whole(path, content)
+        """Writes `as_yaml` to a file."""
+        write_whole(path, self.as_yaml())
 
 
 @dataclass(frozen=True)
 class CommandOptions:
-    """What the command line says beside the config: where the results go and what to do.
+    """What is asked for beside the config: where the results go and what to do.
 
-    `output_dir` is None where `prepare.py` was told nothing: the token files then choose their own folder. `preview` is
-    a number of documents that it only shows.
+    `output_dir` is None where `prepare.py` is given none: the token files then choose their own folder. `preview` is a
+    number of documents to show in place of preparing them.
     """
 
     output_dir: Path | None
-    resume: bool
-    dry_run: bool
-    preview: int | None = None
+    resume: bool = False
+    dry_run: bool = False
     probe: bool = False
+    preview: int | None = None
 
 
 def parse_command_line(
@@ -111,47 +127,99 @@ def parse_command_line(
     Raises:
         UserError: an unknown key (the nearest valid one is named), a value of the wrong type, an unreadable file, or
             sections that contradict each other.
+        SystemExit: after `--help` and `--print_config`.
     """
     if wrong := [word for word in arguments if printable(word) != word]:
         raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
-    parser = _parser(description, training)
-    arguments = _config_files_first(list(arguments))
-    if "--resume" in arguments and "--config" not in arguments:
-        arguments = _config_of_run(arguments) + arguments
-    _check_keys(parser, arguments)
-    try:
-        values = parser.parse_args(arguments)
-    except ArgumentError as error:
-        raise UserError(_wrong_type(error)) from error
-    if values.training.batch_size == "auto" and values.training.global_batch_size is None:
-        values.training.global_batch_size = _stated_windows(parser, arguments)
-    if values.data.sources and values.data.source:  # what stands on the line takes the place of the recipe's
-        on_line = {word.partition("=")[0] for word in arguments} & {"--data.source", "--data.sources"}
-        if on_line == {"--data.source"}:
-            values.data.sources = None
-        elif on_line == {"--data.sources"}:
-            values.data.source = None
-    sections = parser.instantiate(values)  # all that can be refused without transformers and torch
-    if values.model.get("init_from"):
-        model, sections.tokenizer = _pretrained_sections(parser, arguments)
+    parser = _option_parser(description, training)
+    recipes, keys, others = _split(arguments, {*parser.get_defaults().keys(), "help"})
+    if {"-h", "--help"} & {*others}:
+        _add_keys(parser)
+    options = parser.parse_args(others).as_dict()
+    print_config, output_dir = options.pop("print_config"), options.pop("output_dir")
+    config, folder = read_run(recipes, keys, output_dir, options.get("resume", False))
+    if print_config:
+        print(config.as_yaml(), end="")
+        raise SystemExit(0)
+    return config, CommandOptions(folder if training or output_dir else None, **options)
+
+
+def read_run(
+    recipes: Sequence[str | Path | Mapping[str, Any]],
+    stated: Iterable[tuple[str, Any]],
+    output_dir: str | Path | None,
+    resume: bool,
+) -> tuple[RunConfig, Path]:
+    """Reads the config of a run and finds its folder.
+
+    Without a folder, a run goes to `runs/NAME` after its last recipe; without a recipe, one that is resumed takes the
+    config in its folder. Arguments and errors are those of `read_config`.
+    """
+    names = [Path(recipe).stem for recipe in recipes if not isinstance(recipe, Mapping)]
+    folder = Path(output_dir or Path("runs", names[-1] if names else "run"))
+    written = folder / "config.yaml"
+    if resume and output_dir and not recipes and written.is_file():
+        recipes = [written]
+    return read_config(recipes, stated), folder
+
+
+def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Iterable[tuple[str, Any]] = ()) -> RunConfig:
+    """Reads what a run is to do.
+
+    Args:
+        recipes: files, or their sections as dicts.
+        stated: keys and values that win over those of recipes; text is read as on the command line.
+
+    Raises:
+        UserError: as `parse_command_line`.
+    """
+    values: dict[str, Any] = {}
+    for recipe in recipes:
+        is_file = not isinstance(recipe, Mapping)
+        content = read_recipe(recipe, TYPES) if is_file else recipe
+        if not content:
+            raise UserError(f"--config {recipe}: holds no sections; see configs/quickstart.yaml")
+        if "model" in content:  # which is stated as a whole
+            values = _without(values, "model.")
+        values = _lay_over(values, keys_of(content, f"{recipe}: " if is_file else ""))
+    values = _lay_over(values, stated)
+    if values.get("training.batch_size") == "auto" and values.get("training.global_batch_size") is None:
+        accumulation = values.get("training.accumulation_steps", TrainingConfig.accumulation_steps)
+        values["training.global_batch_size"] = values["last batch size"] * accumulation
+    # All that can be refused without transformers and torch comes first.
+    sections = {name: section(**_section(values, name)) for name, section in SECTIONS.items()}
+    model = _section(values, "model")
+    if model.get("init_from"):
+        model, sections["tokenizer"] = _pretrained_sections(model, sections["tokenizer"])
     else:
-        model = _complete_model(values.model, sections.tokenizer.vocab_size)
-    config = RunConfig(model=model, **{name: sections[name] for name in SECTIONS})
+        model, sections["tokenizer"] = _complete_model(model, sections["tokenizer"])
+    config = RunConfig(model=model, **sections)
     check_sections(config)
-    output_dir = Path(values.output_dir) if values.output_dir else None
-    if training and output_dir is None:
-        output_dir = Path("runs") / (Path(str(values.config[-1])).stem if values.config else "run")
-    return config, CommandOptions(
-        output_dir=output_dir,
-        resume=bool(training and values.resume),
-        dry_run=bool(training and values.dry_run),
-        preview=None if training else values.preview,
-        probe=bool(training and values.probe),
-    )
+    return config
+
+
+def keys_of(content: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `section.key` and value for each key of sections.
+
+    Raises:
+        UserError: an unknown key, or one that stands twice; `where` begins the message.
+    """
+    seen = set()
+    for section, keys in content.items():
+        if section in (*SECTIONS, "model") and not isinstance(keys, Mapping):
+            raise UserError(f"{where}section {section} holds {keys!r}, not keys with values; fill it or leave it out")
+        for name, value in keys.items() if isinstance(keys, Mapping) else [("", keys)]:
+            key = f"{section}.{name}".removesuffix(".")
+            if key not in TYPES and section != "model":
+                raise UserError(f"{where}unknown key {key}{_nearest(key, TYPES)}")
+            if key in seen:
+                raise UserError(f"{where}{key} stands twice, inside of its section and outside; leave one out")
+            seen.add(key)
+            yield key, str(value) if isinstance(value, Path) else value
 
 
 def check_sections(config: RunConfig) -> None:
-    """Refuses a config whose sections contradict each other, before anything costly.
+    """Refuses a config whose sections contradict each other, before any costly work.
 
     Raises:
         UserError: naming both values and the fix.
@@ -168,8 +236,8 @@ def check_sections(config: RunConfig) -> None:
     stated = config.model.get("trained_context_length")
     if stated not in (None, training.context_length):
         raise UserError(
-            f"model.trained_context_length={stated} is what a run writes down of its training.context_length="
-            f"{training.context_length}; leave it out"
+            f"model.trained_context_length={stated} is not for a recipe: a run writes it from its "
+            f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
 
@@ -184,11 +252,12 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
 
     Raises:
         UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses; a
-            pretrained model that cannot be found or does not fit.
+            pretrained model that cannot be found or does not fit; a model that cannot be trained here.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
+    from smallm_hf.families import require_trainable
     from smallm_hf.pretrained import pretrained_config
 
     fields = dict(fields)
@@ -197,148 +266,158 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
         raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
     try:
         if source:
-            return pretrained_config(source, fields, partial(_check_fields, fields))
-        _check_fields(fields, CONFIG_MAPPING[model_type])
-        return CONFIG_MAPPING[model_type](**{**token_ids, **fields})
+            config = pretrained_config(source, fields, partial(_check_fields, fields))
+        else:
+            _check_fields(fields, CONFIG_MAPPING[model_type])
+            config = CONFIG_MAPPING[model_type](**{**token_ids, **fields})
     except (StrictDataclassError, ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         message = _innermost(error)
         quote = "; if text is meant, quote it, as in 'no'" if "expected str, got" in message else ""
         raise UserError(f"model: {message}{quote}") from error
+    name = f"model.init_from={source}, a {config.model_type}," if source else f"model.model_type={model_type}"
+    require_trainable(config, name)
+    return config
 
 
 def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfig]") -> None:
-    """Refuses fields that the class has not, and a class whose models do not predict the next token."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
+    """Refuses fields that the class does not have."""
     model_type = config_class.model_type
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
         if name not in valid:
             raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
-    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model.model_type={model_type} does not predict the next token; take smallm, llama, gpt2 ...")
 
 
-def _parser(description: str, training: bool) -> ArgumentParser:
+def _option_parser(description: str, training: bool) -> ArgumentParser:
     options = "[--output_dir DIR] [--resume] [--dry_run [--probe]]" if training else "[--output_dir DIR] [--preview N]"
+    usage = f"%(prog)s --config FILE [--section.key VALUE ...] {options} [--print_config]"
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        description=description,
-        usage=f"%(prog)s --config FILE [--section.key VALUE ...] {options} [--print_config]",
+        exit_on_error=False, allow_abbrev=False, print_config=None, description=description, usage=usage
     )
-    parser.add_argument("--config", action="config", help="a recipe, for example configs/quickstart.yaml")
+    flag = partial(parser.add_argument, action="store_true")
+    flag("--print_config", help="print the config that this line makes, and exit")
     if training:
         parser.add_argument("--output_dir", help="the run folder (default: runs/NAME_OF_THE_RECIPE)")
-        parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint of --output_dir")
-        parser.add_argument(
-            "--dry_run", action="store_true", help="print sizes, tokens, FLOPs and memory of the plan; needs no data"
-        )
-        parser.add_argument(
-            "--probe", action="store_true", help="with --dry_run: time 20 updates on made-up tokens, and say the whole"
-        )
+        flag("--resume", help="continue the newest checkpoint of --output_dir")
+        flag("--dry_run", help="print sizes, tokens, FLOPs and memory of the plan; needs no data")
+        flag("--probe", help="with --dry_run: time 20 updates on made-up tokens, and estimate the whole run")
     else:
-        parser.add_argument(
-            "--output_dir", help="where the token files go (default: data.folder, or a name below data/)"
-        )
-        parser.add_argument(
-            "--preview", type=PositiveInt, help="show this many documents before and after cleaning; writes nothing"
-        )
-    for name, section in SECTIONS.items():
-        parser.add_class_arguments(section, name)
-    parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
+        folder = "where the token files go (default: data.folder, or a name below data/)"
+        parser.add_argument("--output_dir", help=folder)
+        preview = "show this many documents before and after cleaning; writes nothing"
+        parser.add_argument("--preview", type=PositiveInt, help=preview)
     return parser
 
 
-def _config_files_first(arguments: list[str]) -> list[str]:
-    files, rest = [], []
-    while arguments:
-        word = arguments.pop(0)
-        if word == "--config" and arguments:
-            files += ["--config", arguments.pop(0)]
-        elif word == "--config":
-            raise UserError("--config names no file; give one, for example configs/quickstart.yaml")
-        elif word.startswith("--config="):
-            files += ["--config", word.removeprefix("--config=")]
+def _add_keys(parser: ArgumentParser) -> None:
+    """Adds what `--help` says of recipes and keys, which `_split` takes out of the line."""
+    parser.add_argument("--config", help="a recipe, for example configs/quickstart.yaml; a later one wins")
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
+
+
+def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """The recipes on a line, its keys with their values, and the words of other options."""
+    recipes, stated, others, words = [], [], [], list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        name = key.removesuffix("+")  # which adds to a list
+        if not word.startswith("--") or key in options:
+            others.append(word)
+            continue
+        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
+            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
+        if not equals and (not words or words[0].startswith("--")):
+            lacking = "names no file; give one, for example configs/quickstart.yaml"
+            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
+        value = value if equals else words.pop(0)
+        if key == "config":
+            recipes.append(value)
+        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
+            content = load_word(value)
+            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
+        elif key == name:
+            check_word(key, value, TYPES.get(key))
+            stated.append((key, load_word(value) if key.startswith("model.") else value))
         else:
-            rest.append(word)
-    return files + rest
+            stated.append((key, value))
+    return recipes, stated, others
 
 
-def _config_of_run(arguments: list[str]) -> list[str]:
-    """`--resume --output_dir RUN` alone continues with the config that RUN holds."""
-    for index, word in enumerate(arguments):
-        folder = word.removeprefix("--output_dir=") if word.startswith("--output_dir=") else None
-        if word == "--output_dir" and index + 1 < len(arguments):
-            folder = arguments[index + 1]
-        if folder and (Path(folder) / "config.yaml").is_file():
-            return ["--config", str(Path(folder) / "config.yaml")]
-    return []
+def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The values with others over them, each of the type of its key; `key+` adds to a list."""
+    new: dict[str, Any] = {}
+    for key, value in stated:
+        name = key.removesuffix("+")
+        below = new.get(name, values.get(name)) if key != name else None
+        new[name] = value if name.startswith("model.") else _typed(key, value, TYPES[name], below)
+    if new.get("model.init_from"):  # a model from scratch and its tokenizer are set aside
+        values = _without(values, "model.", "tokenizer.")
+    for key, other in EXCLUDED.items():
+        if new.get(key) is not None and new.get(other) is None:
+            values = {name: value for name, value in values.items() if name != other}
+    size = values.get("training.batch_size", TrainingConfig.batch_size)
+    if size != "auto":  # which keeps the update that the last number made
+        new["last batch size"] = size
+    return values | new
 
 
-def _check_keys(parser: ArgumentParser, arguments: list[str]) -> None:
-    """Names the nearest valid key for one that is unknown, in the files and on the line, and refuses lost values."""
-    valid = {*parser.get_defaults().keys(), *SECTIONS, "help", "print_config"}
-    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        if word == "--config":
-            _check_file_keys(following, valid)
-        elif word.startswith("--") and len(word) > 2:
-            key = word[2:].split("=")[0].rstrip("+")
-            if key not in valid and not key.startswith("model."):
-                raise UserError(f"unknown option --{key}{_nearest(key, valid, '--')}")
-            if not word.split("=")[0].endswith("+"):  # which adds one entry to a list
-                check_word(key, word.partition("=")[2] if "=" in word else following, SECTIONS)
+def _without(values: dict[str, Any], *beginnings: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not key.startswith(beginnings)}
 
 
-def _check_file_keys(path: str, valid: Iterable[str]) -> None:
-    content, stated = read_recipe(path, SECTIONS), set()
-    if not content:
-        raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
-    for section, keys in content.items():
-        if section in (*SECTIONS, "model") and not isinstance(keys, dict):
-            raise UserError(f"{path}: section {section} holds {keys!r}, not keys with values; fill it or leave it out")
-        names = [f"{section}.{key}" for key in keys] if isinstance(keys, dict) and section != "model" else [section]
-        for name in map(str, names):
-            if name not in valid:
-                raise UserError(f"{path}: unknown key {name}{_nearest(name, valid)}")
-            if name in stated:
-                raise UserError(f"{path}: {name} stands twice, inside of its section and outside; leave one out")
-            stated.add(name)
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
+
+
+def _typed(key: str, value: Any, wanted: Any, below: Any = None) -> Any:
+    """A value as jsonargparse reads it for a type: text is taken as YAML where the type is not text.
+
+    Raises:
+        UserError: it is not of this type.
+    """
+    if key in ("data.sources", "data.sources+"):
+        entries = load_word(value) if isinstance(value, str) else value
+        entries = entries if isinstance(entries, list | None) else [entries]
+        return None if entries is None else [*(below or []), *map(_source, entries)]
+    try:
+        added = {"value+" if key.endswith("+") else "value": value}
+        return _reader(wanted).parse_object(added, Namespace(value=below) if below else None, defaults=False).value
+    except ArgumentError as error:
+        name = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+        name = name.replace("typing.", "").replace("None", "null")
+        raise UserError(f"{key}={one_line(value)} is not of type {name}; see --help") from error
+
+
+@cache
+def _reader(wanted: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=wanted)
+    return parser
+
+
+def _source(entry: Any) -> Source:
+    """One of data.sources."""
+    if not isinstance(entry, Mapping) or "source" not in entry:
+        raise UserError(
+            f"data.sources: {entry} is not a source with its name; write them as "
+            """'[{"source": "books", "weight": 2}, {"source": "a.jsonl", "weight": 1}]'"""
+        )
+    types = get_type_hints(Source)
+    for name in entry:
+        if name not in types:
+            raise UserError(f"unknown key {name} in data.sources{_nearest(name, types)}")
+    return Source(**{name: _typed(f"data.sources.{name}", value, types[name]) for name, value in entry.items()})
 
 
 def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """The end of an error line: the valid name that looks most like `name`."""
     found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
-
-
-def _wrong_type(error: ArgumentError) -> str:
-    """jsonargparse's account of a wrong type, as one line."""
-    text = " ".join(str(error).split())
-    if 'key "data.sources"' in text:
-        return _wrong_sources(text)
-    key = re.search(r'key "(\w+)\.(\w+)"', text)
-    given = re.search(r"(?:Given value:|Got value:) (\S+)", text)
-    if key is None or given is None or key[1] not in SECTIONS:
-        return text
-    expected = get_type_hints(SECTIONS[key[1]])[key[2]]
-    expected = expected.__name__ if isinstance(expected, type) else str(expected)
-    expected = expected.replace("typing.", "").replace("None", "null")
-    return f"{key[1]}.{key[2]}={given[1]} is not of type {expected}; see --help"
-
-
-def _wrong_sources(text: str) -> str:
-    if unknown := re.search(r"Option '(\w+)' is not accepted", text):
-        names = [field.name for field in dataclasses.fields(Source)]
-        return f"unknown key {unknown[1]} in data.sources{_nearest(unknown[1], names)}"
-    if wrong := re.search(r'Parser key "(\w+)": .*?Given value: (\S+)', text.partition("Errors:")[2]):
-        return f"{wrong[1]}={wrong[2]} in data.sources is of the wrong type; see --help"
-    return (
-        "data.sources is no list of sources with their names; write it as "
-        """'[{"source": "books", "weight": 2}, {"source": "a.jsonl", "weight": 1}]'"""
-    )
 
 
 def _innermost(error: BaseException) -> str:
@@ -348,49 +427,41 @@ def _innermost(error: BaseException) -> str:
     return one_line(error)
 
 
-def _pretrained_sections(parser: ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], TokenizerConfig]:
-    """The `model` and `tokenizer` of a run that goes on with a pretrained model.
-
-    What was stated before `init_from`, in a recipe for a model from scratch, is set aside; the tokenizer is its own.
-    """
+def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:
+    """The `model` and `tokenizer` of a run that starts from a pretrained model, and so takes its tokenizer."""
     from smallm_hf.pretrained import pretrained_config
     from smallm_hf.tokenizing.loading import load_tokenizer
 
-    start = 0
-    for index, word in enumerate(arguments):
-        if word == "--config" and "init_from" in (read_recipe(arguments[index + 1], SECTIONS).get("model") or {}):
-            start = index
-        elif re.match(r"--model\.init_from\b", word):
-            start = arguments.index("--config") + 2 * arguments.count("--config") if "--config" in arguments else 0
-    stated = parser.parse_args(arguments[start:])
-    source, tokenizer = stated.model["init_from"], stated.tokenizer
+    source = model["init_from"]
     pretrained_config(source)  # a model that is missing is refused in its own name, not its tokenizer's
     if tokenizer.source not in (TokenizerConfig.source, source):
         raise UserError(
             f"tokenizer.source={tokenizer.source} is not the tokenizer of model.init_from={source}; leave it out"
         )
-    return stated.model, TokenizerConfig(source, tokenizer.vocab_size or len(load_tokenizer(source)))
+    return model, TokenizerConfig(source, tokenizer.vocab_size or len(load_tokenizer(source)))
 
 
-def _stated_windows(parser: ArgumentParser, arguments: list[str]) -> int:
-    """The windows of an update where `--training.batch_size auto` on the line has replaced the recipe's number."""
-    key = "--training.batch_size"
-    words = iter(arguments)
-    others = [w for w in words if not (w.startswith(f"{key}=") or (w == key and next(words)))]
-    training = parser.parse_args(others).training
-    size = TrainingConfig.batch_size if training.batch_size == "auto" else training.batch_size
-    return size * training.accumulation_steps
+def _complete_model(fields: Mapping[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:
+    """The model mapping with what is known of it before there is a tokenizer, and the section `tokenizer`.
 
+    Where the text decides how many entries there are, as with `char`, the latter states how many it may have, and the
+    former how many came of it, or nothing yet.
+    """
+    from smallm_hf.tokenizing.loading import count_entries
+    from smallm_hf.tokenizing.schemes import SCHEMES
 
-def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:
-    """The model mapping with `model_type` and `vocab_size` stated; the latter is the tokenizer's size too."""
     fields = {"model_type": "smallm", **fields}
-    stated = fields.get("vocab_size")
-    if stated is not None and tokenizer_vocab_size is not None and stated != tokenizer_vocab_size:
+    stated, limit, scheme = fields.get("vocab_size"), tokenizer.vocab_size, SCHEMES.get(tokenizer.source)
+    if scheme and scheme.units:
+        if limit is None:
+            model_config(fields)  # which refuses a limit that is no number
+            fields.pop("vocab_size", None)
+        return fields, dataclasses.replace(tokenizer, vocab_size=limit or stated or scheme.default_limit)
+    if None not in (stated, limit) and stated != limit:
         raise UserError(
-            f"tokenizer.vocab_size={tokenizer_vocab_size} differs from model.vocab_size={stated}; they are one number: "
+            f"tokenizer.vocab_size={limit} differs from model.vocab_size={stated}; they are one number: "
             f"state model.vocab_size alone"
         )
     if stated is None:
-        fields["vocab_size"] = tokenizer_vocab_size or model_config(fields).vocab_size
-    return fields
+        fields["vocab_size"] = limit or (model_config(fields).vocab_size if scheme else count_entries(tokenizer.source))
+    return fields, tokenizer

@@ -1,4 +1,4 @@
-"""What a run is told to hold, cost and have reached, as the lines a user reads."""
+"""What a run holds, costs and has reached, as the lines that a user reads."""
 
 import json
 import shlex
@@ -12,13 +12,13 @@ from smallm_hf.config import RunConfig
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import accelerator_type, held_bytes
-from smallm_hf.training.plan import Plan
+from smallm_hf.training.plan import RunPlan
 from smallm_hf.training.probe import Probe
 from smallm_hf.training.progress import count, duration
 
 
 def describe_data(files: TokenFiles) -> str:
-    """What token files hold."""
+    """The size of token files."""
     sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
     return "\n".join(
         f"{name:<17} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens "
@@ -28,12 +28,12 @@ def describe_data(files: TokenFiles) -> str:
 
 
 def describe_next(files: TokenFiles) -> str:
-    """What to do with token files that were asked for alone."""
+    """What to do with token files that `prepare.py` has made."""
     option = f"--data.folder {shlex.quote(str(files.folder))}"
     return f"read {files.folder / 'report.md'}; train on them with the same settings and {option}"
 
 
-def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
+def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
     """The plan of a run before it starts."""
     training = config.training
     other = plan.parameters - plan.embedding_parameters
@@ -56,8 +56,8 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
     )
 
 
-def describe_probe(probe: Probe, plan: Plan, training: TrainingConfig) -> str:
-    """What a probe measured and what follows from it."""
+def describe_probe(probe: Probe, plan: RunPlan, training: TrainingConfig) -> str:
+    """What a probe measured, and what follows for the whole run."""
     speed = plan.tokens_per_step / probe.step_seconds
     whole = f"{training.epochs or 0:g} epochs of data not counted yet"
     if plan.steps:
@@ -75,17 +75,17 @@ def describe_probe(probe: Probe, plan: Plan, training: TrainingConfig) -> str:
 
 
 def describe_end(step: int, training: TrainingConfig, has_results: bool) -> str:
-    """What a resumed run has left to do that is at its end already."""
+    """What is left to do for a resumed run that is already at its end."""
     end = f"at step {step} ({training.limits})"
     if has_results:
         return f"nothing left to train {end}; raise the limit that was reached to go on"
-    # it ended in its last validation, or behind its last checkpoint
+    # it was stopped in its last validation, or after its last checkpoint
     return f"all steps are done {end}; only the last validation, samples and saving are left"
 
 
 def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
-    early = ", stopped early for want of a lower validation loss" if results["stopped_early"] else ""
+    early = ", stopped early without a lower validation loss" if results["stopped_early"] else ""
     last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
     model = shlex.quote(f"{run}/best")
     model_in_python = json.dumps(f"{run}/best", ensure_ascii=False)  # which leaves single quotes to the shell

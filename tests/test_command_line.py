@@ -55,7 +55,7 @@ def test_a_full_disk_is_recognised_whoever_writes(writer, tmp_path, capsys):
     assert end.value.code == 2 and capsys.readouterr().err.startswith("error: no space left writing ")
 
 
-def test_only_the_main_process_speaks(capsys, monkeypatch):
+def test_only_the_main_process_prints(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as end:
         exit_clearly(fail(UserError("wrong")))

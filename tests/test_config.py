@@ -56,6 +56,28 @@ def test_a_written_config_reads_back_as_itself(recipe, tmp_path):
     assert config.training.sample_prompts == ["a: b", "Zoë\n"]
 
 
+def test_print_config_prints_what_a_run_would_use_as_a_recipe(recipe, tmp_path, capsys):
+    words = ["--config", recipe, "--training.batch_size", "auto", "--model.preset", "classic"]
+    with pytest.raises(SystemExit) as end:
+        parse(*words, "--print_config")
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert end.value.code == 0
+    assert parse("--config", tmp_path / "printed.yaml") == parse(*words)
+
+
+def test_a_whole_section_stands_in_one_word_or_in_a_file(recipe, tmp_path):
+    (tmp_path / "training.yaml").write_text("max_steps: 8\n")
+    for word in ("{max_steps: 8}", '{"max_steps": 8}', tmp_path / "training.yaml"):
+        training = parse("--config", recipe, "--training", word).training
+        assert (training.max_steps, training.context_length) == (8, 16)
+
+
+def test_the_model_of_a_later_recipe_takes_the_place_of_an_earlier_one(recipe, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("model: {model_type: gpt2, n_embd: 32, n_head: 2}\n")
+    assert "hidden_size" not in parse("--config", recipe, "--config", other, "--model.n_layer", 1).model
+
+
 def test_resume_alone_takes_the_config_of_the_run(recipe, tmp_path):
     config = parse("--config", recipe)
     config.save(tmp_path / "config.yaml")
@@ -104,7 +126,10 @@ def test_tokenizer_and_model_share_one_vocabulary_size(recipe, tmp_path):
         (["--training.seed", "-1"], r"training.seed=-1 is out of range"),
         (["--training.sample_prompts", "[]"], r"training.sample_prompts=\[\] leaves nothing to continue"),
         (["--training.max_steps", "null"], r"the run has no end; set training.max_steps"),
-        (["--training.max_steps", "1e3"], r"training.max_steps=1000.0 is not of type int \| null"),
+        (["--training.max_steps", "1e3"], r"training.max_steps=1e3 is not of type int \| null"),
+        (["--training.max_steps"], r"--training.max_steps has no value; give one"),
+        (["--training.max_steps", "--resume"], r"--training.max_steps has no value; give one"),
+        (["--training", "5"], r"section training holds 5, not keys with values"),
         (["--config"], r"--config names no file; give one"),
         (["--config", "nowhere.yaml"], r"--config nowhere.yaml: cannot be read"),
     ],
@@ -144,18 +169,18 @@ def test_a_wrong_file_is_one_line_that_names_the_fix(tmp_path, content, message)
         ("data: {sources: [{source: a, weight: 1, 'source': b}]}", r"data.sources.source stands twice, in line 1 and"),
         ("model:\n  hidden_size: 8\n  hidden_size: 16\n", r"model.hidden_size stands twice, in line 2 and in line 3"),
         ("training:\n  seed: 1\ntraining.seed: 2\n", r"training.seed stands twice, inside of its section and outside"),
-        ("cleaning:\n  languages: [no, en]\n", r"line 2: .*reads no as false, .*quote it: languages: \['no', 'en'\]"),
-        ("cleaning:\n  languages:\n  - en\n  - off\n", r"off as false, .*quote it: languages: \['en', 'off'\]"),
-        ("cleaning:\n  languages: [~]\n", r"reads ~ as null, not as text; quote it: languages: \['~'\]"),
-        ("cleaning:\n  languages: no\n", r"languages: no is not a list; write languages: \['no'\]"),
-        ("data:\n  source: 1984\n", r"data.source: .*1984 as the number 1984, not as text; quote it: source: '1984'"),
-        ("data:\n  text_column: 1\n", r"quote it: text_column: '1'"),
-        ("data:\n  language: yes\n", r"reads yes as true, not as text; quote it: language: 'yes'"),
-        ("data:\n  revision: 12345e7\n", r"the number 123450000000.0, not as text; quote it: revision: '12345e7'"),
-        ("data:\n  split: 12:30\n", r"the number 750, not as text; quote it: split: '12:30'"),
-        ("data:\n  sources:\n  - {source: 2001, weight: 1}\n", r"data.sources: source: .*quote it: source: '2001'"),
-        ("training:\n  sample_prompts: [It's, 1.5]\n", r"quote it: sample_prompts: \['It''s', '1.5'\]"),
-        ("model:\n  init_from: 1984\n", r"quote it: init_from: '1984'"),
+        ("cleaning:\n  languages: [no, en]\n", r'line 2: .*reads no as false, .*quote it: languages: \["no", "en"\]'),
+        ("cleaning:\n  languages:\n  - en\n  - off\n", r'off as false, .*quote it: languages: \["en", "off"\]'),
+        ("cleaning:\n  languages: [~]\n", r'reads ~ as null, not as text; quote it: languages: \["~"\]'),
+        ("cleaning:\n  languages: no\n", r'languages: no is not a list; write languages: \["no"\]'),
+        ("data:\n  source: 1984\n", r'data.source: .*1984 as the number 1984, not as text; quote it: source: "1984"'),
+        ("data:\n  text_column: 1\n", r'quote it: text_column: "1"'),
+        ("data:\n  language: yes\n", r'reads yes as true, not as text; quote it: language: "yes"'),
+        ("data:\n  revision: 12345e7\n", r'the number 123450000000.0, not as text; quote it: revision: "12345e7"'),
+        ("data:\n  split: 12:30\n", r'the number 750, not as text; quote it: split: "12:30"'),
+        ("data:\n  sources:\n  - {source: 2001, weight: 1}\n", r'data.sources: source: .*quote it: source: "2001"'),
+        ("training:\n  sample_prompts: [It's, 1.5]\n", r"""quote it: sample_prompts: \["It's", "1.5"\]"""),
+        ("model:\n  init_from: 1984\n", r'quote it: init_from: "1984"'),
         ("model:\n  hidden_act: no\n", r"hidden_act.*if text is meant, quote it"),
         ("training:\n  max_seconds: 12:30\n", r"reads 12:30 as the number 750; write 750, or what is meant"),
         ("training:\n  seed: 017\n", r"reads 017 as the number 15; write 15, or what is meant"),
@@ -174,7 +199,7 @@ def test_what_yaml_would_lose_or_misread_is_refused_with_what_to_write(tmp_path,
     [
         (["--cleaning.languages", "[no, en]"], r"""quote it: --cleaning.languages '\["no", "en"\]'"""),
         (["--cleaning.languages=no"], r"""no is not a list; write --cleaning.languages '\["no"\]'"""),
-        (["--data.sources", '[{"source": 1984}]'], r"source: .*quote it: source: '1984'"),
+        (["--data.sources", '[{"source": 1984}]'], r'source: .*quote it: source: "1984"'),
         (["--data.sources", '[{"source": "a", "source": "b"}]'], r"--data.sources: source stands twice"),
         (["--model.init_from", "1984"], """quote it: --model.init_from '"1984"'"""),
         (["--output_dir", "a\udcff"], r"a\\udcff is not UTF-8; rename the file or folder"),
@@ -232,7 +257,7 @@ def test_help_teaches_every_key(capsys):
         assert phrase in " ".join(text.split()), phrase
 
 
-def test_a_line_without_any_word_is_told_what_is_missing():
+def test_a_line_without_any_word_is_answered_with_what_is_missing():
     with pytest.raises(UserError, match="the run has no end"):
         parse()
 
@@ -244,6 +269,10 @@ def test_an_automatic_batch_on_the_line_keeps_the_update_of_the_recipe(recipe, t
         training = parse("--config", recipe, "--config", other, *words).training
         assert (training.batch_size, training.global_batch_size) == ("auto", 256)
     assert parse("--config", recipe, "--training.batch_size", "auto").training.windows_per_step == 16
+    auto = tmp_path / "auto.yaml"
+    auto.write_text("training:\n  batch_size: auto\n")
+    words = ["--config", recipe, "--config", other, "--config", auto, "--training.accumulation_steps", 4]
+    assert parse(*words).training.windows_per_step == 128
 
 
 def test_three_sizes_of_one_update_must_agree(recipe):

@@ -1,6 +1,7 @@
 """The picture of the package is a law: imports point one way."""
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,8 +14,8 @@ ROOT = Path(smallm_hf.__file__).parent
 LEVELS = """
 base
 models  tokenizing  inspection
-pretrained
 families
+pretrained
 data.configuration
 data.reading
 data.cleaning
@@ -32,7 +33,7 @@ hub
 config
 describing  resuming
 runs
-benchmarks
+api  benchmarks
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 
@@ -81,6 +82,22 @@ def test_no_two_modules_import_each_other_in_a_circle():
         list(TopologicalSorter({name: imported(path) for name, path in modules().items()}).static_order())
     except CycleError as error:
         raise AssertionError(" imports ".join(error.args[1][::-1])) from None
+
+
+CONTRIBUTING = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_the_picture_for_newcomers_is_the_law():
+    assert re.search(r"```levels\n(.*?)```", CONTRIBUTING, flags=re.DOTALL)[1].strip() == LEVELS.strip()
+
+
+def test_what_a_newcomer_reads_is_there_and_at_most_six_files_each():
+    ways = re.split(r"^### ", CONTRIBUTING.partition("## What to read")[2], flags=re.MULTILINE)[1:]
+    assert len(ways) == 3
+    for way in ways:
+        files = re.findall(r"^\d\. `([^`]+)`: ", way, flags=re.MULTILINE)
+        assert 2 <= len(files) <= 6
+        assert [file for file in files if not (ROOT.parent / file).is_file()] == []
 
 
 def test_the_code_that_travels_with_weights_imports_torch_transformers_and_siblings_only():

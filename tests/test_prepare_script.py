@@ -48,10 +48,10 @@ def test_what_the_line_says_of_the_source_takes_the_place_of_the_recipe(tmp_path
     ("sources", "message"),
     [
         ('[{"source": "x", "wieght": 2}]', r"unknown key wieght in data.sources; did you mean weight\?"),
-        ('[{"source": "x", "weight": "y"}]', r"weight=y in data.sources is of the wrong type"),
-        ('["books", "a.jsonl"]', r"data.sources is no list of sources with their names; write it as '\[\{\"source\""),
-        ('[{"weight": 2}]', r"data.sources is no list of sources with their names"),
-        ("books", r"data.sources is no list of sources with their names"),
+        ('[{"source": "x", "weight": "y"}]', r"data.sources.weight=y is not of type float \| null"),
+        ('["books", "a.jsonl"]', r"data.sources: books is not a source with its name; write them as '\[\{\"source\""),
+        ('[{"weight": 2}]', r"data.sources: {'weight': 2} is not a source with its name"),
+        ("books", r"data.sources: books is not a source with its name"),
     ],
 )
 def test_a_wrong_mixture_is_one_line_that_names_the_fix(sources, message):

@@ -14,10 +14,10 @@ from running import train, write_recipe, write_stories
 from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.terminal import lasting_output, print_piece
-from smallm_hf.comparison.reporting import report_comparison
+from smallm_hf.comparison.report import report_comparison
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.describing import describe_next, describe_results
-from smallm_hf.evaluation.reporting import report_results
+from smallm_hf.evaluation.results_page import report_results
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -68,7 +68,7 @@ def test_characters_that_the_encoding_lacks_are_replaced_and_the_streams_given_b
     assert (tmp_path / "out").read_bytes() == "bits per byte ? 1.5, café ??\n".encode("cp1252")
 
 
-def test_a_reader_that_goes_away_ends_no_work(desert, tmp_path):
+def test_a_reader_that_goes_away_does_not_end_the_work(desert, tmp_path):
     desert()
 
     def main():
@@ -96,7 +96,7 @@ def test_what_only_writes_to_the_terminal_ends_quietly_with_its_reader(desert):
     assert end.value.code == 0 and len(written) == 0
 
 
-def test_output_that_is_closed_from_the_beginning_is_none(monkeypatch, tmp_path, recipe):
+def test_a_run_needs_no_standard_output(monkeypatch, tmp_path, recipe):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     exit_clearly(lambda: train(recipe, tmp_path / "run", "--training.max_steps", 2))
@@ -107,7 +107,7 @@ def test_output_that_is_closed_from_the_beginning_is_none(monkeypatch, tmp_path,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no file that is full")
-def test_output_to_a_full_disk_ends_no_work_and_is_told_at_its_end(output_to, tmp_path, capfd, monkeypatch):
+def test_a_full_disk_behind_the_output_is_reported_when_the_work_is_done(output_to, tmp_path, capfd, monkeypatch):
     with open("/dev/full", "wb") as full:
         output_to(full.fileno())
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
@@ -141,7 +141,7 @@ def test_training_goes_on_without_its_reader(output_to, recipe, tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
-def test_streams_that_are_no_files_stay_as_they_are(monkeypatch):
+def test_streams_that_are_not_files_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(sys, "stdout", notebook := io.StringIO())
     with lasting_output():
         assert sys.stdout is notebook

@@ -7,9 +7,9 @@ def multiplies_well(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether matrix products of this dtype are at least about as fast on a device as those of float32.
 
     A CPU without instructions for a 16-bit type multiplies it hundreds of times slower than float32, and a GPU without
-    them emulates it. Of a CPU both the hardware and oneDNN, which multiplies for torch, must know them: its limit
-    (`ONEDNN_MAX_CPU_ISA`) can make one CPU compute as an older one does. bfloat16 on devices other than CPUs and CUDA
-    is taken to be slow, as nobody has measured it there.
+    them emulates it. On a CPU both the hardware and oneDNN, which multiplies for torch, must have them:
+    `ONEDNN_MAX_CPU_ISA` can make a CPU compute like an older one. On devices other than CPUs and CUDA, bfloat16
+    counts as slow, because nobody has measured it there.
     """
     device = torch.device(device)
     if dtype not in (torch.bfloat16, torch.float16):
@@ -29,7 +29,7 @@ def multiplies_well(dtype: torch.dtype, device: torch.device | str) -> bool:
 
 
 def slow_dtype(dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """What is said of a dtype that the device does not multiply well; None where it does."""
+    """A warning about a dtype that the device does not multiply well; None where it does."""
     if multiplies_well(dtype, device):
         return None
     name = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""How every script ends, with success or with one clear line and a status that says so, and how it reads its line."""
+"""How a script reads its command line, and how it ends: with success, or with one clear line and a status to match."""
 
 import os
 import sys
@@ -15,25 +15,25 @@ from smallm_hf.base.terminal import lasting_output, require_written
 
 Fields = TypeVar("Fields")
 
-# What a script that was asked to stop, and can go on from where it is, exits with: EX_TEMPFAIL of BSD's sysexits.h.
+# The status of a script that was asked to stop and can be resumed: EX_TEMPFAIL of BSD's sysexits.h.
 EXIT_INTERRUPTED = 75
-# The home of users who have none, as Debian writes it: libraries manage without that folder, but not without a name.
+# The home of users who have none, as Debian calls it: libraries manage without the folder, but not without its name.
 NO_HOME = "/nonexistent"
 
 
 def is_main_process() -> bool:
-    """True in the one process that may speak; readable before any process group exists."""
+    """True in the one process that prints; known before any process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def exit_clearly(main: Callable[[], None]) -> None:
-    """Runs `main` and turns a user's mistake into one line on stderr and exit status 2.
+    """Runs `main` and turns a user's mistake, or a full disk, into one line on stderr and exit status 2.
 
-    A full disk is a user's matter too. A run that saved its state because it was asked to stop exits 75, Ctrl-C before
-    there is a state 130. Anything else is a fault of ours and keeps its traceback. Meanwhile no terminal that is closed
-    and no character that it lacks ends `main`, see `lasting_output`.
+    A run that saved its state because it was asked to stop exits with 75, Ctrl-C before there is a state with 130. Any
+    other exception is our own fault and keeps its traceback. A terminal that is closed, or that lacks a character, does
+    not end `main`, see `lasting_output`.
     """
-    if os.path.expanduser("~") == "~":  # a user whom the system does not know, in a container perhaps
+    if os.path.expanduser("~") == "~":  # a user unknown to the system, as in some containers
         os.environ["HOME"] = NO_HOME
     with lasting_output():
         try:
@@ -42,12 +42,12 @@ def exit_clearly(main: Callable[[], None]) -> None:
             require_written()
         except UserError as error:
             _stop(f"error: {error}", 2)
-        except ArgumentError as error:  # from a parser that was told exit_on_error=False
+        except ArgumentError as error:  # of a parser with exit_on_error=False
             _stop(f"error: {one_line(error)}; see --help", 2)
         except UnicodeEncodeError as error:
             if error.encoding == "utf-8" or error.encoding != sys.getfilesystemencoding():
                 raise
-            named = f"{error.object!a} cannot be the name of a file here, where names are {error.encoding}"
+            named = f"{error.object!a} cannot be the name of a file here, where names are in {error.encoding}"
             _stop(f"error: {named}; set PYTHONUTF8=1", 2)
         except Interrupted as request:
             _stop(str(request), EXIT_INTERRUPTED)
@@ -61,17 +61,17 @@ def exit_clearly(main: Callable[[], None]) -> None:
 
 
 def _as_utf8(word: str) -> str:
-    """A word of the command line, decoded as UTF-8 where the locale knows less.
+    """A word of the command line, decoded as UTF-8 where the locale is more limited.
 
     Raises:
-        UserError: it is not UTF-8, and a model or a library could take it neither for text nor for a path.
+        UserError: it is not UTF-8, so that neither a model nor a library could use it as text or as a path.
     """
     try:
         return word.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError as error:
         raise UserError(
-            f"{word!a} on the command line is not UTF-8, as the locale says it is; set LC_ALL to what the terminal "
-            "types, or rename the file that is called so"
+            f"{word!a} on the command line is not UTF-8, which the locale says it is; set LC_ALL to the encoding of "
+            "the terminal, or rename the file of this name"
         ) from error
 
 
@@ -90,5 +90,5 @@ def add_loading_arguments(parser: ArgumentParser) -> None:
 
 
 def take(kind: type[Fields], given: dict[str, Any]) -> Fields:
-    """Takes the fields of a dataclass out of what was given on a line; it refuses what is out of range."""
+    """Takes the fields of a dataclass out of the given options; the dataclass refuses values out of range."""
     return kind(**{field.name: given.pop(field.name) for field in fields(kind)})

@@ -15,7 +15,7 @@ RECORDED = ("transformers", "tokenizers", "datasets", "accelerate", "evaluate", 
 def versions() -> dict[str, str]:
     """The versions of Python, of this package and of the libraries a result depends on.
 
-    torch's is its own word, which tells builds apart (`2.14.1+cu130` where the installed package says `2.14.1`).
+    torch states its own, which tells builds apart (`2.14.1+cu130` where the installed package says `2.14.1`).
     """
     import torch
 
@@ -24,16 +24,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package runs from, `-dirty` behind it where files differ; None outside git."""
+    """The commit of the checkout this package runs from, with `-dirty` where files differ; None outside git."""
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, errors="replace", timeout=10)
-    except (OSError, subprocess.TimeoutExpired):  # no git here, or a checkout too slow to ask
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a checkout too slow to ask
         return None
     return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to get the same result again, beside the config."""
+    """What it takes to get the same result again, beside the config."""
     return {"command": sys.argv, "commit": commit(), "versions": versions()}

@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all, and so that it is still there after a power cut."""
+"""Writes folders and files whole or not at all, and so that they survive a power cut."""
 
 import hashlib
 import os
@@ -20,8 +20,8 @@ PARTIAL, REPLACED = ".partial", ".replaced"
 def replacing(folder: Path) -> Iterator[Path]:
     """Gives an empty folder beside `folder` that takes its place when the block ends without an exception.
 
-    After an exception what stood there still stands, and nothing else is left, no folder made on the way either. A
-    process that is killed leaves the one or the other, `restored` makes sure under which name.
+    After an exception what stood there still stands, and nothing else is left, not even a parent folder. A process that
+    is killed leaves the one or the other; `restored` gives it its name back.
 
     Raises:
         DiskFull: no space was left.
@@ -42,7 +42,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
         for parent in made:
-            with suppress(OSError):  # somebody else writes there too
+            with suppress(OSError):  # another process writes there too
                 parent.rmdir()
         # safetensors and torch report a full disk as errors of their own, the file system as OSError.
         if isinstance(error, OSError | SafetensorError | RuntimeError) and is_disk_full(error):
@@ -51,13 +51,13 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def restored(folder: Path) -> Path:
-    """The folder, put back where a process was killed between moving it aside and moving the new one in.
+    """The folder, put back if a process was killed between moving it aside and moving the new one in.
 
     Several processes may do so at once.
     """
     fresh, old = _beside(folder)
     if old.exists() and not folder.exists():
-        with suppress(FileNotFoundError):  # another was quicker
+        with suppress(FileNotFoundError):  # another process was faster
             old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
@@ -65,21 +65,21 @@ def restored(folder: Path) -> Path:
 
 
 def restore_all(parent: Path) -> None:
-    """Puts back every folder in `parent` that a killed process had moved aside, and clears away what it left."""
+    """Puts back every folder in `parent` that a killed process had moved aside, and removes what it left."""
     for beside in parent.glob(".*"):
         if beside.suffix in (PARTIAL, REPLACED):
             restored(parent / beside.stem.removeprefix("."))
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder; a process that is killed meanwhile leaves it whole, or for `restore_all` to clear away."""
+    """Removes a folder; a process that is killed meanwhile leaves it whole, or for `restore_all` to remove."""
     fresh, _ = _beside(folder)
     restored(folder).rename(fresh)
     shutil.rmtree(fresh)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a process that is killed leaves it as it was before, or whole."""
+    """Writes a file; a process that is killed leaves it as it was, or whole."""
     fresh = path.with_name(f".{path.name}{PARTIAL}")
     fresh.write_text(text, encoding="utf-8")
     _to_disk(fresh)
@@ -103,11 +103,11 @@ def _to_disk(path: Path) -> None:
 
 
 def lock(folder: Path) -> FileLock:
-    """Lets one process of this machine at a time have a folder; the lock ends with its process, however that ends.
+    """A lock that one process of this machine at a time can hold on a folder; it ends with its process.
 
-    It lies among the temporary files: beside the folder it would stay behind when nothing else does.
+    It lies among the temporary files, because beside the folder it would stay behind.
     """
-    user = os.getuid() if hasattr(os, "getuid") else ""  # another user's lock could not be opened
+    user = os.getuid() if hasattr(os, "getuid") else ""  # the lock of another user cannot be opened
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"smallm_hf-{user}-{name}.lock")
 
@@ -116,7 +116,7 @@ def require_writable(path: Path, option: str, *, folder: bool) -> None:
     """Makes sure, before any work, that a file or a folder can be written at `path`.
 
     Raises:
-        UserError: something of the other kind is there, or the nearest existing folder is closed to us.
+        UserError: something of the other kind is there, or the nearest existing folder is not writable.
     """
     existing = path
     while not existing.exists() and existing != existing.parent:

@@ -8,15 +8,15 @@ from huggingface_hub.utils import get_session
 from smallm_hf.base.errors import UserError
 
 HUB_ANSWER_SECONDS = 5  # for each of connect and read
-HUB_PROBE_SECONDS = 8  # for all of it: a name server that never answers heeds no timeout of the HTTP client
+HUB_PROBE_SECONDS = 8  # in all: the HTTP client's timeouts do not apply to a name server that never answers
 
 
 def require_hub(wanted: str, alternative: str) -> None:
-    """Returns when the Hugging Face Hub answers; the libraries would retry an unreachable one for most of a minute.
+    """Returns when the Hugging Face Hub answers; the libraries would retry an unreachable Hub for most of a minute.
 
     Args:
-        wanted: what is looked for, the beginning of the message.
-        alternative: what to do without the Hub, its end.
+        wanted: what is looked for; begins the message.
+        alternative: what to do without the Hub; ends the message.
 
     Raises:
         UserError: no answer within 10 seconds, or `HF_HUB_OFFLINE` is set.
@@ -27,7 +27,7 @@ def require_hub(wanted: str, alternative: str) -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=HUB_ANSWER_SECONDS)
             failure.clear()  # any status is an answer
-        except Exception as error:  # whatever the HTTP library of the day raises, there was none
+        except Exception as error:  # whatever the HTTP library raises, there was no answer
             failure[0] = str(error).partition("\n")[0].rstrip(". ") or type(error).__name__
 
     thread = threading.Thread(target=probe, daemon=True)

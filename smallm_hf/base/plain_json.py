@@ -1,4 +1,4 @@
-"""JSON that every program reads: it has no infinity and no NaN, where Python would write the words."""
+"""JSON that every program can read: without the `Infinity` and `NaN` that Python would write."""
 
 import json
 import math
@@ -14,7 +14,7 @@ def without_infinities(content: Any, place: str = "") -> tuple[Any, dict[str, st
     """The content with null for every number that is infinite or NaN.
 
     Returns:
-        It, and by its place, such as `models.0.loss`, what each of them was.
+        The content, and what each of these numbers was, by its place, such as `models.0.loss`.
     """
     if isinstance(content, float) and not math.isfinite(content):
         return None, {place: str(content)}

@@ -1,7 +1,7 @@
-"""Recipes: YAML files whose sections are dataclasses, read so that they hold what stands in them.
+"""Recipes: YAML files whose sections are dataclasses, read so that they mean what they say.
 
-YAML keeps the last of two equal keys, and takes `no`, `1984` and `12:30` for a truth value and for numbers. Where that
-would lose a section, or text was meant, it is refused with the line and what to write.
+YAML keeps the last of two equal keys, and reads `no`, `1984` and `12:30` as a truth value and as numbers. Where that
+would lose a section, or text was meant, the recipe is refused with the line and what to write.
 """
 
 import dataclasses
@@ -17,66 +17,66 @@ from jsonargparse import get_loader
 
 from smallm_hf.base.errors import UserError, one_line
 
-# Numbers that are others in YAML than they look: 12:30 counts in sixties, 017 in eights.
+# Numbers that YAML reads as other numbers: 12:30 counts in sixties, 017 in eights.
 STRANGE_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
+NUMBERS = (int, float)
 MERGE = "tag:yaml.org,2002:merge"  # of the key <<
-PRETRAINED_HINTS = {"init_from": str | None, "model_type": str | None}  # of `model`, which has no class of ours
 
 
-def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, Any]:
+def read_recipe(path: str | Path, types_of_keys: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a recipe, or the config.yaml of a run.
 
     Args:
         path: of the file.
-        sections: the classes of the sections by their names.
+        types_of_keys: the type of each `section.key`; others are read as YAML has them.
 
     Raises:
         UserError: a file that cannot be read, is not YAML or has no sections; a key that stands twice; a value that
             YAML reads as a number or a truth value where text is wanted.
     """
+    where = f"--config {path}"
     try:
         text = Path(path).read_text(encoding="utf-8")
-        root, content = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        root, content = yaml.compose(text, yaml.SafeLoader), get_loader("yaml")(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read ({one_line(error)}); the recipes are in configs/") from error
+        raise UserError(f"{where}: cannot be read ({one_line(error)}); the recipes are in configs/") from error
     except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML ({one_line(error)}); see configs/quickstart.yaml") from error
+        raise UserError(f"{where}: not YAML ({one_line(error)}); see configs/quickstart.yaml") from error
+    if isinstance(content, str):  # jsonargparse reads a file of empty sections as text
+        content = yaml.safe_load(text)
     if not isinstance(content, dict | None):
-        raise UserError(f"--config {path}: holds no sections; see configs/quickstart.yaml")
-    _refuse_twice(root, f"--config {path}")
+        raise UserError(f"{where}: holds no sections; see configs/quickstart.yaml")
+    _refuse_repetition(root, where)
     for name, section in _items(root):
         keys = [(f"{name.value}.{key.value}", node) for key, node in _items(section)] or [(name.value, section)]
         for key, node in keys:
-            if hint := type_of(key, sections):
-                _refuse_misread(key, node, hint, f"--config {path} line {node.start_mark.line + 1}: {key}")
+            if wanted := types_of_keys.get(key):
+                _refuse_misreading(key, node, wanted, f"{where} line {node.start_mark.line + 1}: {key}")
     return content or {}
 
 
-def check_word(key: str, word: str, sections: Mapping[str, type]) -> None:
-    """Refuses a list or a mapping of the command line for the same reasons; a bare word is text where text is wanted.
+def check_word(key: str, word: str, wanted: Any) -> None:
+    """Refuses a list or a mapping on the command line for the same reasons; where text is wanted, a bare word is text.
 
     Raises:
         UserError: with the corrected text.
     """
-    hint = type_of(key, sections)
     try:
         node = yaml.compose(word, yaml.SafeLoader)
     except yaml.YAMLError:
         return
-    is_list = isinstance(node, yaml.SequenceNode) or (_element(hint) is str and str not in _options(hint))
-    if hint and node and (is_list or key.startswith("model.")):
-        _refuse_twice(node, f"--{key}")
-        _refuse_misread(f"--{key}", node, hint, f"--{key} {word}")
+    is_list = isinstance(node, yaml.SequenceNode) or (_element(wanted) is str and str not in _options(wanted))
+    if wanted and node and (is_list or key.startswith("model.")):
+        _refuse_repetition(node, f"--{key}")
+        _refuse_misreading(f"--{key}", node, wanted, f"--{key} {word}")
 
 
-def type_of(key: str, sections: Mapping[str, type]) -> Any:
-    """The type of `section.key`, as far as it is known."""
-    section, _, name = key.partition(".")
-    hints = PRETRAINED_HINTS if section == "model" else get_type_hints(sections.get(section, object))
-    return hints.get(name)
-
-
-# --- keys that stand twice -------------------------------------------------------------------------------------------
+def load_word(word: str) -> Any:
+    """What a word of the command line is in YAML; the word itself if it is not YAML."""
+    try:
+        return get_loader("yaml")(word)
+    except yaml.YAMLError:
+        return word
 
 
 def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
@@ -84,7 +84,8 @@ def _items(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]
         yield from ((key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE)
 
 
-def _refuse_twice(node: yaml.Node, where: str, trail: str = "", above: tuple[yaml.Node, ...] = ()) -> None:
+def _refuse_repetition(node: yaml.Node, where: str, trail: str = "", above: tuple[yaml.Node, ...] = ()) -> None:
+    """Refuses a key that stands twice in one mapping."""
     if any(node is other for other in above):  # an alias of what it stands in
         return
     lines = {}
@@ -92,87 +93,74 @@ def _refuse_twice(node: yaml.Node, where: str, trail: str = "", above: tuple[yam
         name, line = f"{trail}{key.value}", key.start_mark.line + 1
         if name in lines:
             raise UserError(
-                f"{where}: {name} stands twice, in line {lines[name]} and in line {line}, and YAML keeps the last "
-                "alone; join them, or leave one out"
+                f"{where}: {name} stands twice, in line {lines[name]} and in line {line}, and YAML keeps only the "
+                "last; join them, or leave one out"
             )
         lines[name] = line
-        _refuse_twice(value, where, f"{name}.", (*above, node))
+        _refuse_repetition(value, where, f"{name}.", (*above, node))
     for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _refuse_twice(item, where, trail, (*above, node))
+        _refuse_repetition(item, where, trail, (*above, node))
 
 
-# --- values that YAML reads as something else ------------------------------------------------------------------------
-
-
-def _refuse_misread(key: str, node: yaml.Node, hint: Any, where: str) -> None:
-    """Refuses a value that is meant as text and is something else to YAML, with the corrected text."""
-    element = _element(hint)
+def _refuse_misreading(key: str, node: yaml.Node, wanted: Any, where: str) -> None:
+    """Refuses a value that is meant as text and that YAML reads as something else, with the corrected text."""
+    element = _element(wanted)
     if dataclasses.is_dataclass(element):
         hints = get_type_hints(element)
         for item in node.value if isinstance(node, yaml.SequenceNode) else ():
             for name, value in _items(item):
                 if name.value in hints:
-                    _refuse_misread(name.value, value, hints[name.value], f"{where}: {name.value}")
+                    _refuse_misreading(name.value, value, hints[name.value], f"{where}: {name.value}")
         return
-    is_text = isinstance(node, yaml.ScalarNode) and _value(node) is not None and node.value not in _options(hint)
-    if element is str and is_text and str not in _options(hint):
+    is_list = isinstance(node, yaml.SequenceNode)
+    scalars = [scalar for scalar in (node.value if is_list else [node]) if isinstance(scalar, yaml.ScalarNode)]
+    options = _options(wanted)
+    is_text = isinstance(node, yaml.ScalarNode) and _value(node) is not None and node.value not in options
+    if is_text and element is str and str not in options:
         raise UserError(f"{where}: {node.value} is not a list; write {_written(key, [node.value])}")
-    for wrong in _misread(node, hint):
-        value = _value(wrong)
-        read = f"{where}: YAML reads {wrong.value} as {'the number ' * _is_number(value)}{json.dumps(value)}"
-        if _is_number(value) and _fits(value, hint):
-            raise UserError(f"{read}; write {json.dumps(value)}, or what is meant")
-        raise UserError(f"{read}, not as text; quote it: {_written(key, _meant(node, hint))}")
+    wanted = element if is_list else wanted
+    misread = [scalar for scalar in scalars if _is_misread(scalar, wanted)]
+    if not misread:
+        return
+    value = _value(misread[0])
+    is_number = type(value) in NUMBERS
+    read = f"{where}: YAML reads {misread[0].value} as {'the number ' * is_number}{json.dumps(value)}"
+    if is_number and _fits(value, wanted):
+        raise UserError(f"{read}; write {json.dumps(value)}, or what is meant")
+    meant = [scalar.value if scalar in misread else _value(scalar) for scalar in scalars]
+    raise UserError(f"{read}, not as text; quote it: {_written(key, meant if is_list else meant[0])}")
 
 
-def _misread(node: yaml.Node, hint: Any) -> Iterator[yaml.ScalarNode]:
-    """Yields the scalars that are not what they look like."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _misread(item, _element(hint))
-    elif isinstance(node, yaml.ScalarNode) and node.style is None and node.value:
-        value = _value(node)
-        if isinstance(value, str):
-            return
-        is_strange = _is_number(value) and STRANGE_NUMBER.fullmatch(node.value)
-        if is_strange if _fits(value, hint) else (str in _options(hint) or node.value in _options(hint)):
-            yield node
+def _is_misread(node: yaml.ScalarNode, wanted: Any) -> bool:
+    value = _value(node)
+    if node.style is not None or not node.value or isinstance(value, str):
+        return False
+    if _fits(value, wanted):
+        return type(value) in NUMBERS and STRANGE_NUMBER.fullmatch(node.value) is not None
+    return str in _options(wanted) or node.value in _options(wanted)
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def _options(wanted: Any) -> tuple[Any, ...]:
     """The types of a union, and the values of a literal type."""
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    parts = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
     return tuple(value for part in parts for value in (get_args(part) if get_origin(part) is Literal else (part,)))
 
 
-def _element(hint: Any) -> Any:
-    """What a list of this type holds; None if it is no list."""
-    return next((get_args(option)[0] for option in _options(hint) if get_origin(option) is list), None)
+def _element(wanted: Any) -> Any:
+    """What a list of this type holds; None if it is not a list."""
+    return next((get_args(option)[0] for option in _options(wanted) if get_origin(option) is list), None)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    return type(value) in _options(hint) or (type(value) is int and float in _options(hint))
+def _fits(value: Any, wanted: Any) -> bool:
+    return type(value) in _options(wanted) or (type(value) is int and float in _options(wanted))
 
 
 def _value(node: yaml.ScalarNode) -> Any:
-    """What the parser of the configuration makes of it, whose numbers are not quite those of YAML."""
+    """What jsonargparse makes of it, whose numbers are not quite those of YAML."""
     return get_loader("yaml")(node.value) if node.style is None else node.value
 
 
-def _meant(node: yaml.Node, hint: Any) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return [_meant(item, _element(hint)) for item in node.value]
-    return node.value if any(_misread(node, hint)) else _value(node)
-
-
 def _written(key: str, value: Any) -> str:
-    """How to write a key: on the command line as one word of JSON, in a file as YAML."""
-    if key.startswith("--"):
-        return f"{key} '{json.dumps(value, ensure_ascii=False)}'"
-    name, values = key.rpartition(".")[2], value if isinstance(value, list) else [value]
-    quoted = ["'" + one.replace("'", "''") + "'" if isinstance(one, str) else json.dumps(one) for one in values]
-    return f"{name}: [{', '.join(quoted)}]" if isinstance(value, list) else f"{name}: {quoted[0]}"
+    """How to write a key, on the command line or in a file: JSON is YAML too."""
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{key} '{text}'" if key.startswith("--") else f"{key.rpartition('.')[2]}: {text}"

@@ -1,7 +1,7 @@
-"""Imports one module right after another: how transformers learns of our classes without our importing it.
+"""Imports one module right after another: how transformers gets to know our classes without our importing it.
 
-Python has no hook for this (PEP 369 was withdrawn). A finder that stands first in `sys.meta_path` lets the others find
-the module, and has its loader do one thing more.
+Python has no hook for this (PEP 369 was withdrawn). A finder at the front of `sys.meta_path` lets the others find the
+module, and makes its loader do one thing more.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from types import ModuleType
 
 
 def when_imported(name: str, *, then: str) -> None:
-    """Imports the module `then` once `name` has been imported, at once if it has been already."""
+    """Imports the module `then` as soon as `name` has been imported, immediately if it already has."""
     if name in sys.modules:
         importlib.import_module(then)
     else:
@@ -29,7 +29,7 @@ class _Follower(MetaPathFinder):
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
-        # Asked only whether the module is there, as libraries do, we are here again for its import.
+        # Libraries ask whether the module exists without importing it; its import then comes here again.
         if spec and spec.loader:
             execute = spec.loader.exec_module
 

@@ -1,4 +1,4 @@
-"""Which model, how it is loaded and how it writes, as a user asks for it: known before torch is imported."""
+"""Which model to use, how to load it and how it writes, as a user asks for it: known before torch is imported."""
 
 import glob
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from smallm_hf.base.errors import UserError
 
-# What names a model on a command line.
+# How a command line names a model.
 MODEL = "a folder written by save_pretrained, such as RUN/best, or a Hub id (looked for in the cache first)"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -19,7 +19,7 @@ TOKENIZER_MARKS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "voc
 
 @dataclass(frozen=True)
 class Loading:
-    """How a model is loaded that is to be used and not trained.
+    """How to load a model that is used and not trained.
 
     Args:
         dtype: `auto` keeps the dtype of the weights where the device multiplies it well, and else takes float32.
@@ -36,7 +36,7 @@ class Loading:
             raise UserError(f"dtype {self.dtype!r} is unknown; choose from {', '.join(get_args(Dtype))}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a text is continued.
 
@@ -73,7 +73,7 @@ class Sampling:
 
 
 def require_models(models: Iterable[str]) -> None:
-    """Refuses what `is_model_folder` refuses, before the seconds that importing torch takes; patterns are let pass."""
+    """Raises what `is_model_folder` raises, before the seconds that importing torch takes; patterns pass."""
     for model in models:
         if not glob.has_magic(model):
             is_model_folder(model)
@@ -83,7 +83,7 @@ def is_model_folder(source: str) -> bool:
     """True for a folder with a model in it, False for what may be a Hub id.
 
     Raises:
-        UserError: a folder without one, or a path that leads nowhere.
+        UserError: a folder without one, or a path that does not exist.
     """
     folder = Path(source).expanduser()
     hint = "give a folder that save_pretrained wrote, such as RUN/best, or a Hub id"

@@ -1,4 +1,4 @@
-"""Standard output and error while a script runs: nothing that happens to them ends its work."""
+"""Keeps a script working whatever happens to its standard output and error."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from smallm_hf.base.errors import UserError, is_disk_full
 
 
 class _Output(io.FileIO):
-    """A file descriptor to which every write succeeds; `lost` is the error of the first that did not."""
+    """A file descriptor to which every write seems to succeed; `lost` is the first error."""
 
     lost: OSError | None = None
 
@@ -20,13 +20,13 @@ class _Output(io.FileIO):
             return super().write(data)
         except OSError as error:
             self.lost = self.lost or error
-            if not is_disk_full(error):  # nobody will read it again: a pipe or a terminal was closed
+            if not is_disk_full(error):  # a pipe or a terminal was closed: nobody will read from it again
                 discard(self.fileno())
             return memoryview(data).nbytes
 
 
 def discard(descriptor: int) -> None:
-    """Leads a descriptor nowhere, for all who write to it: other streams, libraries, processes begun later."""
+    """Redirects a descriptor to nowhere for all who write to it: other streams, libraries, later processes."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
@@ -34,11 +34,11 @@ def discard(descriptor: int) -> None:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Standard output and error that no reader who goes away and no character can break, until the block ends.
+    """Inside the block, neither a reader that goes away nor a character breaks standard output and error.
 
-    What their encoding lacks is printed as `?`. What cannot be written is dropped: `| head` ends no training. Streams
-    that are not plain files stay as they are: those of a notebook or a test, and the console of Windows, whose encoding
-    is UTF-8.
+    A character that their encoding lacks is printed as `?`. What cannot be written is dropped: `| head` does not end a
+    training. Streams that are not plain files stay as they are: those of a notebook or a test, and the console of
+    Windows, whose encoding is UTF-8.
     """
     before = sys.stdout, sys.stderr
     let_output_last()
@@ -51,12 +51,12 @@ def lasting_output() -> Iterator[None]:
 
 
 def let_output_last() -> None:
-    """As `lasting_output`, to the end of the process: for one that was begun to do a part of the work."""
+    """Does what `lasting_output` does until the process ends, for one that was started to do a part of the work."""
     sys.stdout, sys.stderr = map(_lasting, (sys.stdout, sys.stderr))
 
 
 def _lasting(stream: TextIO | None) -> TextIO:
-    if stream is None:  # it was closed before Python began
+    if stream is None:  # it was closed before Python started
         return open(os.devnull, "w", encoding="utf-8")
     if type(_raw(stream)) is not io.FileIO:
         return stream
@@ -66,25 +66,25 @@ def _lasting(stream: TextIO | None) -> TextIO:
         discard(stream.fileno())
     raw = _Output(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        raw if stream.buffer is _raw(stream) else io.BufferedWriter(raw),  # under python -u there is no buffer
+        raw if stream.buffer is _raw(stream) else io.BufferedWriter(raw),  # python -u has no buffer
         encoding=stream.encoding,
-        errors=stream.errors if stream.errors == "backslashreplace" else "replace",  # stderr already never fails
+        errors=stream.errors if stream.errors == "backslashreplace" else "replace",  # stderr never fails anyway
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
 
 
 def _raw(stream: TextIO) -> object:
-    """What a text stream writes to in the end."""
+    """What a text stream finally writes to."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
 
 def require_written() -> None:
-    """Makes sure that what was printed has not met a full disk; that nobody has read it is no error.
+    """Makes sure that no full disk has cut what was printed; that nobody reads it is not an error.
 
     Raises:
-        UserError: some of it is missing where it was led to.
+        UserError: some of it is missing.
     """
     sys.stdout.flush()
     lost = getattr(_raw(sys.stdout), "lost", None)
@@ -93,11 +93,11 @@ def require_written() -> None:
 
 
 def print_piece(text: str) -> None:
-    """Prints at once and without the end of a line, for a script that does nothing else: it ends with its reader.
+    """Prints at once and without a line break, for a script that does nothing else and so ends with its reader.
 
     Raises:
         SystemExit: nobody reads it any more.
-        UserError: there is no space for it.
+        UserError: no space is left for it.
     """
     print(text, end="", flush=True)
     require_written()

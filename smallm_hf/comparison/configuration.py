@@ -28,7 +28,7 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True)
-class Questions(Rules):
+class SideBySide(Rules):
     """What is asked of every model, in the same way; how a text is scored is said by `Rules`.
 
     Args:
@@ -86,7 +86,7 @@ def read_benchmark(path: Path) -> str:
     Raises:
         UserError: a file that cannot be read or does not name one.
     """
-    content = read_recipe(path, {"comparison": ComparisonConfig})
+    content = read_recipe(path, {"comparison.benchmark_model": str | None})
     try:
         section = ComparisonConfig(**content["comparison"])
     except UserError as error:

@@ -9,7 +9,7 @@ from transformers import Gemma2Config, GPT2Config, GPT2LMHeadModel, GraniteConfi
 
 from smallm_hf import SmaLLMConfig
 from smallm_hf.pretrained import fresh_model
-from smallm_hf.training.loss import TrainingLoss, has_plain_head
+from smallm_hf.training.objectives import LanguageModelling, has_plain_head
 
 SHAPE = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 IDS = torch.arange(32).reshape(2, 16)
@@ -22,7 +22,7 @@ def model_of(config):
 
 
 def loss_and_gradients(model, **form):
-    loss = TrainingLoss(model, **{"compile": False, "chunked": False, **form})(**BATCH)
+    loss = LanguageModelling(model, **{"compile": False, "chunked": False, **form})(**BATCH)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -47,7 +47,7 @@ def test_chunks_give_the_loss_and_the_gradients_of_logits(config):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_masked_targets_count_for_nothing(chunked):
     model = model_of(SmaLLMConfig(**SHAPE))
-    step_loss = TrainingLoss(model, compile=False, chunked=chunked)
+    step_loss = LanguageModelling(model, compile=False, chunked=chunked)
     half = torch.cat([IDS[:1] + 1, torch.full((1, 16), -100)])
     masked = step_loss(IDS, half)
     torch.testing.assert_close(masked, step_loss(IDS[:1], half[:1]))
@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_the_library():
     assert isinstance(model, GPT2LMHeadModel)
     expected = model(input_ids=IDS, labels=IDS).loss
     shifted = {"input_ids": IDS[:, :-1], "targets": IDS[:, 1:]}
-    torch.testing.assert_close(TrainingLoss(model, compile=False, chunked=False)(**shifted) / 30, expected)
+    torch.testing.assert_close(LanguageModelling(model, compile=False, chunked=False)(**shifted) / 30, expected)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -78,7 +78,7 @@ def test_a_compiled_step_gives_the_loss_of_the_plain_one_without_graph_breaks(ch
     torch._dynamo.reset()
     plain, _ = loss_and_gradients(model_of(SmaLLMConfig(**SHAPE)))
     torch._dynamo.utils.counters.clear()
-    step_loss = TrainingLoss(model_of(SmaLLMConfig(**SHAPE)), compile=True, chunked=chunked)
+    step_loss = LanguageModelling(model_of(SmaLLMConfig(**SHAPE)), compile=True, chunked=chunked)
     first = step_loss(**BATCH)
     first.backward()
     second = step_loss(IDS + 3, IDS)
@@ -99,7 +99,7 @@ def test_the_compiled_step_keeps_the_causal_fast_path_of_attention(preset, monke
 
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=collect))
     torch._dynamo.reset()
-    TrainingLoss(model_of(SmaLLMConfig(**SHAPE, preset=preset)), compile=True, chunked=False)(**BATCH)
+    LanguageModelling(model_of(SmaLLMConfig(**SHAPE, preset=preset)), compile=True, chunked=False)(**BATCH)
     assert len(seen) == SHAPE["num_hidden_layers"]
     for node in seen:
         assert node.kwargs["is_causal"] is True

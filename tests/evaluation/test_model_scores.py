@@ -13,11 +13,13 @@ from rich.console import Console
 from small_models import bert, gpt2, letter_tokenizer, mask_tokenizer, save, t5
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation import evaluating
+from smallm_hf.evaluation import model_scores
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
-from smallm_hf.evaluation.evaluating import Questions, evaluate_models
+from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.generated import continue_documents, judge
-from smallm_hf.evaluation.reporting import charts, labels, print_results, render, report_results, tables, to_json
+from smallm_hf.evaluation.model_scores import evaluate_models
+from smallm_hf.evaluation.page import labels
+from smallm_hf.evaluation.results_page import charts, print_results, render, report_results, tables, to_json
 from smallm_hf.evaluation.scoring import score_corpus, score_documents
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary
@@ -52,12 +54,12 @@ def folders(tmp_path_factory) -> dict[str, str]:
 def here():
     """Models are measured in this process: a fresh one has to import everything."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "in_own_process", lambda measure, *given, **options: measure(*given, **options))
+        patch.setattr(model_scores, "in_own_process", lambda measure, *given, **options: measure(*given, **options))
         yield
 
 
 def ask(models, data, against=None, **questions):
-    return evaluate_models(models, data, Questions(**questions), ON_CPU, against)
+    return evaluate_models(models, data, ScoringQuestions(**questions), ON_CPU, against)
 
 
 def test_a_row_says_what_the_parts_say(folders, data):
@@ -135,7 +137,7 @@ def test_with_the_training_text_copies_are_counted_and_frequencies_are_its_own(f
     training = np.array([*ids, letter_tokenizer().eos_token_id] * 20, dtype="<u2")
     checked = []
     files = SimpleNamespace(train=training, check_tokenizer=checked.append, tokenizer=letter_tokenizer())
-    monkeypatch.setattr(evaluating, "open_token_files", lambda folder: files)
+    monkeypatch.setattr(model_scores, "open_token_files", lambda folder: files)
     options = {"generate": 4, "max_new_tokens": 12, "training_tokens": Path("tokens")}
     (row,) = ask([folders["seed0"]], data, **options)["models"]
     assert len(checked) == 1
@@ -298,7 +300,7 @@ def test_seeds_of_a_text_without_spaces_leave_out_the_infinite_word_perplexity(f
     [
         ("bert", {"generate": 1}, "BertForMaskedLM fills in masks and writes no text; leave out --generate"),
         ("bert", {"speed": True}, "BertForMaskedLM fills in masks and writes no text"),
-        ("seed0", {"top_k": [17]}, "top_k=17 is not from 1 to 16, the tokens of the vocabulary"),
+        ("seed0", {"top_k": [17]}, "top_k=17 is out of range; give 1 to 16, the size of the vocabulary"),
         ("seed0", {"source_column": "source"}, "GPT2LMHeadModel is causal and reads no source text"),
         ("seed0", {"training_tokens": "nowhere"}, "nowhere holds no token files"),
         ("seed0", {"speed": True, "speed_prompt_tokens": 128}, "exceed the model's 128 positions"),
@@ -335,12 +337,12 @@ def test_a_tokenizer_of_another_model_is_told(folders, data, tmp_path):
 
 
 def test_a_pattern_that_fits_no_folder_is_told(folders, data):
-    with pytest.raises(UserError, match=r"--model .*y-seed\*/best: no folder is called so"):
+    with pytest.raises(UserError, match=r"--model .*y-seed\*/best: matches no folder"):
         ask([folders["all"].replace("x-seed", "y-seed")], data)
 
 
 def test_a_masked_model_is_not_laid_beside_another_family(folders, data):
-    with pytest.raises(UserError, match="bert is masked and .*best is not: a pseudo-likelihood is no probability"):
+    with pytest.raises(UserError, match="bert is masked and .*best is not: a pseudo-likelihood is not a probability"):
         ask([folders["seed0"]], data, against=folders["bert"])
 
 
@@ -351,12 +353,12 @@ def test_logits_that_are_no_numbers_are_told_before_anything_is_drawn_from_them(
             lambda module: module.weight.fill_(math.nan) if hasattr(module, "weight") else None
         ),
     )
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="logits are NaN"):
         ask([str(tmp_path)], data, generate=1)
 
 
 def test_documents_of_a_stream_cannot_be_compared(folders, data):
-    with pytest.raises(UserError, match="protocol packed does not know; take documents or sliding"):
+    with pytest.raises(UserError, match="protocol packed joins; take documents or sliding"):
         ask([folders["seed0"]], data, against=folders["seed1"], protocol="packed")
 
 
@@ -374,12 +376,12 @@ def test_a_file_that_cannot_be_written_is_told(results, tmp_path):
         ({"generate": -1}, "generate=-1 is out of range; give 0 or more"),
         ({"temperature": -1}, "temperature=-1 is out of range; give 0 or more"),
         ({"protocol": "paged"}, "protocol 'paged' is unknown"),
-        ({"within_documents": True}, "within_documents=true belongs to protocol packed"),
+        ({"within_documents": True}, "within_documents=true is for protocol packed"),
     ],
 )
 def test_questions_out_of_range_are_told(questions, message):
     with pytest.raises(UserError, match=message):
-        Questions(**questions)
+        ScoringQuestions(**questions)
 
 
 def test_the_terminal_shows_the_markup_of_a_name_as_it_is(results):

@@ -11,8 +11,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.page import fill_template
-from smallm_hf.evaluation.reporting import COLOURS, NONE, on_one_line, percent, size, to_json, window
+from smallm_hf.evaluation.page import COLOURS, NONE, fill_template, on_one_line, percent, size, window
+from smallm_hf.evaluation.results_page import tabulate, to_json
 from smallm_hf.evaluation.texts import source_name
 
 TEMPLATES = ("comparison.md", "comparison.html")
@@ -32,7 +32,7 @@ def rate(measured: dict[str, float] | None) -> str:
     return NONE if measured is None else "{median:,.0f} ({low:,.0f} to {high:,.0f})".format(**measured)
 
 
-def _score(name: str, style: str) -> Callable[[Row], str]:
+def _scored(name: str, style: str) -> Callable[[Row], str]:
     return lambda row: format(row["scores"][name], style) if row["scores"] else NONE
 
 
@@ -51,16 +51,16 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "weights": lambda row: f"{size(row['weights_bytes'])}, {row['dtype']}",
     "vocabulary": lambda row: f"{row['tokenizer_entries']:,}",
     "positions": lambda row: f"{row['positions']:,}" if row["positions"] else NONE,
-    "bits per byte ↓": _score("bits_per_byte", ".4f"),
-    "loss (nats per token)": _score("loss", ".4f"),
-    "top-1 accuracy (tokens)": _score("top1_accuracy", ".1%"),
-    "top-3 accuracy (tokens)": _score("top3_accuracy", ".1%"),
+    "bits per byte ↓": _scored("bits_per_byte", ".4f"),
+    "loss (nats per token)": _scored("loss", ".4f"),
+    "top-1 accuracy (tokens)": _scored("top1_accuracy", ".1%"),
+    "top-3 accuracy (tokens)": _scored("top3_accuracy", ".1%"),
     "bytes per token": lambda row: f"{row['scores']['bytes'] / row['scores']['tokens']:.2f}" if row["scores"] else NONE,
-    "protocol": _score("protocol", ""),
+    "protocol": _scored("protocol", ""),
     "attention": lambda row: "within documents" if row["scores"] and row["scores"]["within_documents"] else NONE,
     "scored window (tokens)": lambda row: window(row["scores"]) if row["scores"] else NONE,
-    "scored documents": _score("documents", ","),
-    "scored bytes": _score("bytes", ","),
+    "scored documents": _scored("documents", ","),
+    "scored bytes": _scored("bytes", ","),
     "tokens/s": lambda row: rate(row.get("tokens_per_second")),
     "text bytes/s ↑": lambda row: rate(row.get("bytes_per_second")),
     "peak memory ↓": lambda row: size(row["peak_memory_bytes"]),
@@ -80,12 +80,6 @@ CHARTS: tuple[tuple[str, Callable[[Row], float | None], Callable[[float], str]],
     ("peak memory", lambda row: row["peak_memory_bytes"], size),
     ("parameters", lambda row: row["parameters"], "{:,}".format),
 )
-
-
-def figures(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The table: name of the figure to its value for each model; figures that none has are left out."""
-    table = {name: [show(row) for row in rows] for name, show in FIGURES.items()}
-    return {name: values for name, values in table.items() if set(values) != {NONE}}
 
 
 def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -126,7 +120,7 @@ def print_report(results: dict[str, Any], console: Console | None = None) -> Non
     console, rows = console or Console(), results["models"]
     labels = [Column(Text(row["label"]), overflow="fold") for row in rows]
     table = Table("", *map(Column.copy, labels))
-    for name, values in figures(rows).items():
+    for name, values in tabulate(rows, FIGURES).items():
         table.add_row(name, *map(Text, values))
     console.print(table)
     words = Table("next words", *map(Column.copy, labels), show_lines=True)
@@ -169,7 +163,7 @@ def render(results: dict[str, Any], template: str) -> str:
         __package__,
         {"percent": percent, "shown": shown, "on_one_line": on_one_line, "cell": _cell},
         **results | {"data": results["data"] and source_name(results["data"])},
-        figures=figures(rows),
+        figures=tabulate(rows, FIGURES),
         charts=charts(rows),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],
         prompts=list(zip(*(row["prompts"] for row in rows), strict=True)),

@@ -19,21 +19,21 @@ import pytest
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-import smallm_hf.data.preparation as preparation
-import smallm_hf.data.preparing as preparing
+import smallm_hf.data.prepare as prepare_module
 import smallm_hf.data.reading.documents as documents_module
 import smallm_hf.data.stages as stages
+import smallm_hf.data.workers as workers
 from smallm_hf.base.errors import UserError
 from smallm_hf.data import token_files
 from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
-from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import Document, read_documents
 from smallm_hf.data.request import Request, default_folder
 from smallm_hf.data.selection.select import SelectionConfig
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.tokenizing.loading import save_tokenizer, tokenizer_fingerprint
-from smallm_hf.tokenizing.schemes import train_bpe
+from smallm_hf.tokenizing.schemes import SCHEMES, train_bpe
 
 BPE = TokenizerConfig("bpe")
 DEFAULT = CleaningConfig()
@@ -218,12 +218,12 @@ def test_the_vocabulary_is_learned_from_the_training_side_alone(source, tmp_path
 
 def test_the_sample_for_the_vocabulary_is_bounded_and_from_everywhere():
     texts = [f"{number:06}" + "x" * 94 for number in range(10_000)]
-    sample = list(preparation._sample(iter(texts), 50_000))
+    sample = list(stages.sample_texts(iter(texts), 50_000))
     assert 49_900 <= sum(map(len, sample)) <= 50_000
     numbers = sorted(int(text[:6]) for text in sample)
     assert numbers[0] < 200
     assert numbers[-1] > 9800
-    assert sorted(preparation._sample(reversed(texts), 50_000)) == sorted(sample)
+    assert sorted(stages.sample_texts(reversed(texts), 50_000)) == sorted(sample)
 
 
 def test_preparing_twice_gives_the_same_files(source, tmp_path):
@@ -364,7 +364,7 @@ def test_two_processes_make_the_same_files_as_one(source, tmp_path, parts):
 
 
 def test_a_text_of_one_part_starts_no_process(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     assert prepare(source, tmp_path / "tokens", workers=2).meta.train.documents
 
 
@@ -387,13 +387,13 @@ def test_after_an_interruption_finished_parts_are_not_done_again(source, tmp_pat
         done.append(part.name)
         return original(part, *arguments)
 
-    monkeypatch.setattr(preparation, stage, stop_at_third)
+    monkeypatch.setattr(stages, stage, stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
     assert not list(tmp_path.glob(".tokens.partial"))
     again = []
-    monkeypatch.setattr(preparation, stage, lambda part, *rest: (again.append(part.name), original(part, *rest))[1])
+    monkeypatch.setattr(stages, stage, lambda part, *rest: (again.append(part.name), original(part, *rest))[1])
     assert content(prepare(source, tmp_path / "tokens")) == expected
     assert done == ["00-00000", "00-00001"] if stage == "clean_part" else ["00-00000.tokens", "00-00001.tokens"]
     assert again
@@ -402,22 +402,23 @@ def test_after_an_interruption_finished_parts_are_not_done_again(source, tmp_pat
 
 
 def test_finished_parts_of_other_settings_or_another_text_are_not_taken(source, tmp_path, monkeypatch, parts):
-    original = preparing.Preparation.encode
+    original = stages.Stages.encode
     for change in (lambda: source.write_text(source.read_text().replace("cat", "dog")), lambda: None):
-        monkeypatch.setattr(preparing.Preparation, "encode", lambda *arguments: 1 / 0)
+        monkeypatch.setattr(stages.Stages, "encode", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(source, tmp_path / "tokens")
         assert list(tmp_path.glob(".tokens.parts/00-*"))
         change()
-    monkeypatch.setattr(preparing.Preparation, "encode", original)
+    monkeypatch.setattr(stages.Stages, "encode", original)
     files = prepare(source, tmp_path / "tokens", cleaning=CleaningConfig(min_words=3))
     assert all("dog" in text for text in decoded(files, "train"))
 
 
 KILLED = """
 import multiprocessing, os, signal, sys
-import smallm_hf.data.preparing as preparing, smallm_hf.data.stages as stages
+import smallm_hf.data.stages as stages
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
+from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.request import Request
 from smallm_hf.data.selection.select import SelectionConfig
 
@@ -425,10 +426,10 @@ def kill(*arguments):
     print(*[process.pid for process in multiprocessing.active_children()], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
-stages.PART_CHARACTERS, preparing.Preparation.choose = 300, kill
+stages.PART_CHARACTERS, stages.Stages.choose = 300, kill
 data = DataConfig(source=sys.argv[1], workers=2, validation_ratio=0.2)
 request = Request(data, TokenizerConfig("bpe"), 270, selection=SelectionConfig(duplicates="exact"))
-preparing.find_or_prepare(request, sys.argv[2], 64)
+find_or_prepare(request, sys.argv[2], 64)
 """
 
 
@@ -444,32 +445,32 @@ def test_after_a_kill_no_process_is_left_and_the_next_run_goes_on(source, tmp_pa
         time.sleep(0.05)
     assert not any(map(psutil.pid_exists, workers))
     assert len(list(tmp_path.glob(".tokens.parts/00-*"))) > 5
-    monkeypatch.setattr(preparation, "clean_part", None)
+    monkeypatch.setattr(stages, "clean_part", None)
     assert prepare(source, tmp_path / "tokens", workers=2).meta.train.documents
 
 
 def test_there_are_no_more_processes_than_cores_and_gibibytes(monkeypatch):
-    monkeypatch.setattr(stages.psutil, "virtual_memory", lambda: Memory(available=3 << 30))
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: Memory(available=3 << 30))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    assert stages.Workers(None).number == 3
+    assert workers.Workers(None).number == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
-    assert stages.Workers(None).number == 2
-    assert stages.Workers(5).number == 5
+    assert workers.Workers(None).number == 2
+    assert workers.Workers(5).number == 5
 
 
 def test_a_process_that_is_killed_is_named():
     with (
-        stages.Workers(2) as workers,
+        workers.Workers(2) as pool,
         pytest.raises(UserError, match=r"one of the 2 processes .* was killed, .* run again with fewer data.workers"),
     ):
-        list(workers.map(os._exit, [(9,), (9,)]))
+        list(pool.map(os._exit, [(9,), (9,)]))
 
 
 def test_the_work_of_a_process_that_is_killed_is_kept(source, tmp_path, monkeypatch):
     def killed(*arguments):
-        raise stages.WorkerKilled("gone")
+        raise workers.WorkerKilled("gone")
 
-    monkeypatch.setattr(preparation, "encode_part", killed)
+    monkeypatch.setattr(stages, "encode_part", killed)
     with pytest.raises(UserError, match="gone"):
         prepare(source, tmp_path / "tokens")
     assert list(tmp_path.glob(".tokens.parts/00-*"))
@@ -522,8 +523,8 @@ def test_a_corpus_of_equal_documents_says_what_became_of_them(tmp_path):
 def preparations(monkeypatch):
     """Counts how often token files were made."""
     made = []
-    original = preparing._write
-    monkeypatch.setattr(preparing, "_write", lambda *arguments: (made.append(1), original(*arguments)))
+    original = prepare_module._write
+    monkeypatch.setattr(prepare_module, "_write", lambda *arguments: (made.append(1), original(*arguments)))
     return made
 
 
@@ -604,7 +605,7 @@ def test_a_source_that_changes_while_it_is_prepared_is_refused_and_then_prepared
         monkeypatch.undo()
         return train_bpe(*arguments)
 
-    monkeypatch.setattr(preparation, "train_bpe", write_meanwhile)
+    monkeypatch.setitem(SCHEMES, "bpe", dataclasses.replace(SCHEMES["bpe"], train=write_meanwhile))
     with pytest.raises(
         UserError, match=r"stories.txt was changed while it was prepared \(content \w{12} before, \w{12}"
     ):
@@ -654,7 +655,7 @@ def test_a_folder_with_other_files_is_left_alone(source, tmp_path):
 
 
 def test_waiting_ends_with_the_files_of_the_source_as_it_is_not_as_it_was(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparing, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(prepare_module, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     request = Request(DataConfig(source=str(source)), BPE, 270, selection=EXACT)
     stale = find_or_prepare(request, None, 64)
@@ -793,7 +794,7 @@ def test_a_split_to_validate_on_is_nothing_to_a_local_file(source, tmp_path):
 def test_a_tokenizer_of_another_size_than_the_model_is_refused_before_any_work(
     source, tmp_path, gpt2_folder, monkeypatch
 ):
-    monkeypatch.setattr(preparing, "_write", None)
+    monkeypatch.setattr(prepare_module, "_write", None)
     with pytest.raises(UserError, match=r"model.vocab_size=270, but tokenizer.source=.* has 50257 entries; set"):
         prepare(source, tmp_path / "tokens", tokenizer=TokenizerConfig(str(gpt2_folder)))
 
@@ -803,7 +804,7 @@ def test_a_preparation_that_fails_leaves_nothing_behind(source, tmp_path, monkey
     def stop(*arguments):
         raise error
 
-    monkeypatch.setattr(stages.SideWriter, "close", stop)
+    monkeypatch.setattr(token_files.SideWriter, "close", stop)
     with pytest.raises(UserError):
         prepare(source, tmp_path / "below" / "tokens")
     assert not (tmp_path / "below").exists()
@@ -814,7 +815,7 @@ def test_an_interruption_leaves_older_token_files_as_they_were(source, tmp_path,
     request = Request(DataConfig(source=str(source)), BPE, 270, selection=EXACT)
     before = find_or_prepare(request, None, 64)
     source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
-    monkeypatch.setattr(stages.SideWriter, "close", lambda self: 1 / 0)
+    monkeypatch.setattr(token_files.SideWriter, "close", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         find_or_prepare(request, None, 64)
     assert open_token_files(before.folder).meta == before.meta
@@ -830,7 +831,7 @@ def test_what_a_killed_process_left_is_cleared_away(source, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
 def test_a_full_disk_is_named_and_leaves_nothing(source, tmp_path):
     program = (
-        "import resource, sys; from smallm_hf.data.request import *; from smallm_hf.data.preparing import *\n"
+        "import resource, sys; from smallm_hf.data.request import *; from smallm_hf.data.prepare import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "request = Request(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258)\n"
         "try: find_or_prepare(request, sys.argv[2], 64)\n"
@@ -869,7 +870,7 @@ def anonymous_bytes(process):
 @pytest.mark.parametrize(("tokenizer", "form"), [("bpe", "one text"), ("gpt2", "many texts"), ("gpt2", "rows")])
 def test_peak_memory_is_the_same_for_20_and_200_megabytes(tmp_path, gpt2_folder, tokenizer, form):
     program = (
-        "import sys; from smallm_hf.data.request import *; from smallm_hf.data.preparing import *\n"
+        "import sys; from smallm_hf.data.request import *; from smallm_hf.data.prepare import *\n"
         "data, tokenizer = DataConfig(source=sys.argv[1], workers=1), TokenizerConfig(sys.argv[2])\n"
         "find_or_prepare(Request(data, tokenizer, int(sys.argv[3])), sys.argv[4], 256)\n"
     )

@@ -8,7 +8,8 @@ from small_models import TEXTS, bart, bert, gpt2, letter_tokenizer, mask_tokeniz
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.families import find_kind, kind_of, load_scorable
+from smallm_hf.families import kind_of
+from smallm_hf.pretrained import find_kind, load_scorable
 
 
 def t5_tokenizer():
@@ -134,5 +135,5 @@ def test_what_a_family_cannot_do_is_told(model, tokenizer, options, message):
 def test_a_decoder_without_a_beginning_is_told():
     model = t5()
     model.config.decoder_start_token_id = None
-    with pytest.raises(UserError, match="names no decoder_start_token_id"):
+    with pytest.raises(UserError, match="has no decoder_start_token_id"):
         score_documents(model, t5_tokenizer(), ["abc"])

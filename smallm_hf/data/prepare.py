@@ -1,9 +1,8 @@
-"""From settings to token files: found if they are there, otherwise made, stage by stage.
+"""From settings to token files: found if they are there, otherwise made, stage by stage (`Stages`).
 
-Each source is cleaned in parts (`stages`), `select` decides from all of them which documents train and which validate,
-the tokenizer is trained or loaded, and the parts are tokenised and joined. Finished parts wait beside the folder until
-all is done, so that after a kill the next run goes on from them. Then the folder is moved to its place: `meta.json` is
-there, or nothing is.
+Finished parts wait in a folder beside that of the token files until all is done, so that after a kill the next run goes
+on from them; after success, or a mistake that another run would make again, they are gone. The token files are then
+moved to their place: `meta.json` is there, or nothing is.
 """
 
 import importlib.metadata
@@ -12,29 +11,27 @@ import os
 import platform
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
-from smallm_hf.base.errors import UserError
-from smallm_hf.base.folders import lock, replacing, require_writable
+from smallm_hf.base.errors import DiskFull, UserError, is_disk_full, one_line
+from smallm_hf.base.folders import lock, replacing, require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
-from smallm_hf.data.finished_parts import finished_parts, shared_parts
-from smallm_hf.data.joining import join
-from smallm_hf.data.preparation import Preparation
-from smallm_hf.data.report import make_report, merged, readable
-from smallm_hf.data.request import BPE, Request, default_folder
-from smallm_hf.data.selection.features import Features
+from smallm_hf.data.report import make_report, readable
+from smallm_hf.data.request import Request, default_folder
 from smallm_hf.data.selection.select import check_split
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
-from smallm_hf.data.stages import FEATURES, PARTS_FORMAT, Workers
-from smallm_hf.data.token_files import FORMAT, Meta, OtherFormat, TokenFiles, id_type, open_token_files
+from smallm_hf.data.stages import PARTS_FORMAT, Stages
+from smallm_hf.data.token_files import FORMAT, Meta, TokenFiles, Unfit, id_type, open_token_files
+from smallm_hf.data.workers import WorkerKilled, Workers
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
+from smallm_hf.tokenizing.schemes import SCHEMES
 
 POLL_SECONDS = 0.5
+IDENTITY = "identity.json"
 PACKAGES = ("smallm_hf", "tokenizers", "tiktoken", "transformers", "datasets", "ftfy", "resiliparse", "rensa")
 
 Report = Callable[[str], None]
@@ -53,11 +50,11 @@ def find_or_prepare(
     model_max_length: int,
     report: Report = _silent,
 ) -> TokenFiles:
-    """Opens the token files of these settings, made now if there are none, or of an older format or source.
+    """Opens the token files of these settings, or makes them: if there are none, or of an older format or source.
 
     Args:
         request: the settings.
-        folder: where; otherwise `data.folder`, otherwise `default_folder`. Only the last is ever made anew.
+        folder: of the token files; otherwise `data.folder`, otherwise `default_folder`, which alone is ever replaced.
         model_max_length: tokens, written into the saved tokenizer.
         report: called with lines of progress.
 
@@ -80,16 +77,13 @@ def _find(request: Request, folder: Path, replaceable: bool) -> TokenFiles | Non
         return None
     try:
         files = open_token_files(folder)
-    except OtherFormat:
+        if difference := request.difference(files.meta):
+            raise Unfit(f"{folder} holds token files with {difference}; give another data.folder or remove this one")
+    except Unfit:
         if replaceable:
             return None
         raise
-    difference = request.difference(files.meta)
-    if difference is None:
-        return files
-    if replaceable:
-        return None
-    raise UserError(f"{folder} holds token files with {difference}; give another data.folder or remove this one")
+    return files
 
 
 def wait_for_token_files(
@@ -106,7 +100,7 @@ def wait_for_token_files(
     deadline = time.monotonic() + timeout_seconds
     refused = None
     while time.monotonic() < deadline:
-        with suppress(UserError):  # not there yet, being replaced, or reported by the process that prepares
+        with suppress(UserError):  # not there yet, being replaced, or reported by the process that makes them
             files = open_token_files(folder)
             if files.meta != refused:  # comparing may read the whole source: once for each that appears
                 if request.difference(files.meta) is None:
@@ -116,7 +110,7 @@ def wait_for_token_files(
     raise TimeoutError(f"no token files in {folder} after {timeout_seconds} seconds")
 
 
-# --- preparing -------------------------------------------------------------------------------------------------------
+# --- making -----------------------------------------------------------------------------------------------------------
 
 
 def _prepare(request: Request, folder: Path, model_max_length: int, report: Report) -> TokenFiles:
@@ -125,36 +119,17 @@ def _prepare(request: Request, folder: Path, model_max_length: int, report: Repo
     _refuse_early(request)
     state, content = (request.source_state(contents) for contents in (False, True))  # before any of it is read
     with (
-        finished_parts(folder, _identity(request, state, model_max_length), report) as parts,
+        _finished_parts(folder, _identity(request, state, model_max_length), report) as parts,
         Workers(request.data.workers) as workers,
         replacing(folder) as partial,
     ):
-        _write(Preparation(request, parts, model_max_length, workers, report), state, content, partial)
+        _write(Stages(request, parts, model_max_length, workers, report), state, content, partial)
         if (now := request.source_state(contents=True)) != content:
             raise UserError(
                 f"{request.data.title} was changed while it was prepared (content {content[:12]} before, {now[:12]} "
                 "now); run again when nothing writes to it any more"
             )
     return open_token_files(folder)
-
-
-def join_preparation(
-    request: Request, folder: Path, model_max_length: int, workers: Workers, report: Report = _silent
-) -> Preparation:
-    """Opens the finished parts of token files that several machines make together; the first one makes their folder.
-
-    Raises:
-        UserError: the parts that are there belong to other settings or another text.
-    """
-    _refuse_early(request)
-    identity = _identity(request, request.source_state(contents=False), model_max_length)
-    return Preparation(request, shared_parts(folder, identity), model_max_length, workers, report)
-
-
-def _identity(request: Request, state: str, model_max_length: int) -> str:
-    """All that decides what finished parts hold."""
-    decides = [PARTS_FORMAT, request.settings, request.given_tokenizer_sha256, state, model_max_length, _versions()]
-    return json.dumps(decides)
 
 
 def _versions() -> dict[str, str]:
@@ -165,7 +140,7 @@ def _refuse_early(request: Request) -> None:
     """Finds, before any work, mistakes in tokenizer and split, and documents that train twice or validate too."""
     split = any(one.side is None for one in request.inputs)
     check_split(request.selection, request.data.validation_ratio if split else None)
-    if request.tokenizer.source != BPE:
+    if request.tokenizer.source not in SCHEMES:
         _ = request.given_tokenizer
     seen = {}
     for one in request.inputs:
@@ -185,9 +160,9 @@ def _refuse_early(request: Request) -> None:
             )
 
 
-def _write(preparation: Preparation, state: str, content: str, folder: Path) -> None:
-    """All stages; `folder` then holds token files of sources that were in this state and had this content."""
-    request, seconds = preparation.request, {}
+def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
+    """Goes through all stages; `folder` then holds the token files of sources of this state and content."""
+    request, seconds = stages.request, {}
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:
@@ -196,17 +171,16 @@ def _write(preparation: Preparation, state: str, content: str, folder: Path) -> 
         seconds[stage] = round(time.monotonic() - began, 1)
 
     with timed("cleaning"):
-        cleaned = preparation.clean()
+        cleaned = stages.clean()
     with timed("selection"):
-        selection = preparation.choose(cleaned)
+        selection = stages.choose(cleaned)
     with timed("tokenizer"):
-        tokenizer = preparation.tokenizer(cleaned, selection)
+        tokenizer = stages.tokenizer(cleaned, selection)
         tokenizer_sha256 = request.given_tokenizer_sha256 or tokenizer_fingerprint(tokenizer)
     with timed("tokens"):
-        encoded = preparation.encode(cleaned, selection, tokenizer_sha256)
+        encoded = stages.encode(cleaned, selection, tokenizer_sha256)
     with timed("joining"):
-        shutil.copytree(preparation.parts / "tokenizer", folder / "tokenizer")
-        counts, sides, shares = join(request, encoded, folder)
+        counts, sides, shares = stages.join(encoded, folder)
     meta = Meta(
         format=FORMAT,
         settings=request.settings,
@@ -220,15 +194,79 @@ def _write(preparation: Preparation, state: str, content: str, folder: Path) -> 
         sources=shares,
         versions=_versions(),
     )
-    report = make_report(
-        meta,
-        sources=[(asdict(one.input.source), asdict(one.reading), merged(one.reports)) for one in cleaned],
-        words=[np.concatenate([Features.load(part / FEATURES).words for part in one.parts]) for one in cleaned],
-        selection=selection,
-        encoded=counts,
-        tokenizer=tokenizer,
-        seconds=seconds,
-    )
+    report = make_report(meta, cleaned, selection, counts, tokenizer, seconds)
+    for side, rate in report["tokenizer"]["unknown_rate"].items():
+        if rate:
+            stages.report(f"{rate:.4%} of the {side} tokens are unknown ones, which stand for what has no entry")
     (folder / "report.md").write_text(readable(report), encoding="utf-8")
     (folder / "report.json").write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
     (folder / "meta.json").write_text(json_text(asdict(meta), indent=2) + "\n", encoding="utf-8")
+
+
+# --- finished parts --------------------------------------------------------------------------------------------------
+
+
+def parts_folder(folder: Path) -> Path:
+    """Where finished parts wait for the rest of the token files in `folder`."""
+    return folder.with_name(f".{folder.name}.parts")
+
+
+def _identity(request: Request, state: str, model_max_length: int) -> str:
+    """All that decides what finished parts hold."""
+    decides = [PARTS_FORMAT, request.settings, request.given_tokenizer_sha256, state, model_max_length, _versions()]
+    return json.dumps(decides)
+
+
+@contextmanager
+def _finished_parts(folder: Path, identity: str, report: Report) -> Iterator[Path]:
+    """The parts of one process and its workers; those of another identity are removed.
+
+    Raises:
+        DiskFull: in place of another error that means it.
+    """
+    parts = parts_folder(folder)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    written = parts / IDENTITY
+    if not (written.is_file() and written.read_text(encoding="utf-8") == identity):
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        write_whole(written, identity)
+    try:
+        yield parts
+    except BaseException as error:
+        is_full = isinstance(error, OSError) and is_disk_full(error)
+        if isinstance(error, WorkerKilled) or not (isinstance(error, UserError) or is_full):
+            report(f"what is finished waits in {parts}; the same command goes on from there")
+            raise
+        shutil.rmtree(parts, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # somebody else writes there too
+                parent.rmdir()
+        if is_full:
+            raise DiskFull(f"no space left to write {folder} ({one_line(error)}); free some and run again") from error
+        raise
+    shutil.rmtree(parts)
+
+
+def shared_stages(
+    request: Request, folder: Path, model_max_length: int, workers: Workers, report: Report = _silent
+) -> Stages:
+    """The stages of token files that several machines make together; the first one makes the folder of their parts.
+
+    Raises:
+        UserError: the parts that are there belong to other settings or another text.
+    """
+    _refuse_early(request)
+    identity = _identity(request, request.source_state(contents=False), model_max_length)
+    parts = parts_folder(folder)
+    parts.mkdir(parents=True, exist_ok=True)
+    written = parts / IDENTITY
+    if not written.exists():
+        fresh = parts / uuid.uuid4().hex  # several tasks may do so at once
+        fresh.write_text(identity, encoding="utf-8")
+        fresh.replace(written)
+    if written.read_text(encoding="utf-8") != identity:
+        raise UserError(
+            f"{parts} holds parts of other settings, another text or other versions of the software; remove it"
+        )
+    return Stages(request, parts, model_max_length, workers, report)

@@ -1,13 +1,24 @@
+import copy
 import hashlib
 import json
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 from huggingface_hub import constants
-from transformers import AutoTokenizer, GPT2Config, GPT2Tokenizer, LlamaConfig, Qwen3Config
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2Tokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.hub_access import require_hub
@@ -15,11 +26,12 @@ from smallm_hf.tokenizing.encoding import make_encoder
 from smallm_hf.tokenizing.loading import (
     GPT2_FINGERPRINT,
     TIKTOKEN_FILES,
+    is_lossless,
     load_tokenizer,
     save_tokenizer,
     tokenizer_fingerprint,
 )
-from smallm_hf.tokenizing.schemes import train_bpe
+from smallm_hf.tokenizing.schemes import SCHEMES, train_bpe, train_char
 
 TEXTS = [
     "the cat sat on the mat. the cat sat on the hat.\n\n",
@@ -47,6 +59,11 @@ def gpt2(gpt2_folder):
 @pytest.fixture(scope="module")
 def own():
     return train_bpe(TEXTS, 280)
+
+
+@pytest.fixture(scope="module")
+def characters():
+    return train_char(TEXTS, 1000)
 
 
 @pytest.fixture
@@ -222,21 +239,88 @@ def test_a_corpus_too_small_for_the_vocabulary_names_the_size_it_can_have():
     assert len(train_bpe(TEXTS, possible)) == possible
 
 
+# --- characters ------------------------------------------------------------------------------------------------------
+
+
+def test_each_character_of_the_text_is_an_entry_the_most_frequent_first(characters):
+    tokens = characters.convert_ids_to_tokens(range(len(characters)))
+    assert set(tokens) == {*"".join(TEXTS), "<|endoftext|>", "<|pad|>", "<|unk|>"}
+    assert train_char(["bca cb\n"], 100).convert_ids_to_tokens(range(5)) == ["b", "c", "\n", " ", "a"]
+    assert characters.eos_token == characters.bos_token == "<|endoftext|>"
+    assert [characters.eos_token_id, characters.pad_token_id, characters.unk_token_id] == [
+        len(tokens) + place for place in (-3, -2, -1)
+    ]
+
+
+def test_a_limit_leaves_out_the_rarest_characters_which_are_then_unknown():
+    tokenizer = train_char(["aaabbc"], 5)
+    assert len(tokenizer) == 5
+    assert tokenizer("abcz")["input_ids"] == [0, 1, 4, 4]
+    with pytest.raises(UserError, match=r"model.vocab_size=3 is below 4, one character"):
+        train_char(["a"], 3)
+
+
+def test_the_order_of_the_texts_does_not_matter_for_characters(characters):
+    again = train_char(reversed(TEXTS), 1000)
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(characters)
+
+
+def test_known_characters_come_back_as_they_were_and_stand_where_they_did(characters):
+    text = "🙂 the\n\that\n\n  日 é\u0301 "
+    encoded = characters(text, return_offsets_mapping=True)
+    assert characters.decode(encoded["input_ids"]) == text
+    assert encoded["offset_mapping"] == [(place, place + 1) for place in range(len(text))]
+    assert set(encoded) == {"input_ids", "attention_mask", "offset_mapping"}
+    assert characters.decode(characters("QQ")["input_ids"]) == "<|unk|>" * 2
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_scheme_says_truly_whether_it_is_lossless(name):
+    tokenizer = SCHEMES[name].train(TEXTS, 280)
+    encode = make_encoder(tokenizer)
+    comes_back = all(tokenizer.decode(encode([text])[0]) == text for text in ODD)
+    assert comes_back == SCHEMES[name].lossless == is_lossless(tokenizer)
+
+
+def test_what_changes_or_may_lack_bytes_is_not_lossless(gpt2, own):
+    assert is_lossless(gpt2)
+    for part, other in (("normalizer", normalizers.NFC()), ("pre_tokenizer", pre_tokenizers.ByteLevel())):
+        changed = copy.deepcopy(own)
+        setattr(changed.backend_tokenizer, part, other)
+        assert not is_lossless(changed)
+    unigram = Tokenizer(models.Unigram([("a", 0.0), ("b", 0.0)], 0, False))
+    assert not is_lossless(PreTrainedTokenizerFast(tokenizer_object=unigram))
+
+
 # --- saved -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["own", "gpt2"])
+@pytest.mark.parametrize("which", ["own", "gpt2", "characters"])
 def test_a_saved_tokenizer_loads_plainly_with_eos_pad_and_length(request, tmp_path, which):
     tokenizer = request.getfixturevalue(which)
     before = tokenizer_fingerprint(tokenizer)
     save_tokenizer(tokenizer, tmp_path / "first", 77)
     save_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "first"), tmp_path / "second", 78)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "second")
-    assert type(loaded) is GPT2Tokenizer
+    assert type(loaded) is (PreTrainedTokenizerFast if which == "characters" else GPT2Tokenizer)
     assert loaded.model_max_length == 78
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
     assert tokenizer_fingerprint(loaded) == before
+
+
+def test_characters_load_in_a_process_without_our_package(tmp_path, characters):
+    save_tokenizer(characters, tmp_path, 16)
+    # The name that transformers 4 knows too.
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    program = (
+        "import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "assert not any(name.startswith('smallm') for name in sys.modules)\n"
+        "print(t.decode(t('the cat 🙂\\n').input_ids) == 'the cat 🙂\\n', len(t))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    assert printed.split() == ["True", str(len(characters))]
 
 
 def test_nothing_about_our_machine_leaks_into_a_saved_tokenizer(tmp_path, own):
@@ -249,12 +333,14 @@ def test_nothing_about_our_machine_leaks_into_a_saved_tokenizer(tmp_path, own):
 
 
 @pytest.mark.parametrize("config", [Qwen3Config, LlamaConfig, GPT2Config])
-def test_beside_a_native_model_config_it_still_encodes_the_same(tmp_path, own, config):
-    save_tokenizer(own, tmp_path, 16)
+@pytest.mark.parametrize("which", ["own", "characters"])
+def test_beside_a_native_model_config_it_still_encodes_the_same(request, tmp_path, which, config):
+    tokenizer = request.getfixturevalue(which)
+    save_tokenizer(tokenizer, tmp_path, 16)
     config(vocab_size=280).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded(TEXTS)["input_ids"] == own(TEXTS)["input_ids"]
-    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(own)
+    assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -271,7 +357,7 @@ def test_tiktoken_and_the_tokenizers_library_give_the_same_ids(gpt2):
     assert [list(ids) for ids in make_encoder(gpt2)(texts)] == expected
 
 
-@pytest.mark.parametrize("which", ["own", "gpt2"])
+@pytest.mark.parametrize("which", ["own", "gpt2", "characters"])
 def test_special_tokens_written_in_a_text_are_ordinary_text(request, which):
     tokenizer = request.getfixturevalue(which)
     ids = list(make_encoder(tokenizer)(["a<|endoftext|>b<|pad|>"])[0])

@@ -5,7 +5,7 @@ import pytest
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
-from smallm_hf.data.preparing import find_or_prepare
+from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.request import Request
 from smallm_hf.data.token_files import open_token_files
 

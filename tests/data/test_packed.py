@@ -7,14 +7,54 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 
 from smallm_hf import SmaLLMConfig
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.batches.packed import next_token_batch, positions_in_documents, refuse_mixing
+from smallm_hf.data.batches.base import IGNORED
+from smallm_hf.data.batches.packed import PackedWindows, positions_in_documents, refuse_mixing
+from smallm_hf.data.batches.windows import WindowOrder
 
 
-def test_targets_are_the_tokens_after_the_inputs():
-    batch = next_token_batch(np.arange(100, 120, dtype=np.uint16), np.array([3, 0]), 4)
-    assert batch["input_ids"].tolist() == [[103, 104, 105, 106], [100, 101, 102, 103]]
-    assert batch["targets"].tolist() == [[104, 105, 106, 107], [101, 102, 103, 104]]
-    assert batch["input_ids"].dtype == batch["targets"].dtype == torch.int64
+@pytest.fixture
+def windows():
+    """Windows of four tokens over the numbers from 100 on."""
+    return PackedWindows(np.arange(100, 160, dtype=np.uint16), WindowOrder(60, 4, seed=3), separator=107)
+
+
+def test_targets_are_the_tokens_after_the_inputs(windows):
+    batch = windows.at(2, 3)
+    starts = windows.order.starts(2, 3)[:, None] + 100
+    assert batch.inputs["input_ids"].tolist() == (starts + range(4)).tolist()
+    assert batch.targets.tolist() == (starts + range(1, 5)).tolist()
+    assert batch.inputs["input_ids"].dtype == batch.targets.dtype == torch.int64
+
+
+def test_every_target_of_a_packed_window_is_counted_and_known_beforehand(windows):
+    batch = windows.at(5, 7)
+    assert batch.counted == (batch.targets != IGNORED).sum() == windows.counted(5, 7) == 28
+
+
+def test_what_a_mask_leaves_out_is_no_target_and_not_counted(windows):
+    mask = np.arange(60) % 3 == 0
+    masked = PackedWindows(windows.tokens, windows.order, mask=mask)
+    batch, whole = masked.at(5, 7), windows.at(5, 7)
+    kept = torch.from_numpy(mask)[whole.targets - 100]
+    assert torch.equal(batch.targets, torch.where(kept, whole.targets, IGNORED))
+    assert batch.counted == masked.counted(5, 7) == kept.sum() < whole.counted
+    assert torch.equal(batch.inputs["input_ids"], whole.inputs["input_ids"])
+
+
+def test_a_batch_is_the_same_wherever_it_is_asked_for(windows):
+    whole = windows.at(0, 40).targets
+    for first, count in [(0, 1), (17, 5), (39, 1)]:
+        assert torch.equal(windows.at(first, count).targets, whole[first : first + count])
+
+
+def test_rows_count_positions_from_their_own_beginning(windows):
+    rows = windows.at(0, 8, 2).inputs
+    assert rows["position_ids"].tolist() == positions_in_documents(rows["input_ids"], 107).tolist()
+    assert rows["position_ids"].max() == 1
+
+
+def test_what_a_batch_hands_to_an_objective_is_inputs_and_targets(windows):
+    assert windows.at(0, 2).to(torch.device("cpu")).keys() == {"input_ids", "position_ids", "targets"}
 
 
 # --- attention within documents --------------------------------------------------------------------------------------

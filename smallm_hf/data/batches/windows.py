@@ -1,20 +1,20 @@
-"""In which order the windows of the token files train.
+"""Which windows of the token files train, and in which order: offsets, strides, mixtures and curricula.
 
-The order is computed, never stored: where a run stands in its data is one integer. Only a curriculum keeps a table.
+Like the order of the items in it, that is computed; only a curriculum keeps a table.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.batches.difficulty import BLOCK, Difficulty, document_lengths, in_blocks, unigram_losses
+from smallm_hf.data.batches.order import ItemOrder, interleave, keys_of_epoch, rounded_share
 from smallm_hf.data.configuration import BatchingConfig
 
-ROUNDS = 6
 # Weights become integers of about this sum, so that proportions are exact however long a run is.
 WEIGHT_UNITS = 1 << 24
 # Windows whose places in the text are computed in one go: the cost is that of the calls, hardly that of the windows.
@@ -93,21 +93,19 @@ class SourceOrder:
         if self.easy_first is not None:
             sorted_places = np.searchsorted(places, len(self.easy_first))
             places = np.concatenate((self.easy_first[places[:sorted_places]], places[sorted_places:]))
-        epochs, within = np.divmod(places, self.windows_per_epoch)
-        starts = np.empty(len(places), dtype=np.int64)
-        for epoch in range(epochs[0], epochs[-1] + 1) if len(places) else ():
-            chosen = epochs == epoch
-            starts[chosen] = self.start(self.shuffled(within[chosen], epoch), epoch)
-        return starts
+        epochs, windows = self.order.at(places)
+        present, which = np.unique(epochs, return_inverse=True)
+        offsets = np.array([self.offset(epoch) for epoch in present.tolist()], dtype=np.int64)[which]
+        return self.first_token + offsets + windows * self.stride
 
-    def start(self, windows: np.ndarray, epoch: int) -> np.ndarray:
-        """First tokens of windows that are counted from the front of the text."""
-        key = int(_keys(self.seed, self.number, epoch)[0])
-        return self.first_token + self.offsets[key % len(self.offsets)] + windows * self.stride
+    @property
+    def order(self) -> ItemOrder:
+        """Of the windows, counted from the front of the text."""
+        return ItemOrder(self.windows_per_epoch, self.seed, self.number)
 
-    def shuffled(self, places: np.ndarray, epoch: int) -> np.ndarray:
-        """Which windows, counted from the front of the text, stand at these places of an epoch."""
-        return permute(places, self.windows_per_epoch, _keys(self.seed, self.number, epoch)[1:])
+    def offset(self, epoch: int) -> int:
+        """Where the first window of an epoch starts."""
+        return self.offsets[int(keys_of_epoch(self.seed, self.number, epoch)[0]) % len(self.offsets)]
 
     def sorted_by(self, difficulty: Difficulty, windows: int, buckets: int) -> "SourceOrder":
         """The same windows with the first so many, at most an epoch, in equal groups from easy to hard.
@@ -119,9 +117,10 @@ class SourceOrder:
         by_window = np.empty(self.windows_per_epoch, dtype=np.float32)
         by_place = np.empty(windows, dtype=np.float32)
         for chosen in in_blocks(self.windows_per_epoch, max(1, BLOCK // self.stride)):
-            by_window[chosen] = difficulty(self.start(np.arange(chosen.start, chosen.stop), epoch=0))
+            starts = self.first_token + self.offset(0) + np.arange(chosen.start, chosen.stop) * self.stride
+            by_window[chosen] = difficulty(starts)
         for chosen in in_blocks(windows, BLOCK):
-            by_place[chosen] = by_window[self.shuffled(np.arange(chosen.start, chosen.stop), epoch=0)]
+            by_place[chosen] = by_window[self.order.shuffled(np.arange(chosen.start, chosen.stop), epoch=0)]
         places = np.argsort(by_place, kind="stable")
         for group in np.array_split(places, buckets):
             group.sort()  # back into the random order
@@ -192,7 +191,7 @@ class WindowOrder:
         """What the first so many windows hold of each source: its share of the weights, windows, epochs over it."""
         drawn, rest, total = {}, windows, sum(self.units)
         for part, units in zip(self.parts, self.units, strict=True):
-            count = _rounded_share(rest, units, total)
+            count = rounded_share(rest, units, total)
             share, epochs = units / sum(self.units), count / part.windows_per_epoch
             drawn[part.number] = {"source": part.name, "share": share, "windows": count, "epochs": epochs}
             rest, total = rest - count, total - units
@@ -224,13 +223,6 @@ class WindowOrder:
         self.parts = [part.sorted_by(difficulty, drawn[part.number]["windows"], buckets) for part in self.parts]
 
 
-@lru_cache(maxsize=64)
-def _keys(seed: int, number: int, epoch: int) -> np.ndarray:
-    """What decides an epoch of a source, (1 + ROUNDS,) uint64: its offset, and its permutation."""
-    sequence = np.random.SeedSequence([abs(seed), seed < 0, epoch], spawn_key=(number,) if number else ())
-    return sequence.generate_state(1 + ROUNDS, np.uint64)
-
-
 def _units_of_weights(sources: Sequence[Segment]) -> list[int]:
     """The weights as integers of about `WEIGHT_UNITS` together."""
     for source in sources:
@@ -249,56 +241,3 @@ def _units_of_weights(sources: Sequence[Segment]) -> list[int]:
                 f"{WEIGHT_UNITS}; raise it or leave the source out"
             )
     return units
-
-
-def interleave(indices: np.ndarray, units: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Deals the places of a sequence to sources, each as often as its units are among all, evenly everywhere.
-
-    The first source gets its rounded share of the first n places, for every n; of what is left the second gets its
-    own, and so on, as Bresenham's line rises (1965). With units that fall no count is ever off by 1.5 (measured), with
-    two sources by more than a half.
-
-    Returns:
-        For each source a mask over the indices, and the places that those have in the source's own sequence.
-    """
-    dealt, rest, total = [], indices, sum(units)
-    free = np.ones(len(indices), dtype=bool)
-    for unit in units:
-        before = _rounded_share(rest, unit, total)
-        mine = free & (_rounded_share(rest + 1, unit, total) > before)
-        dealt.append((mine, before[mine]))
-        free = free & ~mine
-        rest, total = rest - before, total - unit
-    return dealt
-
-
-def _rounded_share(count: Any, units: int, total: int) -> Any:
-    """`count` x `units` / `total`, rounded; counts up to 2^38 stay within 64 bits."""
-    return (count * units + total // 2) // total
-
-
-def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Maps integers in [0, size) one to one onto [0, size), in an order that depends on the keys (uint64).
-
-    A Feistel network (Luby & Rackoff 1988) permutes the integers below the next power of four; what falls outside walks
-    on along its cycle until it is inside (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 3),
-    which takes 4 steps on average at most.
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    values = np.asarray(indices).astype(np.uint64)
-    outside = np.ones(len(values), dtype=bool)
-    while outside.any():
-        left, right = values[outside] >> half, values[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
-        values[outside] = left << half | right
-        outside[outside] = values[outside] >= size
-    return values.astype(np.int64)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea & Flood 2014), arithmetic modulo 2^64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
