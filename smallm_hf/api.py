@@ -112,10 +112,12 @@ def generate(model: "str | Path | Loaded", prompt: str | Sequence[str], **sampli
     """
     Sampling(**sampling)
     require_models([] if isinstance(model, tuple) else [str(model)])
-    from smallm_hf.generation import sample
+    from smallm_hf.generation import lay_out_for_decoding, sample
 
-    loaded, tokenizer = model if isinstance(model, tuple) else load(model)
-    texts = sample(loaded, tokenizer, [prompt] if isinstance(prompt, str) else prompt, **sampling)
+    if not isinstance(model, tuple):
+        loaded, tokenizer = load(model)
+        model = lay_out_for_decoding(loaded), tokenizer
+    texts = sample(*model, [prompt] if isinstance(prompt, str) else prompt, **sampling)
     return texts[0] if isinstance(prompt, str) else texts
 
 
