@@ -1,4 +1,4 @@
-"""Measures speed, taking turns with other ways: python scripts/benchmark.py train --config configs/quickstart.yaml"""
+"""Measures speed in turns with other ways: python scripts/benchmark.py train --config configs/quickstart.yaml"""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ WITHOUT = "train: ours without any of bf16, compile, muon, logits, fused, length
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Our speed against other ways, taking turns.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Measures our speed in turns with other ways.", allow_abbrev=False)
     parser.add_argument("what", choices=["train", "data", "size", "generate"], help=WHAT)
     parser.add_argument("--seconds", type=float, default=60.0, help="train: of each contestant (default: 60)")
     parser.add_argument("--turn", type=float, default=5.0, help="train: seconds before the next goes on (default: 5)")
@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=60.0, help="size: of the source repeated (default: 60)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="data, size: processes (default: 1 2)")
     parser.add_argument("--model", help="generate: folder or Hub id")
-    parser.add_argument("--quick", action="store_true", help="data, generate: seconds, to see that it works")
-    parser.add_argument("--output", type=Path, help="a JSON file for all that was measured")
+    parser.add_argument("--quick", action="store_true", help="data, generate: a few seconds, to see that it works")
+    parser.add_argument("--output", type=Path, help="a JSON file for all measurements")
     given, config_words = parser.parse_known_args()  # train: the rest is --config FILE and --section.key VALUE
     if config_words and given.what != "train":
         parser.error(f"unknown option {config_words[0]}")

@@ -29,16 +29,20 @@ def main() -> None:
     model, loading, sampling = given.pop("model"), take(Loading, given), take(Sampling, given)
     require_models([model])
 
-    from smallm_hf.generation import lay_out_for_decoding, stream_samples
+    from smallm_hf.generation.engine import Engine, stream_samples
+    from smallm_hf.generation.request import Request
+    from smallm_hf.generation.steps import lay_out_for_decoding
     from smallm_hf.pretrained import load_causal_lm
     from smallm_hf.training.devices import resolve_decoding_compile
 
     tell = functools.partial(print, file=sys.stderr)  # the text alone goes to standard output
     tokens = given["num_samples"] * sampling.max_new_tokens
-    given["compile"] = resolve_decoding_compile(given["compile"], tokens, tell)
+    compiled = resolve_decoding_compile(given["compile"], tokens, tell)
     keep_freed_memory()  # logits of each token would else take new pages
     loaded, tokenizer = load_causal_lm(model, **asdict(loading))
-    stream_samples(lay_out_for_decoding(loaded), tokenizer, write=print_piece, **asdict(sampling), **given)
+    engine = Engine(lay_out_for_decoding(loaded), tokenizer, compile=compiled)
+    request = Request(given["prompt"], **asdict(sampling))
+    stream_samples(engine, request, print_piece, num_samples=given["num_samples"])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, tak
 from smallm_hf.base.settings import MODEL, Loading, require_models
 from smallm_hf.pictures.configuration import OF_MODELS
 
-DESCRIPTION = "Draws pictures of runs and models and prints their files; without a subcommand it is `runs`."
+DESCRIPTION = "Draws runs or a model and prints the files written; without a subcommand it is `runs`."
 RUNS = "Draws loss, bits per byte, rate, gradient norm and throughput of runs, over tokens and over time."
 OPTIONS = {"allow_abbrev": False, "exit_on_error": False}
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, **OPTIONS)
     commands = parser.add_subcommands()
     command = ArgumentParser(description=RUNS, **OPTIONS)
-    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, laid over each other")
+    command.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders, drawn over each other")
     command.add_argument("--output_dir", type=Path, help="default: RUN/figures for one run, figures for more")
     commands.add_subcommand("runs", command, help=RUNS)
     for kind, pictures in OF_MODELS.items():
@@ -36,12 +36,12 @@ def main() -> None:
 
         print(*draw_runs(**asked), sep="\n")
         return
-    model, loading, wanted = asked.pop("model"), take(Loading, asked), take(OF_MODELS[kind], asked)
+    model, loading, wanted = asked.pop("model"), take(Loading, asked), OF_MODELS[kind](**asked)
     require_models([model])
 
     from smallm_hf.pictures.drawing import draw_model
 
-    print(*draw_model(kind, model, asdict(loading), asdict(wanted)), sep="\n")
+    print(*draw_model(model, asdict(loading), wanted), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from jsonargparse.typing import PositiveInt
 from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
 from smallm_hf.base.settings import Loading, require_models
 from smallm_hf.data.reading.files import local_files
-from smallm_hf.evaluation.configuration import Questions
+from smallm_hf.evaluation.configuration import ScoringQuestions
 
 DESCRIPTION = "Scores causal, seq2seq and masked language models on text, by a stated protocol."
 
@@ -17,26 +17,26 @@ DESCRIPTION = "Scores causal, seq2seq and masked language models on text, by a s
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", nargs="+", required=True, help="folders, 'runs/x-seed*/best' or Hub ids")
-    parser.add_argument("--against", metavar="MODEL", help="tell how surely each is better than this one")
+    parser.add_argument("--against", metavar="MODEL", help="report how likely each model is better than this one")
     parser.add_argument("--data", required=True, help="a file, a folder, a Hub data set, or a run: its validation text")
-    parser.add_class_arguments(Questions, as_group=False, skip={"top_k", "speed"})
+    parser.add_class_arguments(ScoringQuestions, as_group=False, skip={"top_k", "speed"})
     parser.add_argument("--top_k", nargs="+", type=PositiveInt, default=[1, 3], help="k of the top-k accuracies")
     parser.add_argument("--speed", action="store_true", help="time reading and writing")
     add_loading_arguments(parser)
-    parser.add_argument("--output", help="a JSON file for the result, with the versions and the command it came from")
-    parser.add_argument("--report", help="an HTML page that shows all of it")
+    parser.add_argument("--output", help="a JSON file for the results, with versions and command")
+    parser.add_argument("--report", help="an HTML page with all results")
     given = parser.parse_args().as_dict()
-    questions, loading = take(Questions, given), take(Loading, given)
+    questions, loading = take(ScoringQuestions, given), take(Loading, given)
     require_models(given["model"])
     if not Path(given["data"]).is_dir():
         local_files(given["data"])
 
-    from smallm_hf.evaluation.evaluating import evaluate_and_report
+    from smallm_hf.evaluation.model_scores import evaluate_and_report
     from smallm_hf.training.devices import hardware
 
     draw = None
     if given["report"]:
-        from smallm_hf.pictures.gallery import gallery as draw  # matplotlib
+        from smallm_hf.pictures.drawing import gallery as draw  # matplotlib
     evaluate_and_report(questions, asdict(loading), hardware, draw, **given)
 
 

@@ -31,7 +31,7 @@ __all__ = [
     "train",
 ]
 
-_when_imported("transformers", then="smallm_hf.models")
+_when_imported("transformers", then="smallm_hf.families")
 
 
 def __getattr__(name: str) -> Any:

@@ -90,7 +90,7 @@ def score(
     require_models([] if isinstance(model, tuple) else [str(model)])
     from smallm_hf.evaluation.scoring import score_documents
     from smallm_hf.evaluation.texts import require_texts
-    from smallm_hf.families import load_scorable
+    from smallm_hf.pretrained import load_scorable
 
     if isinstance(texts, str | Path):
         texts = require_texts(str(texts)).read(text_column=text_column)

@@ -77,8 +77,11 @@ class RunConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the tokenizer; those of the model's embedding too, unless it came with more of them."""
-        return self.tokenizer.vocab_size if self.init_from else self.model["vocab_size"]
+        """Entries of the tokenizer, or how many it may have where the text decides.
+
+        The model has as many, unless it came with more of them.
+        """
+        return self.tokenizer.vocab_size or self.model["vocab_size"]
 
     @property
     def init_from(self) -> str | None:
@@ -189,7 +192,7 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
     if model.get("init_from"):
         model, sections["tokenizer"] = _pretrained_sections(model, sections["tokenizer"])
     else:
-        model = _complete_model(model, sections["tokenizer"].vocab_size)
+        model, sections["tokenizer"] = _complete_model(model, sections["tokenizer"])
     config = RunConfig(model=model, **sections)
     check_sections(config)
     return config
@@ -249,11 +252,12 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
 
     Raises:
         UserError: an unknown type or field (the nearest valid one is named), a wrong type, or what the class refuses; a
-            pretrained model that cannot be found or does not fit.
+            pretrained model that cannot be found or does not fit; a model that cannot be trained here.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
+    from smallm_hf.families import require_trainable
     from smallm_hf.pretrained import pretrained_config
 
     fields = dict(fields)
@@ -262,28 +266,28 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
         raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
     try:
         if source:
-            return pretrained_config(source, fields, partial(_check_fields, fields))
-        _check_fields(fields, CONFIG_MAPPING[model_type])
-        return CONFIG_MAPPING[model_type](**{**token_ids, **fields})
+            config = pretrained_config(source, fields, partial(_check_fields, fields))
+        else:
+            _check_fields(fields, CONFIG_MAPPING[model_type])
+            config = CONFIG_MAPPING[model_type](**{**token_ids, **fields})
     except (StrictDataclassError, ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         message = _innermost(error)
         quote = "; if text is meant, quote it, as in 'no'" if "expected str, got" in message else ""
         raise UserError(f"model: {message}{quote}") from error
+    name = f"model.init_from={source}, a {config.model_type}," if source else f"model.model_type={model_type}"
+    require_trainable(config, name)
+    return config
 
 
 def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfig]") -> None:
-    """Refuses fields that the class has not, and a class whose models do not predict the next token."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
+    """Refuses fields that the class does not have."""
     model_type = config_class.model_type
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
         if name not in valid:
             raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
-    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"model.model_type={model_type} does not predict the next token; take smallm, llama, gpt2 ...")
 
 
 def _option_parser(description: str, training: bool) -> ArgumentParser:
@@ -437,15 +441,27 @@ def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> t
     return model, TokenizerConfig(source, tokenizer.vocab_size or len(load_tokenizer(source)))
 
 
-def _complete_model(fields: Mapping[str, Any], tokenizer_vocab_size: int | None) -> dict[str, Any]:
-    """The model mapping with `model_type` and `vocab_size` stated; the latter is the tokenizer's size too."""
+def _complete_model(fields: Mapping[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:
+    """The model mapping with what is known of it before there is a tokenizer, and the section `tokenizer`.
+
+    Where the text decides how many entries there are, as with `char`, the latter states how many it may have, and the
+    former how many came of it, or nothing yet.
+    """
+    from smallm_hf.tokenizing.loading import count_entries
+    from smallm_hf.tokenizing.schemes import SCHEMES
+
     fields = {"model_type": "smallm", **fields}
-    stated = fields.get("vocab_size")
-    if stated is not None and tokenizer_vocab_size is not None and stated != tokenizer_vocab_size:
+    stated, limit, scheme = fields.get("vocab_size"), tokenizer.vocab_size, SCHEMES.get(tokenizer.source)
+    if scheme and scheme.units:
+        if limit is None:
+            model_config(fields)  # which refuses a limit that is no number
+            fields.pop("vocab_size", None)
+        return fields, dataclasses.replace(tokenizer, vocab_size=limit or stated or scheme.default_limit)
+    if None not in (stated, limit) and stated != limit:
         raise UserError(
-            f"tokenizer.vocab_size={tokenizer_vocab_size} differs from model.vocab_size={stated}; they are one number: "
+            f"tokenizer.vocab_size={limit} differs from model.vocab_size={stated}; they are one number: "
             f"state model.vocab_size alone"
         )
     if stated is None:
-        fields["vocab_size"] = tokenizer_vocab_size or model_config(fields).vocab_size
-    return fields
+        fields["vocab_size"] = limit or (model_config(fields).vocab_size if scheme else count_entries(tokenizer.source))
+    return fields, tokenizer

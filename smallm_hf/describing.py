@@ -12,7 +12,7 @@ from smallm_hf.config import RunConfig
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import accelerator_type, held_bytes
-from smallm_hf.training.plan import Plan
+from smallm_hf.training.plan import RunPlan
 from smallm_hf.training.probe import Probe
 from smallm_hf.training.progress import count, duration
 
@@ -33,7 +33,7 @@ def describe_next(files: TokenFiles) -> str:
     return f"read {files.folder / 'report.md'}; train on them with the same settings and {option}"
 
 
-def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
+def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
     """The plan of a run before it starts."""
     training = config.training
     other = plan.parameters - plan.embedding_parameters
@@ -56,7 +56,7 @@ def describe_plan(plan: Plan, config: RunConfig, precision: str) -> str:
     )
 
 
-def describe_probe(probe: Probe, plan: Plan, training: TrainingConfig) -> str:
+def describe_probe(probe: Probe, plan: RunPlan, training: TrainingConfig) -> str:
     """What a probe measured, and what follows for the whole run."""
     speed = plan.tokens_per_step / probe.step_seconds
     whole = f"{training.epochs or 0:g} epochs of data not counted yet"

@@ -1,4 +1,4 @@
-"""Draws what runs recorded, over tokens and over training time, several runs laid over each other."""
+"""Plots what runs recorded, over tokens and over training time, several runs in one figure."""
 
 import itertools
 from collections import defaultdict
@@ -26,8 +26,7 @@ class Panel:
     Args:
         label: of the vertical axis, with its unit.
         keys: of the records; those that begin with `validation_` are drawn as markers.
-        scale: `focus` leaves the steep first steps out of the range, `zero` begins at zero, `log` shows spikes and
-            calm alike.
+        scale: `focus` leaves the steep first steps out of the range, `zero` starts at zero, `log` fits spikes too.
     """
 
     label: str
@@ -36,7 +35,7 @@ class Panel:
 
 
 # File name: title, and panels from top to bottom.
-FIGURES = {
+PLOTS = {
     "loss": (
         "training and validation loss",
         (Panel("loss (nats per token)", ("loss", "validation_loss"), "focus"),),
@@ -54,12 +53,12 @@ FIGURES = {
         ),
     ),
 }
-DRAWN = {key for _, panels in FIGURES.values() for panel in panels for key in panel.keys}
+DRAWN = {key for _, panels in PLOTS.values() for panel in panels for key in panel.keys}
 READ = DRAWN | {"validation_bytes", "validation_tokens"}
 
-# These get a running median over this share of a run's records, where that is enough of them to smooth anything.
+# These get a running median over this share of a run's records, if that is enough of them to smooth anything.
 NOISY, MEDIAN_SHARE, MEDIAN_RECORDS = {"loss", "gradient_norm", "tokens_per_second"}, 0.02, 7
-# A `focus` range reaches as high as this share of a line's values; higher ones, if any, run out of the top.
+# A `focus` range reaches up to this percentile of a line's values; higher ones leave it at the top.
 FOCUS_PERCENTILE = 95
 TIME_UNITS = ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))  # used from, seconds in one, name
 
@@ -71,6 +70,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.title_fontsize": "large",
     "svg.hashsalt": "smallm_hf",  # without it the ids in an SVG are random
+    "text.parse_math": False,  # a "$" in a name is a dollar
 }
 WIDTH_INCHES, PANEL_INCHES, LINE_INCHES, LETTERS_PER_LINE, DOTS_PER_INCH = 10, 2.8, 0.22, 110, 150
 PLAIN, UNDER_MEDIAN, MEDIAN = {"linewidth": 1.1}, {"linewidth": 0.7, "alpha": 0.4}, {"linewidth": 1.5}
@@ -81,16 +81,14 @@ Curves = dict[str, np.ndarray]
 
 
 def draw_runs(runs: Sequence[Path], output_dir: Path | None = None) -> list[Path]:
-    """Draws loss, bits per byte, rate, gradient norm and throughput of runs, over tokens and over time.
-
-    Written as PNG and SVG; equal records give equal files.
+    """Plots loss, bits per byte, rate, gradient norm and throughput of runs; equal records give equal files.
 
     Args:
         runs: run folders.
         output_dir: where the figures go; None is `figures/` in the folder of a single run, else in the current one.
 
     Returns:
-        The files written: `loss`, `bits_per_byte` and `training`, each where a run has something to show in it.
+        The PNG and SVG files: `loss`, `bits_per_byte` and `training`, each if a run has values for it.
 
     Raises:
         UserError: no run, a folder without metrics, damaged metrics, or figures that cannot be written.
@@ -111,7 +109,7 @@ def draw_runs(runs: Sequence[Path], output_dir: Path | None = None) -> list[Path
 
 
 def read_runs(runs: Sequence[Path]) -> dict[str, Curves]:
-    """The curves of each run, under its folder's name with as many parents as tell all apart; a run counts once."""
+    """The curves of each run, by its folder's name with as many parents as are needed; repeated runs count once."""
     if not runs:
         raise UserError("no run was given; name folders that train.py wrote, such as runs/quickstart")
     paths = {run.resolve(): run for run in runs}
@@ -128,31 +126,29 @@ def read_curves(run: Path) -> Curves:
         For each key that occurs, (3, N): tokens, seconds of training and value of its N records. A record without a
         time, as of a validation, has the time of the record before it.
     """
-    path, number = run / "metrics.jsonl", 0
+    path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run} is no run with metrics: it has no metrics.jsonl; give a folder that train.py wrote")
+        raise UserError(f"{run} is not a run with metrics: it has no metrics.jsonl; give a folder that train.py wrote")
     points, seconds = defaultdict(list), 0.0
-    records = read_records(run, "metrics")
-    try:
-        for record in records:
-            number += 1
+    for number, record in enumerate(read_records(run, "metrics"), start=1):
+        try:
             seconds = record.get("seconds", seconds)
             for key in READ & record.keys():
                 points[key].append(np.array((record["tokens"], seconds, record[key]), dtype=float))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: line {number} is no record of a run; remove that line") from error
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: line {number} is not a record of a run; remove that line") from error
     if not DRAWN & points.keys():
-        raise UserError(f"{path} has no metrics yet; draw the run once it has logged a step")
+        raise UserError(f"{path} has no metrics yet; plot the run once it has logged a step")
     return {key: np.stack(values, axis=1) for key, values in points.items()}
 
 
 def build_figures(runs: dict[str, Curves]) -> dict[str, Figure]:
-    """The figures of `read_runs`, by file name; one that no run has a value for is left out."""
+    """The figures of `read_runs`, by file name, without those that no run has values for."""
     figures = {}
-    for name, (title, panels) in FIGURES.items():
+    for name, (title, panels) in PLOTS.items():
         if any(key in curves for curves in runs.values() for panel in panels for key in panel.keys):
             whose = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
-            title = _literally(f"{whose}: {title}")
+            title = f"{whose}: {title}"
             if name == "loss" and len({_bytes_per_token(curves) for curves in runs.values()} - {None}) > 1:
                 title += "\ntheir tokens differ in length: compare them in bits per byte"
             with matplotlib.rc_context(STYLE):
@@ -169,7 +165,7 @@ def _figure(title: str, panels: Sequence[Panel], runs: dict[str, Curves]) -> Fig
     times = np.concatenate([curve[1] for curves in runs.values() for curve in curves.values()])
     longest = max(times[np.isfinite(times)], default=0)
     unit_seconds, unit = next((size, name) for least, size, name in TIME_UNITS if longest >= least)
-    colours = matplotlib.color_sequences["petroff10"]  # the colour-blind tell them apart (Petroff 2021)
+    colours = matplotlib.color_sequences["petroff10"]  # distinct for the colour-blind too (Petroff 2021)
     if len(runs) > len(colours):
         colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(runs)))
     styles = {}
@@ -189,7 +185,7 @@ def _figure(title: str, panels: Sequence[Panel], runs: dict[str, Curves]) -> Fig
     rows[-1, 0].xaxis.set_major_formatter(lambda tokens, _: count(tokens))
     if len(runs) > 1:
         names = zip(runs, colours, strict=False)
-        handles = [Line2D([], [], color=colour, linewidth=3, label=_literally(name)) for name, colour in names]
+        handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in names]
         legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
         legend.get_title().set_multialignment("center")
     else:
@@ -202,10 +198,10 @@ def _figure(title: str, panels: Sequence[Panel], runs: dict[str, Curves]) -> Fig
 
 
 def _lines(key: str, values: np.ndarray) -> list[tuple[str, np.ndarray, dict]]:
-    """What is drawn of one key: its name in the legend, values and style."""
+    """The lines of one key: name in the legend, values and style."""
     if key.startswith("validation_"):
         return [("validation", values, MARKERS | {"markersize": 5 if len(values) <= 30 else 3})]
-    records = round(MEDIAN_SHARE * len(values)) | 1  # odd, so that the median lies in the middle
+    records = round(MEDIAN_SHARE * len(values)) | 1  # odd, so that a record is in the middle
     if key not in NOISY or records < MEDIAN_RECORDS:
         return [("training", values, PLAIN if len(values) > 1 else LONE)]
     median = pandas.Series(values).rolling(records, center=True, min_periods=1).median().to_numpy()
@@ -216,13 +212,12 @@ def _lines(key: str, values: np.ndarray) -> list[tuple[str, np.ndarray, dict]]:
 
 
 def _set_range(axes: Axes, scale: str) -> None:
-    """Sets the vertical range that `Panel.scale` names, and ticks that can be read."""
+    """Sets the vertical range of a `Panel.scale`, and readable ticks."""
     if scale == "focus":
         finite = [values[np.isfinite(values)] for values in (line.get_ydata() for line in axes.lines)]
-        low = min((values.min() for values in finite if len(values)), default=0)
-        high = max(
-            (np.percentile(values, FOCUS_PERCENTILE, method="higher") for values in finite if len(values)), default=1
-        )
+        finite = [values for values in finite if len(values)] or [np.array((0.0, 1.0))]
+        low = min(values.min() for values in finite)
+        high = max(np.percentile(values, FOCUS_PERCENTILE, method="higher") for values in finite)
         margin = 0.05 * (high - low) or 0.05
         axes.set_ylim(low - margin, high + margin)
         return
@@ -237,11 +232,6 @@ def _set_range(axes: Axes, scale: str) -> None:
 
 
 def _bytes_per_token(curves: Curves) -> float | None:
-    """What tells the tokenizers of two runs apart: nats per token of tokens of other lengths cannot be compared."""
+    """Tells tokenizers apart: losses per token cannot be compared where tokens differ in length."""
     if {"validation_bytes", "validation_tokens"} <= curves.keys():
         return curves["validation_bytes"][2, -1] / curves["validation_tokens"][2, -1]
-
-
-def _literally(text: str) -> str:
-    """Text that matplotlib shows as it is, instead of reading what stands between dollars as a formula."""
-    return text.replace("$", r"\$")

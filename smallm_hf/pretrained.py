@@ -2,32 +2,28 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.arithmetic import multiplies_well, slow_dtype
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.hub_access import require_hub
-from smallm_hf.base.settings import Dtype, Loading, is_model_folder
-from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.base.settings import Loading, is_model_folder
+from smallm_hf.families import AUTO_CLASSES, Family, Kind, family_of, family_of_file
 
 Loaded = TypeVar("Loaded")
 
 
 def load_causal_lm(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, to be used and not trained.
+
+    A model of ours is loaded as anybody would load it: as its native twin where there is one.
 
     Args:
         model: a folder written by `save_pretrained`, such as RUN/best, or a Hub id (looked for in the cache first).
@@ -37,27 +33,49 @@ def load_causal_lm(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrai
         UserError: no such folder, no config, tokenizer or weights in it, not a causal model, the Hub out of reach, an
             unknown dtype, no such device.
     """
-    asked = Loading(**loading)
-    found_device = existing_device(asked.device)
+    return _load_for_use(model, "causal", Loading(**loading))
+
+
+def load_scorable(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a model of any kind and its tokenizer; arguments and errors are those of `load_causal_lm`."""
+    return _load_for_use(model, find_kind(model), Loading(**loading))
+
+
+def find_kind(model: str) -> Kind:
+    """The kind of a folder or Hub id, by its config.
+
+    Raises:
+        UserError: it cannot be found.
+    """
+    return find_model(model, partial(_family, model)).kind
+
+
+def _family(source: str, **options: bool) -> Family:
+    return family_of_file(PreTrainedConfig.get_config_dict(source, **options)[0])
+
+
+def _load_for_use(source: str, kind: Kind, asked: Loading) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        device = torch.empty(0, device=asked.device or accelerator or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {asked.device!r} cannot be used here ({one_line(error)}); give cpu, or none"
+        ) from error
 
     def load(**options: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         options["trust_remote_code"] = asked.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the cache has none
             raise OSError("there is no tokenizer with it")
-        return load_for_use(AutoModelForCausalLM, model, asked.dtype, found_device, **options), tokenizer
+        return _load_all_weights(AUTO_CLASSES[kind], source, dtype=asked.dtype, **options), tokenizer
 
-    return find_model(model, load)
-
-
-def load_for_use(model_class: type, source: str, dtype: Dtype, device: torch.device, **options: Any) -> PreTrainedModel:
-    """A model to be used on a device, in the dtype that `load_causal_lm` promises; a slow one is said on stderr."""
-    loaded = load_all_weights(model_class, source, dtype=dtype, **options)
-    if dtype == "auto" and not multiplies_well(loaded.dtype, device):
+    loaded, tokenizer = find_model(source, load)
+    if asked.dtype == "auto" and not multiplies_well(loaded.dtype, device):
         loaded = loaded.float()
-    elif dtype != "auto" and is_main_process() and (note := slow_dtype(loaded.dtype, device)):
+    elif asked.dtype != "auto" and is_main_process() and (note := slow_dtype(loaded.dtype, device)):
         print(f"{note}; leave out --dtype to be faster", file=sys.stderr)
-    return loaded.to(device).eval()
+    return loaded.to(device).eval(), tokenizer
 
 
 def pretrained_config(
@@ -65,7 +83,7 @@ def pretrained_config(
     changes: Mapping[str, Any] | None = None,
     check: Callable[[type[PreTrainedConfig]], None] = lambda config_class: None,
 ) -> PreTrainedConfig:
-    """The config of a model to go on training, of our own class where the model is ours.
+    """The config of a model to go on training, of the class that was trained.
 
     Args:
         source: a folder or a Hub id.
@@ -77,8 +95,7 @@ def pretrained_config(
     """
 
     def load(**options: bool) -> PreTrainedConfig:
-        written, _ = PreTrainedConfig.get_config_dict(source, **options)
-        config_class = SmaLLMConfig if is_ours(written) else AutoConfig
+        config_class = _family(source, **options).config_class
         config = config_class.from_pretrained(source, **options)
         shapes = _shapes(config)
         check(type(config))
@@ -106,40 +123,32 @@ def pretrained_model(source: str, config: PreTrainedConfig) -> PreTrainedModel:
 def load_weights(
     source: str | Path, config: PreTrainedConfig, *, exact: bool = False, **options: Any
 ) -> PreTrainedModel:
-    """The float32 model of a folder, of the class that `config` belongs to; raises what `load_all_weights` does."""
-    # The flagless Auto classes would load the native twin of ours.
-    model_class = SmaLLMForCausalLM if isinstance(config, SmaLLMConfig) else AutoModelForCausalLM
-    return load_all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
+    """The float32 model of a folder, of the class that `config` belongs to; what the libraries raise is raised.
+
+    Raises:
+        UserError: a tensor is missing or, where it has to be `exact`, there is one more than the model has.
+    """
+    model_class = family_of(config).model_class
+    return _load_all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
 
 
 def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:
     """A model of this config with initial weights, float32; on `meta` it takes no memory."""
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def is_ours(written: Mapping[str, Any]) -> bool:
-    """Whether a `config.json`, which may name a native class, is of a model of ours."""
-    return "SmaLLM" in str(written.get("auto_map", "")) or written.get("model_type") == SmaLLMConfig.model_type
+        return AUTO_CLASSES[family_of(config).kind].from_config(config, dtype=torch.float32)
 
 
 def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in fresh_model(config, "meta").state_dict().items()}
 
 
-def load_all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
-    """The model of a folder or Hub id; what the libraries raise is raised.
-
-    Raises:
-        UserError: a tensor is missing or, where it has to be `exact`, there is one more than the model has.
-    """
+def _load_all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
     loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
-    if loading["missing_keys"]:  # transformers would fill them with random numbers and warn
-        missing = min(loading["missing_keys"])
-        raise UserError(f"{source} lacks weights of {type(loaded).__name__}, {missing} for one; give a language model")
-    if exact and loading["unexpected_keys"]:
-        extra = min(loading["unexpected_keys"])
-        raise UserError(f"{source} holds weights that {type(loaded).__name__} has not, {extra} for one; give its model")
+    name, missing, extra = type(loaded).__name__, loading["missing_keys"], loading["unexpected_keys"]
+    if missing:  # transformers would fill them with random numbers and warn
+        raise UserError(f"{source} lacks weights of {name}, {min(missing)} for one; give a language model")
+    if exact and extra:
+        raise UserError(f"{source} holds weights that {name} does not have, {min(extra)} for one; give its model")
     return loaded
 
 
@@ -168,16 +177,3 @@ def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:
         closed = isinstance(error, PermissionError | NotADirectoryError)  # the cache: the folder itself was looked at
         hint = "; set HF_HOME to a folder that can be written to" if closed else ""
         raise UserError(f"{source} cannot be loaded as a language model: {one_line(error)}{hint}") from error
-
-
-def existing_device(name: str | None) -> torch.device:
-    """The device of this name, or by default the accelerator where there is one.
-
-    Raises:
-        UserError: it is not here.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    try:
-        return torch.empty(0, device=name or accelerator or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({one_line(error)}); give cpu, or none") from error

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,15 +91,15 @@ def fingerprints_of(files: TokenFiles) -> dict[str, str]:
     return {"tokenizer": files.meta.tokenizer_sha256, **sides}
 
 
-def check_fingerprints(checkpoint: Path, files: TokenFiles, names: Sequence[str]) -> None:
-    """Makes sure that tokens mean, and are, what they were.
+def check_fingerprints(checkpoint: Path, files: TokenFiles, *, of_text: bool) -> None:
+    """Makes sure that tokens mean what they did and, for a run that is resumed, are the same text.
 
     Raises:
         UserError: tokenizer or token files are others.
     """
     ours = fingerprints_of(files)
     theirs = read_manifest(checkpoint).fingerprints
-    for name in names:
+    for name in ours if of_text else ["tokenizer"]:
         if ours[name] != theirs[name]:
             raise UserError(
                 f"{checkpoint} was trained with {name} of sha256 {theirs[name][:12]}, {files.folder} holds "
@@ -147,6 +147,21 @@ def _defaults(section: type) -> dict[str, Any]:
     return dataclasses.asdict(section())
 
 
+def starting_point(training: TrainingConfig, resumed: Path | None) -> tuple[Path | None, LoopState]:
+    """The checkpoint whose weights a run begins with, and its counters: those of a run that is resumed or cooled down.
+
+    Raises:
+        UserError: a checkpoint that a run cannot cool down from.
+    """
+    if resumed is not None:
+        return resumed, load_state(resumed)
+    if training.cooldown_from is None:
+        return None, LoopState()
+    checkpoint = Path(training.cooldown_from)
+    check_cooldown(training, checkpoint)
+    return checkpoint, cooldown_state(load_state(checkpoint))
+
+
 def check_cooldown(training: TrainingConfig, checkpoint: Path) -> None:
     """Refuses a checkpoint that a run cannot cool down from.
 
@@ -184,6 +199,7 @@ def cooldown_state(state: LoopState) -> LoopState:
     return LoopState(
         **{name: getattr(state, name) for name in ("step", "windows", "tokens", "seconds", "rate_factor")},
         logged_step=state.step,
+        logged_tokens=state.tokens,
         logged_seconds=state.seconds,
         cooldown_step=state.step,
         cooldown_seconds=state.seconds,

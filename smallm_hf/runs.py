@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from filelock import Timeout
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -23,9 +24,9 @@ from smallm_hf.base.folders import lock, require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.card import write_card
 from smallm_hf.config import CommandOptions, RunConfig, model_config
-from smallm_hf.data.batches.ordering import WindowOrder
-from smallm_hf.data.batches.packed import refuse_mixing
-from smallm_hf.data.preparing import find_or_prepare, wait_for_token_files
+from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
+from smallm_hf.data.batches.windows import WindowOrder
+from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import has_splits
 from smallm_hf.data.request import Request
 from smallm_hf.data.token_files import TokenFiles
@@ -37,41 +38,44 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.generation import prompt_window
+from smallm_hf.families import family_of_file
+from smallm_hf.generation.request import prompt_ids
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
-from smallm_hf.pretrained import fresh_model, is_ours, load_weights, pretrained_model
+from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
-    check_cooldown,
     check_fingerprints,
-    cooldown_state,
     find_checkpoint,
     fingerprints_of,
     resumed_config,
+    starting_point,
 )
-from smallm_hf.training.checkpoints import LoopState, load_state, readable
+from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.devices import (
-    build_accelerator,
-    check_launch,
     hardware,
     peak_memory_bytes,
-    process_left_as_found,
     resolve_batch_size,
     resolve_loss,
     resolve_precision,
     set_cpu_threads,
     set_determinism,
 )
+from smallm_hf.training.launch import build_accelerator, check_launch, process_left_as_found
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
-from smallm_hf.training.loss import has_plain_head
-from smallm_hf.training.plan import Plan, make_plan, memory_bytes
+from smallm_hf.training.objectives import LanguageModelling, has_plain_head
+from smallm_hf.training.plan import RunPlan, make_plan, memory_bytes
 from smallm_hf.training.probe import probe
+from smallm_hf.training.progress import Reporter, RunLog
+from smallm_hf.training.saving import Saver
 from smallm_hf.training.tracking import Trackers
+from smallm_hf.training.update import Updater
 from smallm_hf.training.validation import ValidationSet
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
+# Of a tokenizer that takes them from the text, for a plan without one.
+ASSUMED_ENTRIES = 256
 # So long a run that fails or is asked to stop waits for its last push.
 LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
@@ -108,6 +112,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
+        config = _plannable(config, say)
         precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
         config = _with_sizes(config, architecture, precision)
         plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
@@ -146,61 +151,39 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None], ends: ExitStack) -> dict[str, Any]:
-    """The whole of a run, from its text to its results; `ends` is told what is to be let go of, however that ends."""
+    """The whole of a run, from its text to its results; `ends` holds what is let go of, however that ends."""
     began, run = time.perf_counter(), options.output_dir
-    checkpoint = ends.enter_context(find_checkpoint(options, say))
-    if checkpoint is not None:
-        config = resumed_config(config, checkpoint, say)
-    cools_down = checkpoint is None and config.training.cooldown_from is not None
-    precision = resolve_precision(config.training.precision)
-    requested_loss = config.training.loss
-    config = _with_sizes(config, model_config(config.model), precision)
+    resumed = ends.enter_context(find_checkpoint(options, say))
+    if resumed is not None:
+        config = resumed_config(config, resumed, say)
+    precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
+    planned = _plannable(config, _silent)
+    planned = _with_sizes(planned, model_config(planned.model), precision)  # what does not fit is refused now
     trackers = Trackers(config.logging, run, say)
     _set_up_process(config.training)
-    if cools_down:
-        checkpoint = Path(config.training.cooldown_from)
-        check_cooldown(config.training, checkpoint)
+    checkpoint, state = starting_point(config.training, resumed)
     files = _token_files(config, say)
     if is_main_process():
         files.verify()
-    fingerprints = fingerprints_of(files)
     if checkpoint is not None:
-        check_fingerprints(checkpoint, files, ["tokenizer"] if cools_down else list(fingerprints))
+        check_fingerprints(checkpoint, files, of_text=resumed is not None)
+    config = _with_entries(config, files)
+    config = planned if planned.model == config.model else _with_sizes(config, model_config(config.model), precision)
     architecture = _architecture(config, files)
     keep_freed_memory()
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
     model = _model(config, architecture, checkpoint)
     config = _fitting(config, requested_loss, model, files)
-
     shape = (len(files.train), config.training.context_length, config.training.seed)
     order = WindowOrder(*shape, config.batching, files.meta.sources)
-    steps = plan_steps(config.training, order.windows_per_epoch)
-    plan = make_plan(architecture, config.training, precision, steps, say)
+    plan = make_plan(
+        architecture, config.training, precision, plan_steps(config.training, order.windows_per_epoch), say
+    )
     config = _with_training(config, precision=precision, compile=plan.compiled)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
-    if config.batching.curriculum:
-        say(f"reading the training text for batching.curriculum={config.batching.curriculum}")
-        order.read_difficulty(files.train, files.meta.eos_token_id)
-    set_seed(config.training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
-    state = LoopState() if checkpoint is None else load_state(checkpoint)
-    loop = TrainingLoop(
-        model=model,
-        tokenizer=files.tokenizer,
-        train_tokens=files.train,
-        validation=_validation(config, files, say),
-        training=config.training,
-        run=run,
-        accelerator=accelerator,
-        flops_per_token=plan.flops_per_token,
-        identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints},
-        checkpoint=checkpoint,
-        state=cooldown_state(state) if cools_down else state,
-        mirror=trackers.write,
-        push_every=config.hub.push_every,
-        order=order,
-    )
+    loop = _build_loop(config, files, model, order, accelerator, (checkpoint, state), plan, run, trackers.write)
     ends.enter_context(closing(loop))
     if config.hub.push_every and accelerator.is_main_process:
         loop.pushes = TrainingPush(config.hub, loop.reporter.say)
@@ -210,10 +193,10 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         _claim(options)
         config.save(run / "config.yaml")
         _write_json(run / "environment.json", origin)
-    if loop.finished():
-        has_results = loop.state.closed and (run / "results.json").is_file()
-        say(describe_end(loop.state.step, config.training, has_results))
-    with trackers.mirroring(dataclasses.asdict(config), loop.state.step):
+    if state.finished(config.training, loop.planned_steps):
+        has_results = state.closed and (run / "results.json").is_file()
+        say(describe_end(state.step, config.training, has_results))
+    with trackers.mirroring(dataclasses.asdict(config), state.step):
         trained = loop.run()
     if loop.pushes:
         loop.pushes.wait()
@@ -223,6 +206,57 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         _leave_results(run, results)
         say(describe_results(results, run))
     return results
+
+
+def _build_loop(
+    config: RunConfig,
+    files: TokenFiles,
+    model: PreTrainedModel,
+    order: WindowOrder,
+    accelerator: Accelerator,
+    start: tuple[Path | None, LoopState],
+    plan: RunPlan,
+    run: Path,
+    mirror: Callable[[str, dict[str, Any]], None],
+) -> TrainingLoop:
+    """The parts of a training, each from those before: batches, objective, updater, saver, loop."""
+    training, (checkpoint, state) = config.training, start
+    reporter = Reporter(accelerator.is_main_process)
+    if config.batching.curriculum:
+        reporter.say(f"reading the training text for batching.curriculum={config.batching.curriculum}")
+        order.read_difficulty(files.train, files.meta.eos_token_id)
+    set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
+    separator = files.meta.eos_token_id if config.batching.within_documents else None
+    batches = PackedWindows(files.train, order, separator, pin_memory=accelerator.device.type == "cuda")
+    validation = _validation(config, files, reporter.say)
+    objective = LanguageModelling.of_run(model, training, accelerator, validation)
+    updater = Updater.build(objective, batches, training, accelerator, state, reporter.say)
+    retakes = not state.closed or state.finished(training, plan.steps)  # validation and samples of its step
+    saver = Saver(
+        model=model,
+        tokenizer=files.tokenizer,
+        optimizer=updater.optimizer,
+        training=training,
+        run=run,
+        log=RunLog(run, accelerator.is_main_process, state.step, retakes, mirror),
+        accelerator=accelerator,
+        identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints_of(files)},
+        say=reporter.say,
+    )
+    loop = TrainingLoop(
+        updater,
+        objective,
+        saver,
+        reporter,
+        state,
+        flops_per_token=plan.flops_per_token,
+        push_every=config.hub.push_every,
+    )
+    if training.compile:
+        updater.warm_up()
+    if checkpoint is not None:  # last, so that nothing above disturbs the random state
+        updater.load(checkpoint, state)
+    return loop
 
 
 def _set_up_process(training: TrainingConfig) -> None:
@@ -244,7 +278,7 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
         if config.batching.within_documents:
             refuse_mixing(model, files.meta.eos_token_id)
     for prompt in config.training.sample_prompts:
-        prompt_window(model, files.tokenizer, prompt)
+        prompt_ids(model, files.tokenizer, prompt)
     if config.training.loss != "chunked" or has_plain_head(model):
         return config
     if requested_loss == "chunked":
@@ -258,7 +292,7 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
 def _validation(config: RunConfig, files: TokenFiles, say: Callable[[str], None]) -> ValidationSet:
     """What a run is validated on."""
     limit = config.training.validation_tokens
-    chosen = ValidationSet.choose(files, limit, config.batching.within_documents)
+    chosen = ValidationSet.choose(files, limit, config.training.context_length, config.batching.within_documents)
     if limit is not None and len(chosen.tokens) > limit:
         say(
             f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
@@ -278,7 +312,7 @@ def _leave_results(run: Path, results: dict[str, Any]) -> None:
 
 
 def _describe_run(
-    config: RunConfig, plan: Plan, files: TokenFiles, tokens: int, origin: dict[str, Any]
+    config: RunConfig, plan: RunPlan, files: TokenFiles, tokens: int, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
     source, init_from = config.data.title, config.init_from
@@ -341,14 +375,36 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     return dataclasses.replace(config, training=training)
 
 
+def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+    """The config with a number of entries for a plan, where it is the text that will decide it."""
+    if config.init_from or "vocab_size" in config.model:
+        return config
+    entries = min(ASSUMED_ENTRIES, config.vocab_size)
+    say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
+    return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
+
+
+def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
+    """The config with as many entries as the tokenizer has.
+
+    Raises:
+        UserError: it states another number.
+    """
+    entries = files.meta.vocab_size
+    stated = config.vocab_size if config.init_from else config.model.get("vocab_size", entries)
+    if stated != entries:
+        raise UserError(
+            f"the tokenizer in {files.folder} has {entries} entries, model.vocab_size={stated}; set it to {entries}, "
+            "leave it out, or give another data.folder"
+        )
+    if config.init_from:
+        return config
+    return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
+
+
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
-    if len(tokenizer) != config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {files.folder} has {len(tokenizer)} entries, model.vocab_size={config.vocab_size}; "
-            "set them equal or give another data.folder"
-        )
     architecture = model_config(
         config.model,
         bos_token_id=tokenizer.bos_token_id,
@@ -371,13 +427,12 @@ def _model(config: RunConfig, architecture: PreTrainedConfig, checkpoint: Path |
         return pretrained_model(config.init_from, architecture) if config.init_from else fresh_model(architecture)
     with readable(checkpoint):
         written = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        own_type = "smallm" if is_ours(written) else written["model_type"]
-        if own_type != architecture.model_type:
+        saved = family_of_file(written).config_class.from_pretrained(checkpoint)
+        if saved.model_type != architecture.model_type:
             raise UserError(
-                f"{checkpoint} was trained with model.model_type={own_type}, this config says "
+                f"{checkpoint} was trained with model.model_type={saved.model_type}, this config says "
                 f"{architecture.model_type}; resume with the config of the run or give another --output_dir"
             )
-        saved = type(architecture).from_pretrained(checkpoint)
         for field in dataclasses.fields(architecture):
             ours, theirs = getattr(architecture, field.name), getattr(saved, field.name, None)
             if ours != theirs and field.name not in UNCOMPARED:

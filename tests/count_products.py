@@ -13,10 +13,11 @@ from running import train, write_recipe, write_stories
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smallm_hf.benchmarks.generate import compare_decoding
-from smallm_hf.comparison.configuration import Questions
+from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.measuring import measure_model
-from smallm_hf.evaluation.evaluating import evaluate_models
-from smallm_hf.generation import sample
+from smallm_hf.evaluation.model_scores import evaluate_models
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request
 from smallm_hf.pretrained import load_causal_lm
 
 PRODUCTS = ("mm", "linear", "dot_product", "conv")  # parts of the names of operations that multiply matrices
@@ -52,10 +53,10 @@ def main(folder: Path) -> None:
     model.bfloat16().save_pretrained(stored)
     tokenizer.save_pretrained(stored)
     counted("scoring", lambda: evaluate_models([stored], str(stories)))
-    counted("writing", lambda: sample(*load_causal_lm(stored), ["the cat"], max_new_tokens=4))
-    questions = Questions(max_new_tokens=4, num_samples=1, speed_tokens=4, repetitions=1)
+    counted("writing", lambda: Engine(*load_causal_lm(stored)).write([Request("the cat", max_new_tokens=4)]))
+    questions = SideBySide(max_new_tokens=4, num_samples=1, speed_tokens=4, repetitions=1)
     counted("comparing", lambda: measure_model(stored, ["the cat"], str(stories), questions, {}))
-    counted("benchmark", lambda: compare_decoding(load_causal_lm(stored)[0], quick=True))
+    counted("benchmark", lambda: compare_decoding(*load_causal_lm(stored), quick=True))
     print(json.dumps(counts))
 
 

@@ -14,7 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-from smallm_hf.training import devices
+from smallm_hf.training import launch as launching
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.sharding import sharding_plugin
 
@@ -64,9 +64,9 @@ def test_what_the_fsdp_file_leaves_for_the_processes_is_what_the_training_wants(
     for variable, value in prepare_multi_gpu_env(read_by_accelerate("fsdp2.yaml")).items():
         if variable.startswith(("ACCELERATE_", "FSDP_")):
             monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(devices, "accelerator_type", lambda: "cuda")
+    monkeypatch.setattr(launching, "accelerator_type", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    devices.check_launch()
+    launching.check_launch()
     plugin = sharding_plugin()
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
     assert plugin.auto_wrap_policy is transformer_auto_wrap_policy
@@ -129,7 +129,7 @@ def test_one_process_in_place_of_two_is_refused_before_it_trains(recipe, tmp_pat
     process = start(str(file), ["--quiet"], recipe, tmp_path / "run")
     said = finish(process)
     assert process.returncode != 0
-    assert "error: accelerate was told several processes and has started one" in said
+    assert "error: accelerate was asked for several processes and has started one" in said
     assert not (tmp_path / "run").exists()
 
 

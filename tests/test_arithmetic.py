@@ -11,8 +11,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from smallm_hf.base.arithmetic import multiplies_well, slow_dtype
-from smallm_hf.families import load_scorable
-from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.pretrained import load_causal_lm, load_scorable
 
 PROGRAM = Path(__file__).parent / "count_products.py"
 # What makes torch and oneDNN compute as on a CPU with AVX2 and no more.

@@ -31,10 +31,10 @@ from transformers import (
 )
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.comparison import comparing, reporting
+from smallm_hf.comparison import comparing, report
 from smallm_hf.comparison.comparing import compare_models
 from smallm_hf.comparison.configuration import PROMPTS, ComparisonConfig, read_benchmark, read_prompts
-from smallm_hf.comparison.measuring import Questions, measure_model
+from smallm_hf.comparison.measuring import SideBySide, measure_model
 from smallm_hf.comparison.words import (
     Word,
     ends_in_a_word,
@@ -46,13 +46,14 @@ from smallm_hf.comparison.words import (
 )
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.generation import prompt_window, sample, seed_of
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, prompt_ids, seed_of
 from smallm_hf.pretrained import load_causal_lm
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 LETTERS = ["</s>", "a", "b", " ", ".", "ab", " a", "b."]
 STORIES = ["ab a. b", "bab ab"]
-QUICK = Questions(top_k=4, max_new_tokens=6, speed_tokens=4, repetitions=2)
+QUICK = SideBySide(top_k=4, max_new_tokens=6, speed_tokens=4, repetitions=2)
 ON_CPU = {"device": "cpu"}
 MEASURED = ("load_seconds", "tokens_per_second", "bytes_per_second", "peak_memory_bytes", "seconds")
 
@@ -180,7 +181,7 @@ def by_hand(tokens: tuple[str, ...], inside: bool) -> Word | None:
 @pytest.mark.parametrize("prompt", ["a b", "ab.", "b ab"])
 def test_word_probabilities_are_the_sums_over_all_token_sequences(prompt):
     model, tokenizer = gpt2(positions=7), spelling_tokenizer(LETTERS)
-    window = prompt_window(model, tokenizer, prompt)
+    window = torch.tensor(prompt_ids(model, tokenizer, prompt))
     sequences = torch.tensor(list(itertools.product(range(len(LETTERS)), repeat=8 - len(window))))
     rows = torch.cat([window.expand(len(sequences), -1), sequences], dim=1)
     log_probabilities = model(rows[:, :-1]).logits.double().log_softmax(-1)[:, len(window) - 1 :]
@@ -191,7 +192,7 @@ def test_word_probabilities_are_the_sums_over_all_token_sequences(prompt):
         expected[word] = expected.get(word, 0) + probability
     undecided = expected.pop(None)
 
-    predict, longest = predictor(model, window)
+    predict, longest = predictor(model, window.tolist())
     vocabulary = read_vocabulary(tokenizer, len(LETTERS))
     everything = {"max_paths": 10**6, "enough": 2.0, "negligible": 0.0}
     words = next_words(predict, vocabulary, inside=ends_in_a_word(prompt), longest=longest, **everything)
@@ -203,7 +204,7 @@ def test_word_probabilities_are_the_sums_over_all_token_sequences(prompt):
 @pytest.mark.parametrize("max_paths", [1, 3, 40])
 def test_a_search_that_stops_early_finds_less_and_says_how_much(max_paths):
     model, tokenizer = gpt2(), spelling_tokenizer(LETTERS)
-    predict, longest = predictor(model, prompt_window(model, tokenizer, "a b"))
+    predict, longest = predictor(model, prompt_ids(model, tokenizer, "a b"))
     vocabulary = read_vocabulary(tokenizer, len(LETTERS))
     few, many = (
         next_words(predict, vocabulary, inside=True, longest=longest, max_paths=paths, enough=0.999)
@@ -219,8 +220,8 @@ def test_a_search_that_stops_early_finds_less_and_says_how_much(max_paths):
 def test_a_word_level_model_needs_one_step_and_its_words_are_its_tokens():
     words = ["</s>", "<unk>", "the", "cat", "sat", "dog."]
     model, tokenizer = gpt2(len(words)), word_tokenizer(words)
-    window = prompt_window(model, tokenizer, "the cat")
-    expected = model(window[None]).logits[0, -1].double().softmax(-1).tolist()
+    window = prompt_ids(model, tokenizer, "the cat")
+    expected = model(torch.tensor([window])).logits[0, -1].double().softmax(-1).tolist()
     predict, longest = predictor(model, window)
     steps = []
     found = next_words(
@@ -291,7 +292,7 @@ def test_the_same_prompts_are_drawn_alike_for_every_model_and_different_ones_are
     assert len({answer["seed"] for answer in rows[0]}) == len(prompts)
 
 
-def test_a_row_says_what_score_documents_and_sample_say(folders, text):
+def test_a_row_says_what_score_documents_and_the_engine_say(folders, text):
     row = measure_model(folders["a"], ["a b", "ab"], text, QUICK, ON_CPU)
     model, tokenizer = load_causal_lm(folders["a"], device="cpu")
     scores = score_documents(model, tokenizer, STORIES)
@@ -299,11 +300,11 @@ def test_a_row_says_what_score_documents_and_sample_say(folders, text):
     assert row["parameters"] == sum(p.numel() for p in model.parameters())
     assert row["weights_bytes"] == 4 * row["parameters"]
     second = row["prompts"][1]
-    assert [second["greedy"]] == sample(model, tokenizer, ["ab"], temperature=0, max_new_tokens=6)
-    assert second["samples"] == sample(
-        model, tokenizer, ["ab"], num_samples=2, seed=seed_of(42, "ab"), max_new_tokens=6
-    )
-    logits = model(prompt_window(model, tokenizer, "ab")[None]).logits[0, -1].double()
+    seed = seed_of(42, "ab")
+    requests = [{"temperature": 0}, {"seed": seed}, {"seed": seed + 1}]
+    written = Engine(model, tokenizer).write([Request("ab", max_new_tokens=6, **request) for request in requests])
+    assert [second["greedy"], *second["samples"]] == [text.text for text in written]
+    logits = model(torch.tensor([prompt_ids(model, tokenizer, "ab")])).logits[0, -1].double()
     assert second["confidence"] == pytest.approx(logits.softmax(-1).max().item())
     entropy = torch.distributions.Categorical(logits=logits).entropy().item() / np.log(2)
     assert second["entropy_bits"] == pytest.approx(entropy)
@@ -329,7 +330,7 @@ def test_a_masked_model_fills_in_the_end_of_the_prompt_and_continues_nothing(fol
     logits = model_class.from_pretrained(folders[name])(torch.tensor([[2, 5, 6, 7, 4, 3]])).logits[0, 4]
     expected = logits.double().softmax(-1)
     words = {("s", "ending"): 8, ("the", "word"): 5, (".", "word"): 9, ("[SEP]", "special"): 3}
-    every = measure_model(folders[name], ["the cat sat"], None, Questions(top_k=11), ON_CPU)["prompts"][0]
+    every = measure_model(folders[name], ["the cat sat"], None, SideBySide(top_k=11), ON_CPU)["prompts"][0]
     found = {(word["text"], word["kind"]): word["probability"] for word in every["next_words"]}
     assert len(found) == 11
     for word, id in words.items():
@@ -428,13 +429,13 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else_and_shows_every_model_prompt_and_word(results):
-    html = reporting.render(results, "comparison.html")
+    html = report.render(results, "comparison.html")
     page = Page(html)
     assert page.open == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not {"src", "href", "onclick"} & {name for name, _ in page.attributes}
     assert not re.search(r"https?:|url\(|@import", html)
-    assert page.tags.count("svg") == len(reporting.CHARTS)
+    assert page.tags.count("svg") == len(report.CHARTS)
     assert page.tags.count("article") == 3 * 2
     assert "a &lt;script&gt;|`b" in html
     words = sum(len(answer["next_words"]) + 1 for row in results["models"] for answer in row["prompts"])
@@ -445,7 +446,7 @@ def test_the_page_needs_nothing_else_and_shows_every_model_prompt_and_word(resul
 
 
 def test_every_table_of_the_markdown_has_as_many_cells_in_each_row(results):
-    lines = reporting.render(results, "comparison.md").splitlines()
+    lines = report.render(results, "comparison.md").splitlines()
     tables = [list(rows) for is_row, rows in itertools.groupby(lines, lambda line: line.startswith("|")) if is_row]
     assert len(tables) == 1 + len(results["models"][0]["prompts"])
     for row in itertools.chain(*tables):
@@ -455,7 +456,7 @@ def test_every_table_of_the_markdown_has_as_many_cells_in_each_row(results):
 
 def test_the_terminal_shows_figures_words_and_what_is_missing(results):
     console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    reporting.print_report(results, console)
+    report.print_report(results, console)
     shown = console.export_text()
     assert f"{results['models'][1]['parameters']:,}" in shown
     assert "a <script>|`b" in shown
@@ -466,21 +467,21 @@ def test_the_terminal_shows_figures_words_and_what_is_missing(results):
 
 def test_a_masked_model_is_marked_in_every_table_and_has_no_score(results):
     assert [row["label"] for row in results["models"]] == ["a", "b", "albert (masked)"]
-    figures = reporting.figures(results["models"])
+    figures = report.tabulate(results["models"], report.FIGURES)
     assert [values[2] for name, values in figures.items() if "bits per byte" in name or "accuracy" in name] == ["–"] * 3
-    (scored,) = [chart for chart in reporting.charts(results["models"]) if chart["title"].startswith("bits per byte")]
+    (scored,) = [chart for chart in report.charts(results["models"]) if chart["title"].startswith("bits per byte")]
     assert [bar["label"] for bar in scored["bars"]] == ["a", "b"]
-    for template in reporting.TEMPLATES:
-        report = reporting.render(results, template)
-        assert "albert (masked)" in report.replace("\\", "")
-        assert "is a pseudo-likelihood, which compares masked models only" in report
-        assert report.count("nowhere/a/best") == 1
+    for template in report.TEMPLATES:
+        page = report.render(results, template)
+        assert "albert (masked)" in page.replace("\\", "")
+        assert "is a pseudo-likelihood, which compares masked models only" in page
+        assert page.count("nowhere/a/best") == 1
 
 
 def test_masked_models_alone_are_compared_by_what_they_fill_in(folders, text, here, tmp_path):
-    results = compare_models([folders["albert"], folders["bert"]], ["the cat"], text, Questions(top_k=3), ON_CPU)
+    results = compare_models([folders["albert"], folders["bert"]], ["the cat"], text, SideBySide(top_k=3), ON_CPU)
     assert [row["scores"] for row in results["models"]] == [None, None]
-    files = reporting.write_report(results, tmp_path)
+    files = report.write_report(results, tmp_path)
     assert "Scored on" not in files[1].read_text(encoding="utf-8")
     assert files[2].read_text(encoding="utf-8").count('<li class="word') == 2 * (3 + 1)
 
@@ -488,28 +489,28 @@ def test_masked_models_alone_are_compared_by_what_they_fill_in(folders, text, he
 def test_what_is_infinite_is_null_in_the_json(results, tmp_path):
     row = results["models"][0]
     damaged = {**results, "models": [{**row, "scores": {**row["scores"], "word_perplexity": float("inf")}}]}
-    (file, *_) = reporting.write_report(damaged, tmp_path)
+    (file, *_) = report.write_report(damaged, tmp_path)
     written = json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert written["models"][0]["scores"]["word_perplexity"] is None
     assert written["not_finite"] == {"models.0.scores.word_perplexity": "inf"}
 
 
 def test_the_files_are_written_where_they_can_be(results, tmp_path):
-    files = reporting.write_report(results, tmp_path / "new" / "folder")
+    files = report.write_report(results, tmp_path / "new" / "folder")
     assert [file.name for file in files] == ["comparison.json", "comparison.md", "comparison.html"]
     written = json.loads(files[0].read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(results))
     assert {"versions", "commit", "hardware", "seed", "command", "protocol"} <= written.keys()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written: .*; give another --output_dir"):
-        reporting.write_report(results, tmp_path / "file")
+        report.write_report(results, tmp_path / "file")
 
 
 def test_numbers_are_written_with_their_units():
-    assert [reporting.percent(p) for p in (None, 0, 0.0001, 0.4567)] == ["–", "0.0%", "<0.1%", "45.7%"]
-    assert [reporting.size(b) for b in (None, 999, 1500, 2.5e9)] == ["–", "999 B", "1.5 kB", "2.5 GB"]
-    assert reporting.rate({"median": 1234.5, "low": 1000, "high": 2000}) == "1,234 (1,000 to 2,000)"
-    assert reporting.on_one_line("a\nb\n\n\nc") == "a ¶ b ¶×3 c"
+    assert [report.percent(p) for p in (None, 0, 0.0001, 0.4567)] == ["–", "0.0%", "<0.1%", "45.7%"]
+    assert [report.size(b) for b in (None, 999, 1500, 2.5e9)] == ["–", "999 B", "1.5 kB", "2.5 GB"]
+    assert report.rate({"median": 1234.5, "low": 1000, "high": 2000}) == "1,234 (1,000 to 2,000)"
+    assert report.on_one_line("a\nb\n\n\nc") == "a ¶ b ¶×3 c"
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -535,7 +536,7 @@ def test_numbers_are_written_with_their_units():
     ],
 )
 def test_a_question_that_a_model_cannot_answer_is_told_in_its_name(folders, text, name, prompt, changes, message):
-    questions = Questions(**{"top_k": 4, "max_new_tokens": 4, "speed_tokens": 4, **changes})
+    questions = SideBySide(**{"top_k": 4, "max_new_tokens": 4, "speed_tokens": 4, **changes})
     with pytest.raises(UserError, match=message) as told:
         measure_model(folders[name], [prompt], text, questions, ON_CPU)
     assert str(told.value).startswith(folders[name])
@@ -576,7 +577,7 @@ def test_nothing_to_compare_is_told(folders, tmp_path):
 )
 def test_questions_out_of_range_are_told(changes, message):
     with pytest.raises(UserError, match=message):
-        Questions(**changes)
+        SideBySide(**changes)
 
 
 def test_prompts_are_the_lines_of_a_file(tmp_path):
@@ -634,7 +635,7 @@ def test_the_script_measures_each_model_alone_and_writes_three_files(folders, te
         ("a", "causal"),
         ("albert (masked)", "masked"),
     ]
-    here = measure_model(folders["a"], ["a b"], text, Questions(top_k=3), ON_CPU)
+    here = measure_model(folders["a"], ["a b"], text, SideBySide(top_k=3), ON_CPU)
     assert numbers(results["models"][0]) == numbers(json.loads(json.dumps(here)))
     assert all(row["peak_memory_bytes"] > 0 for row in results["models"])
     for name in ("comparison.md", "comparison.html"):
@@ -669,7 +670,7 @@ def test_the_published_model_knows_how_a_story_begins(shared_data):
     folder, stories = (
         shared_data / name for name in ("pretrained/stories260K-hf", "tinystories/tinystories_valid.txt")
     )
-    questions = Questions(max_documents=20, repetitions=1, speed_tokens=8, max_new_tokens=20)
+    questions = SideBySide(max_documents=20, repetitions=1, speed_tokens=8, max_new_tokens=20)
     row = measure_model(str(folder), ["Once upon a time"], str(stories), questions, ON_CPU)
     (answer,) = row["prompts"]
     assert answer["next_words"][0]["text"] == ","
@@ -693,7 +694,7 @@ def test_a_model_that_was_just_trained_stands_beside_the_published_one(shared_da
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     train(tmp_path / "recipe.yaml", tmp_path / "run")
     published = str(shared_data / "pretrained/stories260K-hf")
-    questions = Questions(max_documents=10, repetitions=1, speed_tokens=4, max_new_tokens=10, num_samples=1)
+    questions = SideBySide(max_documents=10, repetitions=1, speed_tokens=4, max_new_tokens=10, num_samples=1)
     results = compare_models([str(tmp_path / "run" / "best"), published], PROMPTS, str(stories), questions, ON_CPU)
     ours, theirs = results["models"]
     assert (ours["label"], theirs["label"]) == ("run/best", "stories260K-hf")
@@ -701,5 +702,5 @@ def test_a_model_that_was_just_trained_stands_beside_the_published_one(shared_da
     assert theirs["scores"]["bits_per_byte"] < 1 < ours["scores"]["bits_per_byte"] < 5
     for row in (ours, theirs):
         assert [answer["prompt"] for answer in row["prompts"]] == list(PROMPTS)
-    for file in reporting.write_report(results, tmp_path / "comparison"):
+    for file in report.write_report(results, tmp_path / "comparison"):
         assert "stories260K-hf" in file.read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """Exports: each format holds the model, is compared with it, and refuses what it cannot hold."""
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -190,7 +189,7 @@ def test_llama_cpp_computes_the_model_that_was_written(folders, kind, tmp_path, 
         assert found["greedy_tokens_equal"]
 
 
-def test_a_llama_cpp_that_cannot_load_the_file_is_told_from_a_wrong_file(folders, tmp_path, gguf, monkeypatch):
+def test_a_llama_cpp_that_cannot_load_the_file_is_distinguished_from_a_wrong_file(folders, tmp_path, gguf, monkeypatch):
     def refuse(*arguments, **options):
         raise ValueError("Failed to load model from file")
 
@@ -259,11 +258,11 @@ def test_a_tokenizer_that_begins_texts_with_bos_says_so(own_bpe, gguf):
     backend.post_processor = tokenizers.processors.TemplateProcessing("$A <|endoftext|>", special_tokens=special)
     ends = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     assert (gguf_file._adds_bos(own_bpe), gguf_file._adds_bos(begins)) == (False, True)
-    with pytest.raises(UserError, match=r"makes \['a', '<\|endoftext\|>'\] of 'a', which GGUF cannot say"):
+    with pytest.raises(UserError, match=r"turns 'a' into \['a', '<\|endoftext\|>'\], which GGUF cannot express"):
         gguf_file._adds_bos(ends)
 
 
-def test_ollama_is_told_to_continue_the_text_as_generate_does(folders, tmp_path, gguf, hidden_llama_cpp):
+def test_ollama_continues_the_text_as_generate_does(folders, tmp_path, gguf, hidden_llama_cpp):
     export_model(folders["modern"], "gguf", tmp_path / "export")
     assert (tmp_path / "export" / "Modelfile").read_text() == (
         'FROM ./model-F32.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER num_ctx 64\nPARAMETER temperature 0.8\n'
@@ -395,15 +394,16 @@ def source(folders, own_bpe) -> tuple[SmaLLMForCausalLM, PreTrainedTokenizerFast
     return SmaLLMForCausalLM.from_pretrained(folders["modern"]).eval(), own_bpe
 
 
-def changed(source, change, encode=None) -> parity.Engine:
+def changed(source, change, tolerance=parity.FLOAT32, encode=None) -> parity.Engine:
     """The source itself, behind an engine that changes its logits."""
-    engine = parity.torch_engine(*source)
+    model, tokenizer = source
 
     def begin():
-        step = engine.begin()
+        step = parity.begin_text(model)
         return lambda token_ids: change(step(token_ids))
 
-    return dataclasses.replace(engine, begin=begin, encode=encode or engine.encode)
+    encode = encode or (lambda text: encode_ordinary(tokenizer, [text])[0])
+    return parity.Engine(("torch",), encode, begin, tolerance)
 
 
 def swap_first_two(logits: np.ndarray) -> np.ndarray:
@@ -414,7 +414,7 @@ def swap_first_two(logits: np.ndarray) -> np.ndarray:
 
 
 def test_a_model_equals_itself(source):
-    found = parity.check_parity(*source, changed(source, np.copy), parity.FLOAT32)
+    found = parity.check_parity(*source, changed(source, np.copy))
     assert found["relative_difference"] < 1e-5
     assert (found["top1_agreement"], found["ties"], found["greedy_tokens_equal"]) == (1, 0, True)
     assert [record["prompt"] for record in found["prompts"]] == list(parity.PROMPTS)
@@ -422,24 +422,23 @@ def test_a_model_equals_itself(source):
 
 
 @pytest.mark.parametrize("error", [0.01, np.nan, np.inf])
-def test_logits_too_far_away_or_no_numbers_fail(source, error):
+def test_logits_too_far_away_or_not_finite_fail(source, error):
     engine = changed(source, lambda logits: logits + np.float32(error))
     with pytest.raises(UserError, match=r"logits differ from the source's by .* of the largest, 0.0001 is allowed"):
-        parity.check_parity(*source, engine, parity.FLOAT32)
+        parity.check_parity(*source, engine)
 
 
 def test_another_first_choice_is_accepted_only_within_the_tolerance(source):
-    engine = changed(source, swap_first_two)
-    found = parity.check_parity(*source, engine, parity.Tolerance(10.0))
+    found = parity.check_parity(*source, changed(source, swap_first_two, parity.Tolerance(10.0)))
     assert (found["top1_agreement"], found["greedy_tokens_equal"]) == (0, False)
     assert found["ties"] == sum(record["tokens"] for record in found["prompts"])
     with pytest.raises(UserError, match=r"first choice is the source's at 0.0% of the places, 50.0% is needed"):
-        parity.check_parity(*source, engine, parity.Tolerance(10.0, top1_agreement=0.5))
+        parity.check_parity(*source, changed(source, swap_first_two, parity.Tolerance(10.0, top1_agreement=0.5)))
 
 
 def test_an_engine_that_cuts_text_otherwise_fails(source):
     with pytest.raises(UserError, match=r"cuts 'Once upon .* into 3 tokens that are not the \d+ of the source's"):
-        parity.check_parity(*source, changed(source, np.copy, encode=lambda text: [1, 2, 3]), parity.FLOAT32)
+        parity.check_parity(*source, changed(source, np.copy, encode=lambda text: [1, 2, 3]))
 
 
 def test_a_failed_comparison_leaves_no_file(folders, tmp_path, gguf, hidden_llama_cpp, monkeypatch):

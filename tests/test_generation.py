@@ -1,14 +1,20 @@
-"""Generation: exact continuations, also beyond the context, that leave no trace behind."""
+"""The engine: one request gives one text, alone, beside others, from two threads; it leaves no trace behind."""
 
-import copy
-import functools
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch._dynamo.config as dynamo
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch._inductor.exc import InductorError
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -16,11 +22,20 @@ from transformers import (
     LlamaForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
-from smallm_hf import generation
-from smallm_hf.base.errors import UserError
-from smallm_hf.generation import decode, decodes_directly, lay_out_for_decoding, sample, seed_of, stream
+from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf.base.errors import TooLong, UserError
+from smallm_hf.generation import steps
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, seed_of
+from smallm_hf.generation.steps import lay_out_for_decoding
+from smallm_hf.generation.text import KEPT, WINDOW, GrowingText
+from smallm_hf.inspection import evaluation_mode
 from smallm_hf.pretrained import load_causal_lm
 
 PROMPT = "Once upon a time there was a pumpkin."
@@ -48,16 +63,141 @@ def roomy():
     return LlamaForCausalLM(config).requires_grad_(False).eval()
 
 
-def test_one_seed_gives_one_text_and_another_seed_another(roomy, tokenizer):
-    texts = [sample(roomy, tokenizer, [PROMPT], max_new_tokens=8, seed=seed)[0] for seed in (1, 1, 2)]
-    assert texts[0] == texts[1] != texts[2]
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *prompts: str, **settings) -> list[str]:
+    """The texts that one engine writes behind prompts, one after the other."""
+    engine = Engine(model, tokenizer, compile=settings.pop("compile", False))
+    return [engine.write([Request(prompt, **settings)])[0].text for prompt in prompts]
 
 
-def test_a_streams_pieces_are_the_sample(roomy, tokenizer):
-    pieces = []
-    stream(roomy, tokenizer, PROMPT, pieces.append, max_new_tokens=20, seed=3)
-    assert len(pieces) > 1
-    assert ["".join(pieces)] == sample(roomy, tokenizer, [PROMPT], max_new_tokens=20, seed=3)
+# --- small models whose texts can be read ----------------------------------------------------------------------------
+
+LETTERS = ["</s>", *" abcdefghij,.\n"]
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+STATE = {"hidden_size": 16, "state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "num_hidden_layers": 1}
+POSITIONS = {"max_position_embeddings": 32}
+TOKENS = {"vocab_size": len(LETTERS), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 6.0}
+BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "init_std": 0.5}
+BART |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "forced_eos_token_id": None}
+WILD = {"initializer_range": 0.5}
+BEGINS = {"decoder_start_token_id": 0}
+SPREAD = WILD | {"embedding_initializer_range": 0.5, "tie_word_embeddings": False}
+WRITERS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**TOKENS | SIZES | POSITIONS | WILD)),
+    "smallm": lambda: SmaLLMForCausalLM(SmaLLMConfig(**TOKENS | SIZES | POSITIONS | SPREAD)),
+    "classic": lambda: SmaLLMForCausalLM(SmaLLMConfig(preset="classic", **TOKENS | SIZES | POSITIONS | SPREAD)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**TOKENS | WILD, n_positions=32, n_embd=16, n_layer=2, n_head=2)),
+    "bloom": lambda: BloomForCausalLM(BloomConfig(**TOKENS | WILD, hidden_size=16, n_layer=2, n_head=2)),
+    "mamba2": lambda: Mamba2ForCausalLM(Mamba2Config(**TOKENS | STATE | WILD)),
+}
+ANSWERERS = {
+    "t5": lambda: T5ForConditionalGeneration(T5Config(**TOKENS | T5 | BEGINS)),
+    "bart": lambda: BartForConditionalGeneration(BartConfig(**TOKENS | BART | POSITIONS | BEGINS)),
+}
+
+
+def engine_of(kind: str, **options) -> Engine:
+    """A random model of that kind, and a tokenizer of letters."""
+    torch.manual_seed(0)
+    model = (WRITERS | ANSWERERS)[kind]().requires_grad_(False)
+    tokenizer = Tokenizer(models.WordLevel({letter: id for id, letter in enumerate(LETTERS)}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return Engine(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"), **options)
+
+
+def requests_for(kind: str, **settings) -> list[Request]:
+    """Of different lengths and settings; some end early, some go on beyond the positions."""
+    asked = [
+        {"temperature": 0.0},
+        {"temperature": 1.3, "min_new_tokens": 45},
+        {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.3, "min_new_tokens": 20},
+        {"max_new_tokens": 3},
+    ]
+    reads = "source" if kind in ANSWERERS else "prompt"
+    texts = ["abba", "a cab, a bee. \n", "", "jig"] if reads == "prompt" else ["abba", "a cab, a bee. \n", "j", "jig"]
+    return [
+        Request(**{reads: text}, **{"max_new_tokens": 50, "seed": seed, **one, **settings})
+        for seed, (text, one) in enumerate(zip(texts, asked, strict=True))
+    ]
+
+
+# --- one request, one text -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "smallm", "mamba2", "t5"])
+def test_texts_written_by_several_threads_at_once_are_those_written_alone(kind):
+    engine, requests = engine_of(kind), requests_for(kind)
+    alone = [engine.write([request])[0] for request in requests]
+    ready = threading.Barrier(4)
+
+    def write_when_all_are_ready(request: Request):
+        ready.wait()
+        return engine.write([request])[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write_when_all_are_ready, requests)) == alone
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, *ANSWERERS])
+def test_texts_of_one_batch_are_those_written_alone(kind):
+    engine, requests = engine_of(kind), requests_for(kind, logprobs=2)
+    alone = [engine.write([request])[0] for request in requests]
+    assert len({len(one.tokens) for one in alone}) >= 2 and {one.finish_reason for one in alone} <= {"stop", "length"}
+    for order in ((2, 0, 3, 1), (1, 1)):
+        together = engine.write([requests[number] for number in order])
+        for one, number in zip(together, order, strict=True):
+            assert (one.text, one.finish_reason) == (alone[number].text, alone[number].finish_reason)
+            mine, its = ([token.log_probability for token in text.tokens] for text in (one, alone[number]))
+            assert mine == pytest.approx(its, abs=1e-4)
+
+
+def test_a_text_that_ends_leaves_the_batch(monkeypatch):
+    engine, shapes = engine_of("llama"), []
+    step = steps._step
+    monkeypatch.setattr(
+        steps, "_step", lambda model, ids, *a, **b: shapes.append(ids.shape) or step(model, ids, *a, **b)
+    )
+    engine.write([Request("a", max_new_tokens=most, min_new_tokens=most) for most in (1, 3, 3, 4)])
+    assert shapes == [(4, 2), (3, 1), (3, 1), (1, 1)]
+
+
+# What the version before the engine wrote with the global generator.
+RECORDED = {
+    "smallm": [
+        "e\nci.e\nci.e\nci.e\nci.e\nci.e\nci.e\nci.e\nci.e\nci.e\nci.",
+        "e e e\ncci.,.e\nci e\nbe\ncibje\nci.e\ne\ncg.e\ncf",
+        "\n,.aebj dc,.e\nbe d\nbeaehbje\ncibjd\n,.eaebbe he\nbdcf",
+    ],
+    "llama": [",cgd\ng", ",gd\nb\n\nb,\n,hg", "b,dc\nghcd.hh\nbb,cddjggdhhcgccc"],
+    "gpt2": [
+        "gehhe cceeie\naae\n\n\n\n\ndhgie\nb\naeaae\ne\n\nbbe\ne\n\n\nae\n\n",
+        "cdee\nbeaiiid.\naeae\n,\ngie\naeccceiaj\ncce\nce\ne\n\nebdh\n",
+        "\naea\nb.ciiid.\niiae\nbeaiebaecccei\ne,cgaebbe iaebb\ne",
+    ],
+    "mamba2": [
+        " g g g g g g g g g g g g g g g g g g g g g g g g g",
+        " geehbe\ni.g g g cedjdjdidcecjhe\n\ng cg g ced ceidjd",
+        " fd cbc i.hh \ni.ge\n,gaihh\nghcje\n\ng gehehdffi eidjd",
+    ],
+}
+DRAWS = [
+    {"temperature": 0.0},
+    {},
+    {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.3, "min_new_tokens": 20},
+]
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_a_seed_gives_the_text_that_it_always_gave(kind):
+    requests = [Request("abba", max_new_tokens=50, seed=5, **draw) for draw in DRAWS]
+    assert [engine_of(kind).write([request])[0].text for request in requests] == RECORDED[kind]
+
+
+def test_another_seed_gives_another_text(roomy, tokenizer):
+    assert write(roomy, tokenizer, PROMPT, max_new_tokens=8, seed=1) != write(
+        roomy, tokenizer, PROMPT, max_new_tokens=8, seed=2
+    )
 
 
 def test_a_seed_follows_from_its_parts_on_every_machine():
@@ -66,71 +206,44 @@ def test_a_seed_follows_from_its_parts_on_every_machine():
     assert 0 <= seed_of("\udc80") < 2**32
 
 
-def test_samples_are_those_of_consecutive_seeds_whatever_stands_beside_them(roomy, tokenizer):
-    both = sample(roomy, tokenizer, ["a", "b"], num_samples=2, max_new_tokens=5, seed=7)
-    alone = [sample(roomy, tokenizer, [prompt], max_new_tokens=5, seed=seed)[0] for prompt in "ab" for seed in (7, 8)]
-    assert both == alone
-
-
-def test_each_token_is_heard_however_long_its_word(roomy, tokenizer):
-    shouting = copy.deepcopy(roomy)
-    shouting.lm_head.weight.zero_()  # the most probable token is always the first, which is "!"
-    pieces, heard = [], []
-    settings = {"max_new_tokens": 9, "temperature": 0.0, "heard": lambda: heard.append("".join(pieces))}
-    stream(shouting, tokenizer, "Oh", pieces.append, **settings)
-    assert pieces == ["!" * 9] and heard == [""] * 9
-
-
 def test_temperature_0_takes_the_most_probable_tokens(roomy, tokenizer):
     ids = [tokenizer.eos_token_id, *tokenizer(PROMPT)["input_ids"]]
     start = len(ids)
     for _ in range(6):
         ids.append(roomy(torch.tensor([ids])).logits[0, -1].argmax().item())
-    (text,) = sample(roomy, tokenizer, [PROMPT], max_new_tokens=6, temperature=0.0)
+    (text,) = write(roomy, tokenizer, PROMPT, max_new_tokens=6, temperature=0.0)
     assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-SETTINGS = [
-    {"temperature": 0.0},
-    {"temperature": 0.7},
-    {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.3, "min_new_tokens": 20},
-]
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_the_loop_writes_what_generates_own_would(roomy, tokenizer, settings, monkeypatch):
-    assert decodes_directly(roomy)
-    ours = sample(roomy, tokenizer, [PROMPT], max_new_tokens=20, seed=5, **settings)
-    monkeypatch.setattr(type(roomy), "_can_compile_fullgraph", False)
-    assert not decodes_directly(roomy)
-    assert sample(roomy, tokenizer, [PROMPT], max_new_tokens=20, seed=5, **settings) == ours
-
-
-def test_a_model_whose_state_is_no_cache_of_keys_and_values_is_left_to_generate(tokenizer):
-    sizes = {"hidden_size": 16, "state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "num_hidden_layers": 1}
-    model = Mamba2ForCausalLM(Mamba2Config(vocab_size=50257, **sizes)).eval()
-    assert not decodes_directly(model)
-    assert len(sample(model, tokenizer, [PROMPT], max_new_tokens=3, min_new_tokens=3)) == 1
-
-
-def test_rows_of_one_batch_are_decoded_as_generate_does(roomy, tokenizer):
-    prompts = torch.randint(100, (3, 5), generator=torch.Generator().manual_seed(0))
-    settings = GenerationConfig(max_new_tokens=9, min_new_tokens=9, eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
-    expected = roomy.generate(prompts, generation_config=settings)
-    loop = functools.partial(decode, compile=False)
-    assert torch.equal(roomy.generate(prompts, generation_config=settings, custom_generate=loop), expected)
+@pytest.mark.parametrize("draw", [{"temperature": 0.0}, {"temperature": 0.7}, DRAWS[2] | {"temperature": 1.1}])
+@pytest.mark.parametrize("kind", ["llama", "mamba2", "t5", "bart"])
+def test_an_engine_writes_what_generate_would(kind, draw):
+    engine, asked = engine_of(kind), {"max_new_tokens": 20, **draw}
+    ids = engine.tokenizer("abba", return_tensors="pt")["input_ids"]
+    config = {"do_sample": bool(draw["temperature"]), "eos_token_id": 0, "pad_token_id": 0, "top_k": 0, **asked}
+    if not draw["temperature"]:
+        config = {"do_sample": False, "eos_token_id": 0, "pad_token_id": 0, "max_new_tokens": 20}
+    torch.manual_seed(5)
+    expected = engine.model.generate(
+        ids, attention_mask=torch.ones_like(ids), generation_config=GenerationConfig(**config)
+    )
+    given = {"source": ids[0].tolist()} if kind in ANSWERERS else {"prompt": ids[0].tolist()}
+    (written,) = engine.write([Request(**given, seed=5, **asked)])
+    begin = 1 if kind in ANSWERERS else ids.shape[1]
+    assert [token.id for token in written.tokens] == expected[0, begin:].tolist()
 
 
 def test_a_compiled_step_writes_the_same_texts_and_is_compiled_once(model, tokenizer):
     settings = {"max_new_tokens": 20, "min_new_tokens": 20, "temperature": 0.0}  # beyond the context of 16
     prompts = ["One", "One fish,", "One fish, two fish."]
-    plain = sample(model, tokenizer, prompts, **settings)
-    first = sample(model, tokenizer, prompts[:1], compile=True, **settings)
+    plain = write(model, tokenizer, *prompts, **settings)
+    first = write(model, tokenizer, prompts[0], compile=True, **settings)
     with torch.compiler.set_stance("fail_on_recompile"):
-        others = [sample(model, tokenizer, [prompt], compile=True, **settings)[0] for prompt in prompts[1:]]
+        compiled = Engine(model, tokenizer, compile=True)
+        others = [text.text for text in compiled.write([Request(prompt, **settings) for prompt in prompts[1:]])]
     assert [*first, *others] == plain
     with dynamo.patch(recompile_limit=1):
-        shorter = sample(model, tokenizer, prompts[:1], compile=True, max_new_tokens=2, temperature=0.0)
+        shorter = write(model, tokenizer, prompts[0], compile=True, max_new_tokens=2, temperature=0.0)
     assert plain[0].startswith(*shorter)
 
 
@@ -141,20 +254,20 @@ def test_weights_laid_out_for_decoding_are_the_same_and_write_the_same(tokenizer
     config = LlamaConfig(vocab_size=50257, initializer_range=0.5, tie_word_embeddings=tied, **sizes)
     model = LlamaForCausalLM(config).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain = sample(model, tokenizer, [PROMPT], max_new_tokens=20, temperature=0.0)
+    plain = write(model, tokenizer, PROMPT, max_new_tokens=20, temperature=0.0)
     assert lay_out_for_decoding(model) is model
     assert model.model.layers[0].mlp.up_proj.weight.stride() == (1, 24)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert sample(model, tokenizer, [PROMPT], max_new_tokens=20, temperature=0.0) == plain
+    assert write(model, tokenizer, PROMPT, max_new_tokens=20, temperature=0.0) == plain
     half = lay_out_for_decoding(LlamaForCausalLM(config).bfloat16())  # other kernels, which it would not help
     assert half.lm_head.weight.is_contiguous()
 
 
 def test_top_k_1_is_greedy_at_any_temperature(roomy, tokenizer):
-    greedy = sample(roomy, tokenizer, [PROMPT], max_new_tokens=6, temperature=0.0)
-    assert sample(roomy, tokenizer, [PROMPT], max_new_tokens=6, temperature=2.0, top_k=1) == greedy
-    assert sample(roomy, tokenizer, [PROMPT], max_new_tokens=6, temperature=2.0, top_p=1e-6) == greedy
+    greedy = write(roomy, tokenizer, PROMPT, max_new_tokens=6, temperature=0.0)
+    assert write(roomy, tokenizer, PROMPT, max_new_tokens=6, temperature=2.0, top_k=1) == greedy
+    assert write(roomy, tokenizer, PROMPT, max_new_tokens=6, temperature=2.0, top_p=1e-6) == greedy
 
 
 def test_a_text_longer_than_the_context_goes_on_from_the_last_half_of_it(model, tokenizer):
@@ -165,24 +278,15 @@ def test_a_text_longer_than_the_context_goes_on_from_the_last_half_of_it(model, 
             window = window[-8:]
         window.append(model(torch.tensor([window])).logits[0, -1].argmax().item())
         ids.append(window[-1])
-    (text,) = sample(model, tokenizer, [PROMPT], max_new_tokens=40, temperature=0.0)
+    (text,) = write(model, tokenizer, PROMPT, max_new_tokens=40, temperature=0.0)
     assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}])
-def test_the_number_of_new_tokens_is_the_one_asked_for(model, tokenizer, settings, monkeypatch):
-    written = []
-    generate = model.generate
-
-    def counting(window, **options):
-        output = generate(window, **options)
-        written.append(output.shape[1] - window.shape[1])
-        return output
-
-    monkeypatch.setattr(model, "generate", counting)
-    sample(model, tokenizer, [PROMPT], max_new_tokens=37, min_new_tokens=37, **settings)
-    assert sum(written) == 37
-    assert len(written) > 3
+def test_the_number_of_new_tokens_is_the_one_asked_for(model, tokenizer, settings):
+    asked = Request(PROMPT, max_new_tokens=37, min_new_tokens=37, **settings)
+    (written,) = Engine(model, tokenizer).write([asked])
+    assert len(written.tokens) == 37 and written.finish_reason == "length"
 
 
 def peaked(token_id: int) -> GPT2LMHeadModel:
@@ -197,79 +301,188 @@ def peaked(token_id: int) -> GPT2LMHeadModel:
 
 
 def test_a_text_ends_at_eos_which_is_not_shown(tokenizer):
-    assert sample(peaked(tokenizer.eos_token_id), tokenizer, ["a"], max_new_tokens=40) == [""]
+    assert write(peaked(tokenizer.eos_token_id), tokenizer, "a", max_new_tokens=40) == [""]
 
 
 def test_eos_waits_for_min_new_tokens_also_across_windows(tokenizer):
     model = peaked(tokenizer.eos_token_id)
-    (text,) = sample(model, tokenizer, ["a"], max_new_tokens=60, min_new_tokens=40, temperature=0.0)
+    (text,) = write(model, tokenizer, "a", max_new_tokens=60, min_new_tokens=40, temperature=0.0)
     assert text == tokenizer.decode([0] * 40)  # all others are equal, the lowest id comes first
 
 
-def test_a_letter_of_several_tokens_arrives_whole(roomy, tokenizer, monkeypatch):
-    new = torch.tensor(tokenizer("☃ ☃")["input_ids"])
-    assert len(new) > len("☃ ☃")
-
-    def scripted(window, custom_generate, **options):
-        for tokens in new[:, None]:
-            custom_generate.keywords["put"](tokens)
-        return torch.cat([window, new[None]], dim=1)
-
-    monkeypatch.setattr(roomy, "generate", scripted)
-    pieces = []
-    stream(roomy, tokenizer, "a ", pieces.append, max_new_tokens=len(new))
-    assert pieces == ["☃ ", "☃"]
+# --- pieces of text and their ends -----------------------------------------------------------------------------------
 
 
-def test_the_global_random_state_and_the_models_mode_stay_as_they_were(roomy, tokenizer):
+def grow(tokenizer, text: str, prompt: str = "", stop: tuple[str, ...] = ()) -> list[str]:
+    """The pieces of a text that is written token by token, as far as it comes."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    growing, pieces = GrowingText(tokenizer.decode, tokenizer(prompt, add_special_tokens=False)["input_ids"], stop), []
+    for place, id in enumerate(ids, start=1):
+        piece, stopped = growing.add(id, last=place == len(ids))
+        pieces.append(piece)
+        if stopped:
+            break
+    return pieces
+
+
+def test_the_pieces_joined_are_the_text_and_none_is_half_of_a_character(tokenizer):
+    text = "One ☃ ☃, 日本 and café. " * 5
+    pieces = grow(tokenizer, text, "Once")
+    assert len(pieces) > WINDOW > KEPT
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces) and "☃" in "".join(pieces[:5])
+    assert grow(tokenizer, "☃") == ["", "☃"]
+
+
+def test_a_text_that_ends_inside_a_character_shows_that(tokenizer):
+    growing = GrowingText(tokenizer.decode, [])
+    assert growing.add(tokenizer("☃")["input_ids"][0], last=True) == ("\ufffd", False)
+
+
+def test_no_space_is_lost_between_prompt_and_text(shared_data):
+    _, tokenizer = load_causal_lm(str(shared_data / "pretrained/stories260K-hf"), device="cpu")
+    ids = tokenizer("Once upon a time there was", add_special_tokens=False)["input_ids"]
+    for begin in range(1, len(ids)):
+        growing = GrowingText(tokenizer.decode, ids[:begin])
+        pieces = [growing.add(id)[0] for id in ids[begin:]]
+        assert tokenizer.decode(ids[:begin]) + "".join(pieces) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces"),
+    [
+        (("hat",), [" The", " cat", " sat", " on", " the", " mat"]),
+        (("at sa",), [" The", " c", ""]),
+        (("sat", "t s"), [" The", " ca", ""]),
+        (("cats", "mats"), [" The", " ", "cat sat", " on", " the", " mat"]),
+        ((" The",), [""]),
+        (("mat!", "t"), [" The", " ca"]),
+    ],
+)
+def test_a_stop_string_ends_the_text_before_it_also_where_it_spans_tokens(tokenizer, stop, pieces):
+    assert grow(tokenizer, " The cat sat on the mat", stop=stop) == pieces
+
+
+def test_a_stop_string_ends_the_request_that_names_it_and_no_other():
+    engine = engine_of("llama")
+    free = engine.write([Request("abba", max_new_tokens=30, seed=1)])[0]
+    end = free.text[5:8]
+    asked = [Request("abba", max_new_tokens=30, seed=1, stop=stop) for stop in ((), ("~", end))]
+    unstopped, stopped = engine.write(asked)
+    assert unstopped == free
+    assert stopped.text == free.text[: free.text.index(end)]
+    assert stopped.finish_reason == "stop" and len(stopped.tokens) < len(free.tokens)
+
+
+def test_only_the_last_token_says_why_a_text_ends():
+    engine = engine_of("llama")
+    for request in requests_for("llama"):
+        *before, last = engine.stream(request)
+        assert {token.finish_reason for token in before} <= {None}
+        assert last.finish_reason == ("stop" if last.id == 0 else "length")
+
+
+def test_an_event_ends_the_writing_between_two_tokens():
+    engine, stop = engine_of("llama"), threading.Event()
+    request = Request("abba", max_new_tokens=30, min_new_tokens=30)
+    stream = engine.stream(request, stop)
+    first = list(itertools.islice(stream, 3))
+    stop.set()
+    assert list(stream) == []
+    assert tuple(first) == engine.write([request])[0].tokens[:3]
+    (written,) = engine.write([request], stop)
+    assert (written.text, written.tokens, written.finish_reason) == ("", (), None)
+
+
+def test_log_probabilities_are_the_models_own_whatever_is_drawn_from():
+    engine = engine_of("llama")
+    (written,) = engine.write([Request("abba", max_new_tokens=8, min_new_tokens=8, top_k=2, temperature=3, logprobs=3)])
+    ids = [0, *engine.tokenizer("abba")["input_ids"]]
+    for token in written.tokens:
+        expected = engine.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        best = expected.topk(3)
+        assert token.log_probability == pytest.approx(expected[token.id].item(), abs=1e-5)
+        assert [id for id, _ in token.alternatives] == best.indices.tolist()
+        assert [value for _, value in token.alternatives] == pytest.approx(best.values.tolist(), abs=1e-5)
+        ids.append(token.id)
+    (bare,) = engine.write([Request("abba", max_new_tokens=1)])
+    assert (bare.tokens[0].log_probability, bare.tokens[0].alternatives) == (None, ())
+
+
+# --- what stays as it was --------------------------------------------------------------------------------------------
+
+
+def test_no_global_random_state_is_touched_while_a_text_is_written(roomy, tokenizer):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for _ in Engine(roomy, tokenizer).stream(Request(PROMPT, max_new_tokens=4)):
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.is_grad_enabled()
+
+
+def test_the_model_stays_in_evaluation_mode_which_its_trainer_undoes(roomy, tokenizer):
     roomy.train()
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    sample(roomy, tokenizer, [PROMPT], max_new_tokens=4)
-    assert torch.equal(torch.rand(3), expected)
+    with evaluation_mode(roomy):
+        Engine(roomy, tokenizer).write([Request(PROMPT, max_new_tokens=1)])
     assert roomy.training
-    roomy.eval()
+    Engine(roomy, tokenizer)
+    assert not any(module.training for module in roomy.modules())
 
 
 def test_it_writes_under_autocast(roomy, tokenizer):
     with torch.autocast("cpu", torch.bfloat16):
-        first, second = (sample(roomy, tokenizer, [PROMPT], max_new_tokens=8) for _ in range(2))
+        first, second = (write(roomy, tokenizer, PROMPT, max_new_tokens=8) for _ in range(2))
     assert first == second
 
 
 def test_an_empty_prompt_begins_a_document(roomy, tokenizer):
     likeliest = roomy(torch.tensor([[tokenizer.eos_token_id]])).logits[0, -1].argmax()
-    assert sample(roomy, tokenizer, [""], max_new_tokens=1, temperature=0.0) == [tokenizer.decode(likeliest)]
+    assert write(roomy, tokenizer, "", max_new_tokens=1, temperature=0.0) == [tokenizer.decode(likeliest)]
 
 
 def test_special_tokens_written_in_a_prompt_are_ordinary_text(roomy, tokenizer):
     ids = [tokenizer.eos_token_id, *tokenizer("a<|endoftext|>", split_special_tokens=True)["input_ids"]]
     likeliest = roomy(torch.tensor([ids])).logits[0, -1].argmax()
-    text = sample(roomy, tokenizer, ["a<|endoftext|>"], max_new_tokens=1, temperature=0.0)
+    text = write(roomy, tokenizer, "a<|endoftext|>", max_new_tokens=1, temperature=0.0)
     assert text == [tokenizer.decode(likeliest)]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompts": [PROMPT * 3]}, "the prompt takes 28 tokens and the model's context holds 16"),
+        ({"prompt": PROMPT * 3}, "the prompt takes 28 tokens and the model's context holds 16"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 is out of range; give 1 or more"),
         ({"max_new_tokens": 3, "min_new_tokens": 4}, "min_new_tokens=4 is out of range; give 0 to max_new_tokens=3"),
         ({"temperature": -1.0}, "temperature=-1.0 is out of range; give 0 or more"),
         ({"top_k": -1}, "top_k=-1 is out of range"),
         ({"top_p": 0.0}, "top_p=0.0 is out of range; give above 0 and at most 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is out of range"),
+        ({"stop": ("a", "")}, r"stop=\('a', ''\) is no list of strings"),
+        ({"stop": "end"}, "stop='end' is no list of strings"),
+        ({"logprobs": -1}, "logprobs=-1 is out of range; give 0 or more"),
+        ({"source": "a"}, "GPT2LMHeadModel reads no source; give the text as prompt"),
+        ({"prompt": "caf\udce9"}, r"the prompt 'caf\\udce9' holds half of a character .*; give whole ones"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(model, tokenizer, settings, message):
     with pytest.raises(UserError, match=message):
-        sample(model, tokenizer, **{"prompts": [PROMPT], **settings})
+        Engine(model, tokenizer).stream(Request(**{"prompt": PROMPT, **settings}))  # at once, not at the first token
+
+
+def test_an_encoder_decoder_wants_a_source_that_fits_and_no_prompt():
+    engine = engine_of("bart")
+    for asked in (Request("a"), Request("a", source="b")):
+        with pytest.raises(UserError, match="BartForConditionalGeneration answers a source; give the text as source"):
+            engine.stream(asked)
+    with pytest.raises(TooLong, match="a source text takes 40 tokens and the encoder reads 32"):
+        engine.stream(Request(source="a" * 40))
+    (written,) = engine.write([Request(source="a", max_new_tokens=90, min_new_tokens=90)])
+    assert len(written.tokens) == 31 and written.finish_reason == "length"  # its positions, and no half of them again
 
 
 def test_a_real_model_continues_without_glued_words_and_writes_what_was_asked_for(shared_data):
     model, tokenizer = load_causal_lm(str(shared_data / "pretrained/stories260K-hf"), device="cpu")
-    (text,) = sample(model, tokenizer, [PROMPT], max_new_tokens=200, min_new_tokens=200, temperature=0.0)
+    (text,) = write(model, tokenizer, PROMPT, max_new_tokens=200, min_new_tokens=200, temperature=0.0)
     assert text.startswith(" The pumpkin was very")
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 150
 
@@ -278,11 +491,6 @@ def test_a_compiler_that_fails_is_one_line_that_says_how_to_write_without(roomy,
     def fail(*arguments):
         raise InductorError(RuntimeError("No working C++ compiler found"), None)
 
-    monkeypatch.setattr(generation, "_compiled_step", lambda: fail)
+    monkeypatch.setattr(steps, "_compiled_step", lambda: fail)
     with pytest.raises(UserError, match=r"compiling fails .*No working C\+\+ compiler.*; write with --compile false"):
-        sample(roomy, tokenizer, [PROMPT], max_new_tokens=4, compile=True)
-
-
-def test_half_a_character_in_a_prompt_is_refused(roomy, tokenizer):
-    with pytest.raises(UserError, match=r"the prompt 'caf\\udce9' holds half of a character .*; give whole ones"):
-        sample(roomy, tokenizer, ["caf\udce9"])
+        write(roomy, tokenizer, PROMPT, max_new_tokens=4, compile=True)

@@ -14,8 +14,8 @@ ROOT = Path(smallm_hf.__file__).parent
 LEVELS = """
 base
 models  tokenizing  inspection
-pretrained
 families
+pretrained
 data.configuration
 data.reading
 data.cleaning

@@ -127,10 +127,10 @@ def test_processes_that_do_not_divide_the_accumulation_are_refused(recipe, tmp_p
 def test_a_loss_that_one_process_alone_lost_stops_all_and_is_told(recipe, tmp_path):
     (tmp_path / "poisoned.py").write_text(
         "import os, runpy, sys\n"
-        "from smallm_hf.training.loop import TrainingLoss\n"
-        "forward = TrainingLoss.forward\n"
+        "from smallm_hf.training.objectives import LanguageModelling\n"
+        "forward = LanguageModelling.forward\n"
         "if os.environ['RANK'] == '1':\n"
-        "    TrainingLoss.forward = lambda self, **batch: forward(self, **batch) * float('nan')\n"
+        "    LanguageModelling.forward = lambda self, **batch: forward(self, **batch) * float('nan')\n"
         f"runpy.run_path({TRAIN!r}, run_name='__main__')\n"
     )
     launcher = [BIN / "torchrun", "--standalone", "--nproc_per_node", 2]

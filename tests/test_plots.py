@@ -182,7 +182,7 @@ def test_odd_but_valid_runs_are_drawn_without_a_word(tmp_path, records, names):
     assert list(dict.fromkeys(file.stem for file in files)) == names
 
 
-def test_an_unfinished_last_line_is_no_damage(run):
+def test_an_unfinished_last_line_is_not_damage(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "tok')
     assert read_curves(run)["loss"].shape == (3, 4)
@@ -191,16 +191,16 @@ def test_an_unfinished_last_line_is_no_damage(run):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"metrics\.jsonl has no metrics yet; draw the run once it has logged a step"),
+        ("", r"metrics\.jsonl has no metrics yet; plot the run once it has logged a step"),
         ('{"step": 1, "tokens": 5}\n', r"has no metrics yet"),
         (
             '{"tokens": 1, "loss": 2}\n{"tok\n{"tokens": 2, "loss": 1}\n',
             r"damaged: line 2 is not JSON; remove that line",
         ),
-        ('{"tokens": 1, "loss": 2}\n7\n', r"damaged: line 2 is no record of a run"),
-        ('{"loss": 2}\n', r"damaged: line 1 is no record of a run"),
-        ('{"tokens": 1, "loss": "much"}\n', r"damaged: line 1 is no record of a run"),
-        ('{"tokens": 1, "loss": [1, 2]}\n', r"damaged: line 1 is no record of a run"),
+        ('{"tokens": 1, "loss": 2}\n7\n', r"damaged: line 2 is not a record of a run"),
+        ('{"loss": 2}\n', r"damaged: line 1 is not a record of a run"),
+        ('{"tokens": 1, "loss": "much"}\n', r"damaged: line 1 is not a record of a run"),
+        ('{"tokens": 1, "loss": [1, 2]}\n', r"damaged: line 1 is not a record of a run"),
         (b'{"tokens": 1}\n\xff\n', r"damaged: line 2 is not JSON; remove that line"),
     ],
 )
@@ -219,7 +219,7 @@ def test_folders_that_cannot_be_drawn_or_written_are_a_users_matter(run, tmp_pat
         draw_runs([])
     (tmp_path / "empty").mkdir()
     for wrong in (tmp_path / "empty", tmp_path / "nowhere", run / "metrics.jsonl"):
-        with pytest.raises(UserError, match=rf"{wrong.name} is no run with metrics: it has no metrics.jsonl"):
+        with pytest.raises(UserError, match=rf"{wrong.name} is not a run with metrics: it has no metrics.jsonl"):
             draw_runs([run, wrong])
     (tmp_path / "figures" / "loss.png").mkdir(parents=True)
     for wrong, held in ((run / "metrics.jsonl", "metrics.jsonl"), (tmp_path / "figures", "loss.png")):
@@ -237,7 +237,7 @@ def test_the_script_draws_what_the_function_draws(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [([], "no run was given"), (["nowhere"], "nowhere is no run with metrics")]
+    ("arguments", "message"), [([], "no run was given"), (["nowhere"], "nowhere is not a run with metrics")]
 )
 def test_a_mistake_on_the_line_is_one_line_and_status_2(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])

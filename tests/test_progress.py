@@ -74,18 +74,18 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch):
 
 @pytest.fixture
 def notebook(monkeypatch) -> list[tuple[str, object]]:
-    """A stand-in for a Jupyter kernel: what it was told to display and to replace."""
-    told = []
+    """A stand-in for a Jupyter kernel: what it had to display and to replace."""
+    received = []
 
     class ZMQInteractiveShell: ...
 
     class Output:
         def update(self, shown):
-            told.append(("update", shown._repr_mimebundle_([], [])["text/plain"]))
+            received.append(("update", shown._repr_mimebundle_([], [])["text/plain"]))
 
     def display(shown, display_id):
         assert display_id is True
-        told.append(("display", shown._repr_mimebundle_([], [])["text/plain"]))
+        received.append(("display", shown._repr_mimebundle_([], [])["text/plain"]))
         return Output()
 
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
@@ -93,7 +93,7 @@ def notebook(monkeypatch) -> list[tuple[str, object]]:
     module.display = display
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", module)
-    return told
+    return received
 
 
 def test_a_notebook_shows_one_bar_and_redraws_it_in_place_a_few_times_a_second(notebook, capsys, monkeypatch):
@@ -149,19 +149,19 @@ def test_an_unfinished_last_record_is_left_out(tmp_path):
     assert [record["step"] for record in read_records(tmp_path, "metrics")] == [1, 2]
 
 
-def test_a_resumed_log_goes_on_behind_the_step_it_resumes(tmp_path):
+def test_a_resumed_log_continues_after_the_step_it_resumes(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     RunLog(tmp_path, enabled=True, first_step=1).write("metrics", {"step": 2, "loss": 0.5})
     assert read_records(tmp_path, "metrics") == [{"step": 1}, {"step": 2, "loss": 0.5}]
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_mirror_is_told_what_the_record_holds(tmp_path, enabled):
-    told = []
-    log = RunLog(tmp_path, enabled, mirror=lambda name, record: told.append((name, record)))
+def test_a_mirror_receives_what_the_record_holds(tmp_path, enabled):
+    received = []
+    log = RunLog(tmp_path, enabled, mirror=lambda name, record: received.append((name, record)))
     log.write("metrics", {"step": 1})
     log.write("samples", {"step": 1, "text": "a"})
-    assert told == ([("metrics", {"step": 1}), ("samples", {"step": 1, "text": "a"})] if enabled else [])
+    assert received == ([("metrics", {"step": 1}), ("samples", {"step": 1, "text": "a"})] if enabled else [])
     assert (tmp_path / "metrics.jsonl").exists() == enabled
 
 

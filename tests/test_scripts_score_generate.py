@@ -12,7 +12,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.generation import sample
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request
 from smallm_hf.pretrained import load_causal_lm
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -51,12 +52,13 @@ def test_score_writes_what_the_function_returns_and_where_it_came_from(folder, t
     assert f"{expected['bits_per_byte']:.4f}" in finished.stdout
 
 
-def test_generate_continues_the_prompt_as_sample_does(folder):
+def test_generate_continues_the_prompt_as_the_engine_does(folder):
     options = ["--max_new_tokens", "24", "--temperature", "0.5", "--num_samples", "2", "--seed", "3", "--device", "cpu"]
     finished = run("generate.py", "--model", folder, "--prompt", STORIES[0], *options)
     assert finished.returncode == 0, finished.stderr
-    loaded = load_causal_lm(folder, device="cpu")
-    first, second = sample(*loaded, STORIES[:1], max_new_tokens=24, temperature=0.5, num_samples=2, seed=3)
+    engine = Engine(*load_causal_lm(folder, device="cpu"))
+    requests = [Request(STORIES[0], max_new_tokens=24, temperature=0.5, seed=seed) for seed in (3, 4)]
+    first, second = (engine.write([request])[0].text for request in requests)
     assert finished.stdout == (f"--- 1 of 2, seed 3\n{STORIES[0]}{first}\n--- 2 of 2, seed 4\n{STORIES[0]}{second}\n")
 
 
@@ -112,14 +114,14 @@ def test_help_names_every_option(script, options, monkeypatch, capsys):
         (
             "score.py",
             ["--model", "{model}", "--data", "{text}", "--top_k", "50258"],
-            "top_k=50258 is not from 1 to 50257",
+            "top_k=50258 is out of range; give 1 to 50257",
         ),
         (
             "score.py",
             ["--model", "{model}", "--data", "{text}", "--stride", "4"],
             "stride=4 belongs to protocol sliding",
         ),
-        ("score.py", ["--model", "nowhere-*/best", "--data", "{text}"], "nowhere-*/best: no folder is called so"),
+        ("score.py", ["--model", "nowhere-*/best", "--data", "{text}"], "nowhere-*/best: matches no folder"),
         ("generate.py", ["--model", "{model}", "--prompt", "a " * 20], "and the model's context holds 16"),
     ],
 )

@@ -35,7 +35,7 @@ WRONG = [
     (["train", *QUICK, "--training.batch_size", "0"], "training.batch_size=0 is out of range"),
     (["train", *QUICK, "--batching.stride", "0"], "batching.stride=0 is out of range"),
     (["train", *QUICK, "--logging.report_to", "tensorbord"], "did you mean tensorboard?"),
-    (["train", *QUICK, "--hub.repo", "a/b/c"], "'a/b/c' is no name for a repository"),
+    (["train", *QUICK, "--hub.repo", "a/b/c"], "'a/b/c' is not a name for a repository"),
     (["train", "--config", "configs/nowhere.yaml"], "configs/nowhere.yaml: cannot be read"),
     (["prepare", *QUICK, "--cleaning.hmtl", "false"], "did you mean --cleaning.html?"),
     (["benchmark", "train", *QUICK, "--training.batch_sise", "3"], "did you mean --training.batch_size?"),
@@ -50,7 +50,7 @@ WRONG = [
     (["generate", "--model", "runs/nowhere/best"], "runs/nowhere/best is not a folder"),
     (["plot", "tokens", "--model", "x"], "neither --text nor --data is given"),
     (["plot", "attention", "--model", "runs/nowhere/best", "--text", "a"], "runs/nowhere/best is not a folder"),
-    (["publish", "--run", "runs/nowhere", "--repo", "a/b"], "runs/nowhere is no run folder"),
+    (["publish", "--run", "runs/nowhere", "--repo", "a/b"], "runs/nowhere is not a run folder"),
     (["export", "--model", "x", "--to", "native", "--output_dir", "e", "--outtype", "f16"], "--outtype f16 is for"),
     (["export", "--model", "runs/nowhere/best", "--to", "native", "--output_dir", "e"], "is not a folder"),
 ]
@@ -104,7 +104,7 @@ def test_a_mistake_on_the_line_is_answered_without_a_heavy_library():
 
 def test_a_run_and_a_score_begin_without_what_only_some_of_them_use():
     unused = {"datasets", "evaluate", "sklearn", "matplotlib", "pandas"}
-    code = f"import sys, smallm_hf.runs, smallm_hf.evaluation.evaluating; print(*{unused} & sys.modules.keys())"
+    code = f"import sys, smallm_hf.runs, smallm_hf.evaluation.model_scores; print(*{unused} & sys.modules.keys())"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split() == []
 

@@ -14,10 +14,10 @@ from running import train, write_recipe, write_stories
 from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.terminal import lasting_output, print_piece
-from smallm_hf.comparison.reporting import report_comparison
+from smallm_hf.comparison.report import report_comparison
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.describing import describe_next, describe_results
-from smallm_hf.evaluation.reporting import report_results
+from smallm_hf.evaluation.results_page import report_results
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 

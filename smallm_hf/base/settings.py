@@ -36,7 +36,7 @@ class Loading:
             raise UserError(f"dtype {self.dtype!r} is unknown; choose from {', '.join(get_args(Dtype))}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a text is continued.
 

@@ -19,9 +19,10 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.benchmarks.rounds import in_rounds, spread
+from smallm_hf.benchmarks.rounds import in_rounds, ratio_text
 from smallm_hf.data.configuration import CleaningConfig, DataConfig, SelectionConfig, TokenizerConfig
-from smallm_hf.data.preparing import Request, find_or_prepare
+from smallm_hf.data.prepare import find_or_prepare
+from smallm_hf.data.request import Request
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware
@@ -147,5 +148,5 @@ def print_preparing(results: dict[str, Any], console: Console) -> None:
     for column in ("MB/s", f"times {LOOP}"):
         table.add_column(column, justify="right")
     for name, numbers in results["ways"].items():
-        table.add_row(name, f"{numbers['rate'] / 1e6:.2f}", spread(numbers["ratio"]))
+        table.add_row(name, f"{numbers['rate'] / 1e6:.2f}", ratio_text(numbers["ratio"]))
     console.print(table)

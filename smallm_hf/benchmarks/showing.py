@@ -1,4 +1,4 @@
-"""Each benchmark, measured and shown: what `scripts/benchmark.py` calls."""
+"""Runs each benchmark and prints it, for `scripts/benchmark.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,6 @@ from smallm_hf.training.devices import accelerator_type, missing_for_compiling
 
 
 def _show_train(*, run: tuple[RunConfig, CommandOptions], **given: Any) -> dict[str, Any]:
-    """Measures and shows training, see `compare_training`."""
     config, options = run
     asked = {name: given[name] for name in ("seconds", "turn", "against", "without", "threads")}
     results = compare_training(config, prepare_run(config, options), **asked)
@@ -30,7 +29,6 @@ def _show_train(*, run: tuple[RunConfig, CommandOptions], **given: Any) -> dict[
 
 
 def _show_data(*, source: str, tokenizer: str, workers: list[int], quick: bool, **given: Any) -> dict[str, Any]:
-    """Measures and shows preparing with each number of processes, see `compare_preparing`."""
     runs = []
     for number in workers:
         runs.append(compare_preparing(source, tokenizer=tokenizer, workers=number, quick=quick))
@@ -39,24 +37,22 @@ def _show_data(*, source: str, tokenizer: str, workers: list[int], quick: bool, 
 
 
 def _show_size(*, source: str, tokenizer: str, megabytes: float, workers: list[int], **given: Any) -> dict[str, Any]:
-    """Measures and shows preparing a large text, see `measure_size`."""
     results = measure_size(source, megabytes=megabytes, workers=workers, tokenizer=tokenizer)
     print_size(results, Console())
     return results
 
 
 def _show_generate(*, model: str, quick: bool, **given: Any) -> dict[str, Any]:
-    """Measures and shows decoding, see `compare_decoding`."""
     missing = missing_for_compiling(accelerator_type())
     if missing and not quick:
         raise UserError(f"benchmark.py generate compiles, which needs {missing}; install it, or give --quick")
     keep_freed_memory()
-    results = compare_decoding(load_causal_lm(model, dtype="float32")[0], compile=not quick, quick=quick)
+    results = compare_decoding(*load_causal_lm(model, dtype="float32"), compile=not quick, quick=quick)
     print_decoding(results, Console())
     return results
 
 
-# Each measures and shows one thing, with what the command line says.
+# Each measures and prints one thing, with the options of the command line.
 SHOWN: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _show_train,
     "data": _show_data,
@@ -66,10 +62,10 @@ SHOWN: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def show(what: str, output: Path | None, **given: Any) -> None:
-    """Measures and shows one of `SHOWN`, and writes all of it to `output` as JSON if asked.
+    """Measures and prints one of `SHOWN`, and writes the results to `output` as JSON if it is given.
 
     Raises:
-        UserError: nothing can be written there, found before anything is measured.
+        UserError: `output` cannot be written, found before anything is measured; or what the benchmark raises.
     """
     if output:
         require_writable(output, "--output", folder=False)

@@ -19,14 +19,14 @@ from rich.table import Table
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
-from smallm_hf.data.preparing import find_or_prepare
+from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.reading.formats import SEPARATOR
 from smallm_hf.data.request import Request
 from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware
 
-WORD = re.compile(r"\b([a-z]{3,})\b")
+EXCHANGEABLE = re.compile(r"\b([a-z]{3,})\b")
 EXCHANGED = 0.25  # of the words in each copy: two copies then share 5 words in a row too seldom to be related
 SAMPLE_SECONDS = 0.2
 
@@ -34,10 +34,10 @@ SAMPLE_SECONDS = 0.2
 def measure_size(
     source: str, *, megabytes: float, workers: Sequence[int] = (1, 2), tokenizer: str = "gpt2"
 ) -> dict[str, Any]:
-    """Prepares a text, repeated with changes until it is large, with the defaults and each number of processes anew.
+    """Prepares a text, repeated with changes until it is large, with the defaults, once for each number of processes.
 
     Args:
-        source: as `data.source`; has to fit into memory, some ten times.
+        source: as `data.source`; has to fit into memory about ten times.
         megabytes: of text in all.
         workers: numbers of processes.
         tokenizer: as `tokenizer.source`, but for `bpe`.
@@ -56,13 +56,13 @@ def measure_size(
         size = repeat_text(source, text, megabytes)
         runs = [_measure(text, size, number, tokenizer, entries, Path(folder, f"{number}")) for number in workers]
     if len({run.pop("sha256") for run in runs}) > 1:
-        raise UserError(f"the token files of {source} are others with another number of processes; this is a bug")
+        raise UserError(f"the token files of {source} depend on the number of processes; this is a bug")
     return {"source": Path(source).name, "bytes": size, "runs": runs, "hardware": hardware(), **environment()}
 
 
 def repeat_text(source: str, folder: Path, megabytes: float) -> int:
-    """Writes copies of all documents into `folder`, in each of which other words are exchanged; returns their bytes."""
-    documents = [WORD.split(text) for text in read_texts(source)]  # every second part is a word
+    """Writes copies of all documents into `folder`, each with other words exchanged; returns their bytes."""
+    documents = [EXCHANGEABLE.split(text) for text in read_texts(source)]  # every second part is a word
     if not documents:
         raise UserError(f"{source} holds no text to repeat; give one that has some")
     words = sorted({word for parts in documents for word in parts[1::2]}) or ["word"]

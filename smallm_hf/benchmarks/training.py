@@ -1,14 +1,16 @@
-"""Our training step against plain loops over the library's models, its Trainer, and itself without one ingredient."""
+"""Our training step against plain loops over the library's models, its Trainer, and itself with something left out."""
 
 import dataclasses
 import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.table import Table
@@ -18,30 +20,26 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from smallm_hf.base.allocation import keep_freed_memory
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.benchmarks.rounds import ratio_of, spread
+from smallm_hf.benchmarks.rounds import ratio_of, ratio_text
 from smallm_hf.benchmarks.turns import Contestant, Turns, take_turns
 from smallm_hf.config import RunConfig, model_config
-from smallm_hf.data.batches.ordering import WindowOrder
-from smallm_hf.data.batches.packed import next_token_batch
+from smallm_hf.data.batches.packed import PackedWindows
+from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.families import family_of
 from smallm_hf.pretrained import fresh_model
+from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.devices import (
-    accelerator_type,
-    build_accelerator,
-    check_launch,
-    hardware,
-    peak_memory_bytes,
-    resolve_compile,
-    resolve_precision,
-)
+from smallm_hf.training.devices import accelerator_type, hardware, peak_memory_bytes, resolve_compile, resolve_precision
+from smallm_hf.training.launch import build_accelerator, check_launch
 from smallm_hf.training.loop import TrainingLoop
+from smallm_hf.training.objectives import LanguageModelling
 from smallm_hf.training.optimization import parts_of
-from smallm_hf.training.plan import flops_per_token
+from smallm_hf.training.update import Updater
 from smallm_hf.training.validation import ValidationSet
 
 FUSED, KEPT_MEMORY = "fused", "kept_memory"
-# Ours without one ingredient: what is set instead; nothing for what no recipe can do without.
+# What can be left out of ours, and the settings that do so; those without any are left out in the code.
 WITHOUT: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "fp32"},
     "compile": {"compile": False},
@@ -51,11 +49,11 @@ WITHOUT: dict[str, dict[str, Any]] = {
     FUSED: {},
     KEPT_MEMORY: {},
 }
-# The recipe that others are given: AdamW in float32 with an early warm-up and a linear decay over the second half.
+# The recipe of the others: AdamW in float32 with a short warm-up and a linear decay over the second half.
 PLAIN = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
 PLAIN_WINDOWS, PLAIN_WARMUP, PLAIN_DECAY = 8, 0.04, 0.5
 AGAINST = ("gpt2", "llama", "qwen3", "trainer")
-# What a step could do at most: products of square matrices, so large that nothing but multiplying takes time.
+# The upper bound of a step's speed: products of square matrices so large that only multiplying takes time.
 MATRICES = "matrix products"
 CPU_MATRIX_WIDTH, MATRIX_WIDTH = 2048, 8192
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,14 +73,14 @@ def compare_training(
     """Trains models of one shape side by side, each for `seconds` of its own clock.
 
     Args:
-        config: of our run; its model's shape is everybody's.
+        config: of our run; all models have the shape of its model.
         files: what all train on and are scored on.
         seconds: of training for each; compiling, validation and set-up are not counted.
         turn: seconds of work before the next one goes on.
         against: of `AGAINST`: a library model of our shape in a plain float32 loop, or GPT-2 in `transformers.Trainer`.
         without: of `WITHOUT`: ours with something left out.
         threads: of each process on a CPU; None leaves it to torch.
-        say: told what is going on.
+        say: called with the progress.
 
     Returns:
         `contestants`, by name: tokens per second (`rate`, `rates`), `ratio` of ours over it within each round, updates,
@@ -95,24 +93,12 @@ def compare_training(
         UserError: an unknown contestant, one that failed, a launcher's settings that would not hold, or no compiler.
     """
     check_launch()
-    wanted = bool(config.training.compile)  # ours is compiled wherever that is not forbidden, however short the run
+    wanted = bool(config.training.compile)  # ours is compiled unless that is forbidden, however short the run
     resolve_compile(wanted, planned_flops=None, planned_seconds=None)  # or refused
-    for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:
-        if name not in known:
-            raise UserError(f"{name} is no contestant; choose from {', '.join(known)}")
-    given = {"folder": files.folder, "threads": threads, "seconds": seconds}
-    contestants: dict[str, Contestant] = {"ours": functools.partial(_train_ours, config=config, **given)}
-    for name in without:
-        changed = dataclasses.replace(config.training, **WITHOUT[name])
-        changed = dataclasses.replace(config, training=changed)
-        train = functools.partial(_train_ours, config=changed, without=name, **given)
-        contestants[f"ours without {name}"] = train
-    for name in against:
-        train = _train_with_trainer if name == "trainer" else functools.partial(_train_plainly, model_type=name)
-        contestants[name] = functools.partial(train, config=config, **given)
     precision = resolve_precision(config.training.precision)
-    contestants[MATRICES] = functools.partial(_multiply, threads=threads, precision=precision)
-    results = take_turns(contestants, seconds=seconds, turn=turn, say=say)
+    contestants = _contestants(config, files.folder, seconds, against, without)
+    contestants[MATRICES] = functools.partial(_multiply, precision=precision)
+    results = take_turns(contestants, seconds=seconds, turn=turn, threads=threads, say=say)
     matrices = results.pop(MATRICES)
     for row in results.values():
         shares = zip(row["rates"], matrices["rates"], strict=False)
@@ -129,14 +115,28 @@ def compare_training(
     }
 
 
+def _contestants(
+    config: RunConfig, folder: Path, seconds: float, against: Sequence[str], without: Sequence[str]
+) -> dict[str, Contestant]:
+    """By name; ours is the first."""
+    for name, known in [(n, AGAINST) for n in against] + [(n, tuple(WITHOUT)) for n in without]:
+        if name not in known:
+            raise UserError(f"{name} is no contestant; choose from {', '.join(known)}")
+    ours = functools.partial(_train_ours, folder=folder, seconds=seconds)
+    contestants: dict[str, Contestant] = {"ours": functools.partial(ours, config=config)}
+    for name in without:
+        changed = dataclasses.replace(config, training=dataclasses.replace(config.training, **WITHOUT[name]))
+        contestants[f"ours without {name}"] = functools.partial(ours, config=changed, without=name)
+    for name in against:
+        train = _train_with_trainer if name == "trainer" else functools.partial(_train_plainly, model_type=name)
+        contestants[name] = functools.partial(train, config=config, folder=folder)
+    return contestants
+
+
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def _train_ours(
-    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float, without: str = ""
-) -> dict[str, Any]:
-    began = time.perf_counter()
-    _begin_process(threads)
+def _train_ours(turns: Turns, *, config: RunConfig, folder: Path, seconds: float, without: str = "") -> dict[str, Any]:
     if without != KEPT_MEMORY:
         keep_freed_memory()
     files = open_token_files(folder)
@@ -149,40 +149,34 @@ def _train_ours(
     )
     set_seed(training.seed)
     model = fresh_model(model_config(config.model, **_special_tokens(files)))
-    flops = flops_per_token(model, training.context_length)
-    with tempfile.TemporaryDirectory() as run:
-        loop = TrainingLoop(
-            model=model,
-            tokenizer=files.tokenizer,
-            train_tokens=files.train,
-            validation=ValidationSet.choose(files, training.validation_tokens),
-            training=training,
-            run=Path(run),
-            accelerator=build_accelerator(precision),
-            flops_per_token=flops,
-            identity={},
-        )
+    flops = family_of(model.config).flops_per_token(model, training.context_length)
+    accelerator = build_accelerator(precision)
+    batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
+    validation = ValidationSet.choose(files, training.validation_tokens, training.context_length)
+    objective = LanguageModelling.of_run(model, training, accelerator, validation)
+    updater = Updater.build(objective, batches, training, accelerator, LoopState(), print)
+    with closing(TrainingLoop(updater, objective, None, None, LoopState(), flops_per_token=flops)) as loop:
+        if training.compile:
+            updater.warm_up()
         if without == FUSED:
-            step_by_foreach(loop.optimizer)
-        optimizing = _timed(loop.optimizer, "step")
-        set_up = time.perf_counter() - began
+            step_by_foreach(updater.optimizer)
+        optimizing = _timed(updater.optimizer, "step")
         turns.begin()
         while (share := turns.share) < 1:
             loop.advance(share)
             turns.did(training.tokens_per_step)
         memory = peak_memory_bytes()
         steps, tokens = loop.state.step, loop.state.tokens
-        figures = _scored(model, loop.validation, training, loop.accelerator)
-        loop.close()
+        figures = _scored(model, validation, accelerator)
     return {
-        **{"steps": steps, "tokens": tokens, "peak_memory_bytes": memory, "set_up_seconds": set_up, **figures},
+        **{"steps": steps, "tokens": tokens, "peak_memory_bytes": memory, **figures},
         **{"parameters": model.num_parameters(), "flops_per_token": flops},
         "optimizer_share": optimizing[0] / seconds if accelerator_type() == "cpu" else None,
     }
 
 
 def step_by_foreach(optimizer: torch.optim.Optimizer) -> None:
-    """Lets one that knows no `found_inf` update what the fused AdamW would have; they share their groups."""
+    """Replaces the fused AdamW by torch's foreach one, which does not know `found_inf`; they share their groups."""
     for part in parts_of(optimizer):
         if isinstance(part, torch.optim.AdamW):
             for group in part.param_groups:
@@ -191,7 +185,7 @@ def step_by_foreach(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _timed(thing: Any, name: str) -> list[float]:
-    """Sums up the seconds that a method takes on the host."""
+    """Sums the seconds that a method takes on the host."""
     method, total = getattr(thing, name), [0.0]
 
     def timed(*arguments, **options):
@@ -223,31 +217,24 @@ def library_config(ours: PreTrainedConfig, model_type: str, **token_ids: int | N
     return CONFIG_MAPPING[model_type](**shape, **token_ids)
 
 
-def _train_plainly(
-    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float, model_type: str
-) -> dict[str, Any]:
-    began = time.perf_counter()
-    _begin_process(threads)
+def _train_plainly(turns: Turns, *, config: RunConfig, folder: Path, model_type: str) -> dict[str, Any]:
     files, training = open_token_files(folder), config.training
     model = _library_model(config, files, model_type)
     optimizer = torch.optim.AdamW(model.parameters(), **PLAIN)
-    order = WindowOrder(len(files.train), training.context_length, training.seed)
+    batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
     steps = 0
-    set_up = time.perf_counter() - began
     turns.begin()
     while (share := turns.share) < 1:
         for group in optimizer.param_groups:
             group["lr"] = PLAIN["lr"] * plain_factor(share)
-        starts = order.starts(steps * PLAIN_WINDOWS, PLAIN_WINDOWS)
-        batch = next_token_batch(files.train, starts, training.context_length)
-        ids, targets = (batch[name].to(model.device) for name in ("input_ids", "targets"))
-        model(input_ids=ids, labels=targets, shift_labels=targets).loss.backward()
+        batch = batches.at(steps * PLAIN_WINDOWS, PLAIN_WINDOWS).to(model.device)
+        model(input_ids=batch["input_ids"], labels=batch["targets"], shift_labels=batch["targets"]).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         steps += 1
         turns.did(PLAIN_WINDOWS * training.context_length)
-    return _plain_result(model, files, training, steps, set_up)
+    return _plain_result(model, files, training, steps)
 
 
 def plain_factor(share: float) -> float:
@@ -255,25 +242,21 @@ def plain_factor(share: float) -> float:
     return max(0.0, min(1.0, share / PLAIN_WARMUP, (1 - share) / PLAIN_DECAY))
 
 
-def _train_with_trainer(
-    turns: Turns, *, config: RunConfig, folder: Path, threads: int | None, seconds: float
-) -> dict[str, Any]:
+def _train_with_trainer(turns: Turns, *, config: RunConfig, folder: Path) -> dict[str, Any]:
     """GPT-2 in `transformers.Trainer` as it comes, with the plain loop's recipe."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    began = time.perf_counter()
-    _begin_process(threads)
     files, training = open_token_files(folder), config.training
     model = _library_model(config, files, "gpt2")
-    order = WindowOrder(len(files.train), training.context_length, training.seed)
+    batches = PackedWindows(files.train, WindowOrder(len(files.train), training.context_length, training.seed))
 
     class Windows(torch.utils.data.Dataset):
         def __len__(self) -> int:
-            return order.windows_per_epoch
+            return batches.examples_per_epoch
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            batch = next_token_batch(files.train, order.starts(index, 1), training.context_length)
-            return {"input_ids": batch["input_ids"][0], "labels": batch["input_ids"][0]}
+            input_ids = batches.at(index, 1).inputs["input_ids"][0]
+            return {"input_ids": input_ids, "labels": input_ids}
 
     class TakesTurns(TrainerCallback):
         def on_train_begin(self, *arguments, **options) -> None:
@@ -303,9 +286,8 @@ def _train_with_trainer(
             seed=training.seed,
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=Windows(), callbacks=[TakesTurns()])
-        set_up = time.perf_counter() - began
         trainer.train()
-    return _plain_result(model, files, training, trainer.state.global_step, set_up)
+    return _plain_result(model, files, training, trainer.state.global_step)
 
 
 def _library_model(config: RunConfig, files: TokenFiles, model_type: str) -> PreTrainedModel:
@@ -315,23 +297,21 @@ def _library_model(config: RunConfig, files: TokenFiles, model_type: str) -> Pre
     return model.to(accelerator_type()).train()
 
 
-def _plain_result(
-    model: PreTrainedModel, files: TokenFiles, training: TrainingConfig, steps: int, set_up: float
-) -> dict[str, Any]:
+def _plain_result(model: PreTrainedModel, files: TokenFiles, training: TrainingConfig, steps: int) -> dict[str, Any]:
     memory = peak_memory_bytes()
+    validation = ValidationSet.choose(files, training.validation_tokens, training.context_length)
+    flops = family_of(model.config).flops_per_token(model, training.context_length)
     return {
         "steps": steps,
         "tokens": steps * PLAIN_WINDOWS * training.context_length,
         "peak_memory_bytes": memory,
-        "set_up_seconds": set_up,
-        **_scored(model, ValidationSet.choose(files, training.validation_tokens), training, build_accelerator("fp32")),
-        **{"parameters": model.num_parameters(), "flops_per_token": flops_per_token(model, training.context_length)},
+        **_scored(model, validation, build_accelerator("fp32")),
+        **{"parameters": model.num_parameters(), "flops_per_token": flops},
     }
 
 
-def _multiply(turns: Turns, *, threads: int | None, precision: str) -> dict[str, Any]:
+def _multiply(turns: Turns, *, precision: str) -> dict[str, Any]:
     """Multiplies matrices (N, N), and counts operations."""
-    _begin_process(threads)
     width = CPU_MATRIX_WIDTH if accelerator_type() == "cpu" else MATRIX_WIDTH
     left, right = torch.randn(2, width, width, device=accelerator_type(), dtype=DTYPES[precision])
     product = left @ right
@@ -345,23 +325,18 @@ def _multiply(turns: Turns, *, threads: int | None, precision: str) -> dict[str,
 # --- for all ---------------------------------------------------------------------------------------------------------
 
 
-def _begin_process(threads: int | None) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-
-
 def _special_tokens(files: TokenFiles) -> dict[str, int | None]:
     tokenizer = files.tokenizer
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def _scored(model: PreTrainedModel, validation: ValidationSet, training: TrainingConfig, accelerator) -> dict:
-    figures = validation.score(model, training.context_length, 16, accelerator)
+def _scored(model: PreTrainedModel, validation: ValidationSet, accelerator: Accelerator) -> dict:
+    figures = validation.score(model, 16, accelerator)
     return {name: figures[f"validation_{name}"] for name in ("loss", "bits_per_byte")}
 
 
 def print_training(results: dict[str, Any], console: Console) -> None:
-    """Shows the comparison as a table."""
+    """Prints the comparison as a table."""
     matrices = results["matrix_products"]
     table = Table(
         title=f"{results['seconds']:g} s of training each, in turns of {results['turn']:g} s; matrix products reach "
@@ -375,7 +350,7 @@ def print_training(results: dict[str, Any], console: Console) -> None:
         table.add_row(
             name,
             f"{row['rate']:,.0f}",
-            spread(row["ratio"]),
+            ratio_text(row["ratio"]),
             f"{row['mfu']['median']:.0%}",
             f"{row['optimizer_share']:.0%}" if row.get("optimizer_share") else "",
             f"{row['peak_memory_bytes'] / 2**20:,.0f}",

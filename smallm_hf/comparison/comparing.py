@@ -1,14 +1,15 @@
 """Compares models: each is measured in a process of its own, so that none leaves memory or a state behind."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.comparison.configuration import Questions
+from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.measuring import CannotLoad, is_masked, measure_model
-from smallm_hf.evaluation.reporting import labels
+from smallm_hf.evaluation.page import labels
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.evaluation.texts import require_texts
 from smallm_hf.training.devices import hardware
@@ -18,7 +19,7 @@ def compare_models(
     models: Sequence[str],
     prompts: Sequence[str],
     data: str | None = None,
-    questions: Questions | None = None,
+    questions: SideBySide | None = None,
     loading: Mapping[str, Any] | None = None,
     skip_missing: bool = False,
     *,
@@ -42,7 +43,7 @@ def compare_models(
     Raises:
         UserError: no model, no prompt, or what `measure_model` refuses.
     """
-    questions, loading = questions or Questions(), dict(loading or {})
+    questions, loading = questions or SideBySide(), dict(loading or {})
     models, wanted, skipped = list(dict.fromkeys(models)), [], {}
     if not models:
         raise UserError("no model was given; name folders such as runs/quickstart/best, or Hub ids")
@@ -50,19 +51,16 @@ def compare_models(
         raise UserError("no prompt was given; give one or more")
     if data is not None:
         require_texts(data)
+    missing = skipped if skip_missing else None
     for model in models:
-        try:
+        with _noting(missing, model):
             is_masked(model)
             wanted.append(model)
-        except CannotLoad as error:
-            _skip_or_raise(error, model, skipped, skip_missing)
     rows = []
     for model in wanted:
         tell(f"measuring {model}")
-        try:
+        with _noting(missing, model):
             rows.append(in_own_process(measure_model, model, prompts, data, questions, loading))
-        except CannotLoad as error:
-            _skip_or_raise(error, model, skipped, skip_missing)
     if not rows:
         raise UserError(f"none of the models can be loaded: {'; '.join(skipped.values())}")
     for row, label in zip(rows, labels([row["model"] for row in rows]), strict=True):
@@ -78,7 +76,12 @@ def compare_models(
     }
 
 
-def _skip_or_raise(error: CannotLoad, model: str, skipped: dict[str, str], skip_missing: bool) -> None:
-    if not skip_missing:
-        raise UserError(f"{error}; or leave it out with --skip_missing") from error
-    skipped[model] = str(error) if model in str(error) else f"{model}: {error}"
+@contextmanager
+def _noting(missing: dict[str, str] | None, model: str) -> Iterator[None]:
+    """Leaves the block where a model cannot be loaded, and notes why; with nowhere to note it, that ends it all."""
+    try:
+        yield
+    except CannotLoad as error:
+        if missing is None:
+            raise UserError(f"{error}; or leave it out with --skip_missing") from error
+        missing[model] = str(error) if model in str(error) else f"{model}: {error}"

@@ -28,7 +28,7 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True)
-class Questions(Rules):
+class SideBySide(Rules):
     """What is asked of every model, in the same way; how a text is scored is said by `Rules`.
 
     Args:

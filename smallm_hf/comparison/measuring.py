@@ -1,9 +1,9 @@
 """Asks one model all questions: what comes next, what it writes, its speed and memory, how well it knows a text."""
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.comparison.configuration import Questions
+from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.words import (
     NextWords,
     ends_in_a_word,
@@ -22,13 +22,13 @@ from smallm_hf.comparison.words import (
     to_probabilities,
 )
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.evaluation.speed import peak_memory, spread
+from smallm_hf.evaluation.speed import median_and_range, peak_memory
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.families import find_kind, load_scorable
-from smallm_hf.generation import prompt_window, sample, seed_of
-from smallm_hf.inspection import evaluation_mode, position_limit, refuse_lookahead, require_known, vocabulary_size
-from smallm_hf.pretrained import load_causal_lm
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, prompt_ids, seed_of
+from smallm_hf.inspection import position_limit, refuse_lookahead, require_known, vocabulary_size
+from smallm_hf.pretrained import find_kind, load_scorable
 
 Peak = Callable[[], int]  # the bytes that were taken at most so far
 
@@ -53,7 +53,7 @@ def is_masked(model: str) -> bool:
 
 
 def measure_model(
-    model: str, prompts: Sequence[str], data: str | None, questions: Questions, loading: Mapping[str, Any]
+    model: str, prompts: Sequence[str], data: str | None, questions: SideBySide, loading: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that is compared of one model; memory is only right in a process of its own.
 
@@ -73,64 +73,65 @@ def measure_model(
     with peak_memory() as peak_memory_bytes:
         began = time.perf_counter()
         try:
-            loaded = load_scorable(model, **loading) if masked else load_causal_lm(model, **loading)
+            loaded = load_scorable(model, **loading)
         except UserError as error:
             raise CannotLoad(str(error)) from error
         load_seconds = time.perf_counter() - began
         try:
-            with evaluation_mode(loaded[0]):
-                measured = measure(*loaded, prompts, questions, peak_memory_bytes)
-                # A pseudo-likelihood is no probability of the text and would stand beside those of the others.
-                scores = None if data is None or masked else _score(*loaded, data, questions)
+            vocab_size = vocabulary_size(loaded[0])
+            if questions.top_k > vocab_size:
+                most = f"the vocabulary of {vocab_size} tokens; give {vocab_size} or less"
+                raise UserError(f"top_k={questions.top_k} exceeds {most}")
+            measured = measure(*loaded, prompts, questions, peak_memory_bytes)
+            scores = None
+            if data is not None and not masked:  # a pseudo-likelihood would stand beside probabilities of the text
+                texts = read_scored_texts(data, text_column=questions.text_column)
+                texts = itertools.islice(texts, questions.max_documents)
+                scores = score_documents(*loaded, texts, show_progress=True, **questions.rules)
         except UserError as error:
             raise UserError(f"{model}: {error}") from error
+    network, tokenizer = loaded
     return {
         "model": model,
         "kind": "masked" if masked else "causal",
-        **_sizes(*loaded),
+        "class": type(network).__name__,
+        "parameters": network.num_parameters(),
+        "weights_bytes": network.get_memory_footprint(return_buffers=False),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": str(network.device),
+        "tokenizer_entries": len(tokenizer),
+        "positions": position_limit(network),
         "load_seconds": load_seconds,
         "scores": scores,
         **measured,
     }
 
 
-def _sizes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    parameters = list(model.parameters())
-    return {
-        "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "weights_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "tokenizer_entries": len(tokenizer),
-        "positions": position_limit(model),
-    }
-
-
 def _measure_causal(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], questions: Questions, peak: Peak
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], asked: SideBySide, peak: Peak
 ) -> dict[str, Any]:
     """What comes next, what it writes, and how fast."""
-    vocab_size = _require_vocabulary(model, questions.top_k)
+    vocab_size = vocabulary_size(model)
     refuse_lookahead(model)
-    windows = [prompt_window(model, tokenizer, prompt) for prompt in prompts]
-    require_known(max(window.max().item() for window in windows), vocab_size)
+    windows = [prompt_ids(model, tokenizer, prompt) for prompt in prompts]
+    require_known(max(map(max, windows)), vocab_size)
     predictors = [predictor(model, window) for window in windows]
     answers = [{"prompt": prompt} for prompt in prompts]
     for answer, (predict, _) in zip(answers, predictors, strict=True):
         answer |= _certainty(predict([()])[0])  # refuses NaN before anything is drawn
-    length = {"max_new_tokens": questions.max_new_tokens}
-    drawn = {"temperature": questions.temperature, "num_samples": questions.num_samples}
+    engine = Engine(model, tokenizer)
     for answer in answers:
-        answer["seed"] = seed_of(questions.seed, answer["prompt"])
-        answer["greedy"] = sample(model, tokenizer, [answer["prompt"]], temperature=0, **length)[0]
-        answer["samples"] = sample(model, tokenizer, [answer["prompt"]], seed=answer["seed"], **drawn, **length)
-    speed = measure_speed(model, tokenizer, prompts[0], questions)
+        answer["seed"] = seed_of(asked.seed, answer["prompt"])
+        greedy = Request(answer["prompt"], max_new_tokens=asked.max_new_tokens, temperature=0)
+        seeds = range(answer["seed"], answer["seed"] + asked.num_samples)
+        drawn = [replace(greedy, temperature=asked.temperature, seed=seed) for seed in seeds]
+        answer["greedy"], *answer["samples"] = (engine.write([request])[0].text for request in (greedy, *drawn))
+    speed = _writing_speed(engine, prompts[0], asked)
     memory = peak()  # of loading and writing; what follows is our way of looking, not its need
     vocabulary = read_vocabulary(tokenizer, vocab_size)
     for answer, (predict, longest) in zip(answers, predictors, strict=True):
         inside = ends_in_a_word(answer["prompt"])
-        answer |= _top(next_words(predict, vocabulary, inside=inside, longest=longest), questions.top_k)
+        answer |= _top(next_words(predict, vocabulary, inside=inside, longest=longest), asked.top_k)
     return {
         **speed,
         "peak_memory_bytes": memory,
@@ -141,21 +142,20 @@ def _measure_causal(
 
 
 def _measure_masked(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], questions: Questions, peak: Peak
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], asked: SideBySide, peak: Peak
 ) -> dict[str, Any]:
     """What stands in a mask at the end of each prompt; it is one token, and nothing else can be asked."""
-    vocab_size = _require_vocabulary(model, questions.top_k)
     if tokenizer.mask_token is None:
         raise UserError("a masked language model whose tokenizer has no mask token; set tokenizer.mask_token")
     probabilities = [_fill_in(model, tokenizer, prompt) for prompt in prompts]
     memory = peak()
-    vocabulary = read_vocabulary(tokenizer, vocab_size)
-    whole_tokens = dataclasses.replace(vocabulary, closes=np.ones(vocab_size, dtype=bool))
+    vocabulary = read_vocabulary(tokenizer, vocabulary_size(model))
+    whole_tokens = replace(vocabulary, closes=np.ones_like(vocabulary.closes))
     answers = []
     for prompt, filled in zip(prompts, probabilities, strict=True):
         one_token = {"longest": 0, "enough": 1.0, "negligible": 0.0}
         words = next_words(lambda _, p=filled: p[None], whole_tokens, inside=ends_in_a_word(prompt), **one_token)
-        answers.append({"prompt": prompt} | _certainty(filled) | _top(words, questions.top_k))
+        answers.append({"prompt": prompt} | _certainty(filled) | _top(words, asked.top_k))
     return {"peak_memory_bytes": memory, "prompts": answers}
 
 
@@ -171,13 +171,6 @@ def _fill_in(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
     return to_probabilities(model(**inputs.to(model.device)).logits[0, masks[-1]])
 
 
-def _require_vocabulary(model: PreTrainedModel, top_k: int) -> int:
-    vocab_size = vocabulary_size(model)
-    if top_k > vocab_size:
-        raise UserError(f"top_k={top_k} exceeds the vocabulary of {vocab_size} tokens; give {vocab_size} or less")
-    return vocab_size
-
-
 def _certainty(probabilities: np.ndarray) -> dict[str, float]:
     """Of the next token; the vocabularies differ, so this says how a model feels and not which one knows more."""
     return {"entropy_bits": entropy_bits(probabilities), "confidence": float(probabilities.max())}
@@ -191,30 +184,22 @@ def _top(words: NextWords, top_k: int) -> dict[str, Any]:
     }
 
 
-def measure_speed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, questions: Questions
-) -> dict[str, Any]:
+def _writing_speed(engine: Engine, prompt: str, questions: SideBySide) -> dict[str, Any]:
     """Times the writing of `speed_tokens` tokens behind a prompt, one text at a time, reading the prompt included.
 
     Returns:
         Median, slowest and fastest of `tokens_per_second` and of `bytes_per_second`, UTF-8 bytes of the text, which can
         be compared where tokens differ in length.
     """
-    length = {"max_new_tokens": questions.speed_tokens, "min_new_tokens": questions.speed_tokens}
+    tokens = questions.speed_tokens
+    request = Request(prompt, max_new_tokens=tokens, min_new_tokens=tokens, temperature=0)
     seconds = []
     for _ in range(1 + questions.repetitions):
         began = time.perf_counter()
-        (text,) = sample(model, tokenizer, [prompt], temperature=0, **length)
+        (written,) = engine.write([request])
         seconds.append(time.perf_counter() - began)
     warm = seconds[1:]
     return {
-        name: spread([count / spent for spent in warm])
-        for name, count in (("tokens_per_second", questions.speed_tokens), ("bytes_per_second", len(text.encode())))
+        name: median_and_range([count / spent for spent in warm])
+        for name, count in (("tokens_per_second", tokens), ("bytes_per_second", len(written.text.encode())))
     }
-
-
-def _score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, questions: Questions
-) -> dict[str, Any]:
-    texts = itertools.islice(read_scored_texts(data, text_column=questions.text_column), questions.max_documents)
-    return score_documents(model, tokenizer, texts, show_progress=True, **questions.rules)

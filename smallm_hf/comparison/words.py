@@ -25,8 +25,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.readers import LOGITS_BYTES
-from smallm_hf.evaluation.variety import WORD
-from smallm_hf.inspection import position_limit
+from smallm_hf.evaluation.variety import WORD_OR_MARK
+from smallm_hf.inspection import position_limit, vocabulary_size
 from smallm_hf.tokenizing.encoding import encode_ordinary
 
 REST = re.compile(r"[\w'’]+")
@@ -118,7 +118,7 @@ def first_word(text: str, inside: bool) -> tuple[Word | None, bool]:
     """
     if inside and (rest := REST.match(text)):
         return Word(rest[0], "ending"), rest.end() < len(text)
-    if not (found := WORD.match(text)):
+    if not (found := WORD_OR_MARK.match(text)):
         return None, False
     return Word(found["word"] or found["mark"]), found["mark"] is not None or found.end() < len(text)
 
@@ -173,15 +173,15 @@ def next_words(
     return NextWords({word: float(p) for word, p in ranked if p > 0}, max(0.0, 1.0 - float(sum(found.values()))))
 
 
-def predictor(model: PreTrainedModel, prompt_ids: torch.Tensor) -> tuple[Predict, int | None]:
+def predictor(model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Predict, int | None]:
     """The `predict` of a causal model behind a prompt, and the tokens its positions leave for a path.
 
     Args:
         model: causal; later tokens change no earlier prediction, so shorter paths are filled up at their end.
-        prompt_ids: int64 of shape (tokens,).
+        prompt: its token ids.
     """
     limit = position_limit(model)
-    prompt, vocab_size = prompt_ids.tolist(), model.config.get_text_config().vocab_size
+    vocab_size = vocabulary_size(model)
 
     @torch.inference_mode()
     def predict(paths: Sequence[TokenPath]) -> np.ndarray:

@@ -208,9 +208,10 @@ class TokenizerConfig:
     """Which tokenizer turns the text into ids.
 
     Args:
-        source: `bpe` trains a byte-level BPE on the corpus, `gpt2` takes GPT-2's; anything else is the folder or the
-            Hub id of an existing tokenizer.
-        vocab_size: number of entries, special tokens included; left out, it is `model.vocab_size`.
+        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `gpt2` takes
+            GPT-2's; anything else is the folder or the Hub id of an existing tokenizer.
+        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` at most; left out, it is
+            `model.vocab_size`. An existing tokenizer has its own number.
     """
 
     source: str = "bpe"

@@ -3,7 +3,8 @@
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from rich.console import Console
@@ -12,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.cleaning.cleaning import WHOLE_CHARACTERS, clean_text, why_dropped
-from smallm_hf.data.cleaning.edits import Cleaned
+from smallm_hf.data.cleaning.cleaning import WHOLE_CHARACTERS, clean_text
+from smallm_hf.data.cleaning.edits import CleanedText
+from smallm_hf.data.cleaning.filters import why_dropped
 from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
-from smallm_hf.data.reading.documents import Document, Kind, has_splits
+from smallm_hf.data.reading.documents import Document, has_splits
 from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.request import Request
 from smallm_hf.data.selection.splitting import hash_fraction
@@ -46,76 +48,66 @@ def show_preview(request: Request, number: int, console: Console) -> None:
         repeated = frozenset()
         if share and config.enabled:
             repeated = find_repeated_lines(request.read(source), config.repeated_lines)
-        for id, text, kind in _choose(request, source, share) if share else ():
-            console.rule(Text(id, "bold"))
+        for document in _choose(request, source, share) if share else ():
+            console.rule(Text(document.id, "bold"))
             if len(sources) > 1:
                 console.print(Text(f"of {source.source}", "dim"))
-            if not config.enabled:
+            if config.enabled:
+                cleaned = clean_text(document.text, config, repeated, document.kind)
+                _show(console, document.text, cleaned, why_dropped(cleaned.text, config))
+            else:
                 console.print("Cleaning is off: the text stays as it is.", style="italic")
-                console.print(Text(text[:HEAD_CHARACTERS]))
-                continue
-            cleaned = clean_text(text, config, repeated, kind)
-            why = why_dropped(cleaned.text, config)
-            _show(console, text, cleaned, why)
+                console.print(Text(document.text[:HEAD_CHARACTERS]))
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def _choose(request: Request, source: Source, number: int) -> list[tuple[str, str, Kind]]:
+def _choose(request: Request, source: Source, number: int) -> list[Document]:
     """Draws documents: the first ones of files from all over a folder, or any from the beginning of one."""
-    files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else None
-    found = _of_files(request, source, files, number) if files and len(files) > 1 else []
+    files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else []
+    found = _of_files(request, source, files, number) if len(files) > 1 else []
     if len(found) < number:
-        found = _of_stream(request, source, number)
+        drawn = heapq.nsmallest(
+            number, enumerate(_beginning(request.read(source))), lambda one: hash_fraction(one[1].id)
+        )
+        found = [document for _, document in sorted(drawn, key=lambda one: one[0])]
     if not found:
         raise UserError(f"data source {source.source} is empty: there is no text in it; give one that has some")
     return found
 
 
-def _of_files(request: Request, source: Source, files: list, number: int) -> list[tuple[str, str, Kind]]:
+def _of_files(request: Request, source: Source, files: list, number: int) -> list[Document]:
     found = []
     for part in range(number):  # in each of as many stretches of the folder the first file that gives a document
         for name, path in files[len(files) * part // number : len(files) * (part + 1) // number]:
-            one = replace(source, source=str(path))
-            try:
-                first = next((rest for _, *rest in _whole(request.read(one)) if rest[0]), None)
-            except UserError:  # told when the text is prepared
-                continue
-            if first:
-                found.append((name, *first))
+            with suppress(UserError, StopIteration):  # a file that cannot be read is named when the text is prepared
+                first = next(_beginning(request.read(replace(source, source=str(path)))))
+                found.append(replace(first, id=name))
                 break
     return found
 
 
-def _of_stream(request: Request, source: Source, number: int) -> list[tuple[str, str, Kind]]:
-    kept, characters = [], 0
-    for place, (id, text, kind) in enumerate(_whole(request.read(source))):
-        if text:
-            heapq.heappush(kept, (-hash_fraction(id), place, id, text, kind))
-            if len(kept) > number:
-                heapq.heappop(kept)
-        characters += len(text)
-        if characters > READ_CHARACTERS:
-            break
-    return [(id, text, kind) for _, _, id, text, kind in sorted(kept, key=lambda one: one[1])]
-
-
-def _whole(documents: Iterator[Document]) -> Iterator[tuple[str, str, Kind]]:
-    """Joins the pieces of each document, as far as they are cleaned at once."""
-    for id, pieces in itertools.groupby(documents, key=lambda document: document.id):
+def _beginning(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yields whole documents that have text, each as far as it is cleaned at once, from the first `READ_CHARACTERS`."""
+    read = 0
+    for _, pieces in itertools.groupby(documents, key=lambda document: document.id):
         held, characters = [], 0
         for piece in pieces:
             if characters < WHOLE_CHARACTERS:
                 held.append(piece.text)
             characters += len(piece.text)
-        yield id, "".join(held), piece.kind
+        if characters:
+            yield replace(piece, text="".join(held))
+        read += characters
+        if read > READ_CHARACTERS:
+            return
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def _show(console: Console, text: str, cleaned: Cleaned, why: tuple[str, str] | None) -> None:
+def _show(console: Console, text: str, cleaned: CleanedText, why: tuple[str, str] | None) -> None:
     fewer = len(text.split()) - len(cleaned.text.split())
     console.print(
         f"{len(text):,} characters before, {len(cleaned.text):,} after; {len(text.split()):,} words, {fewer:,} fewer"

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,8 @@ from smallm_hf.data.reading.files import ReadingReport
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.data.token_files import Meta, TokenFiles
 from smallm_hf.tokenizing.loading import GPT2, GPT2_FINGERPRINT, load_tokenizer, tokenizer_fingerprint
+from smallm_hf.tokenizing.schemes import SCHEMES
 
-BPE = "bpe"
-DEFAULT_CLEANING = CleaningConfig()
-DEFAULT_SELECTION = SelectionConfig()
 NOT_DECIDING = ("folder", "streaming", "workers", "license", "language")  # settings of the data that change no id
 
 
@@ -45,19 +43,18 @@ class Input:
     side: int | None
 
 
+@dataclass
 class Request:
-    """The settings of token files, and how to read what they ask for."""
+    """The settings of token files, and how to read what they ask for.
 
-    def __init__(
-        self,
-        data: DataConfig,
-        tokenizer: TokenizerConfig,
-        vocab_size: int,
-        cleaning: CleaningConfig = DEFAULT_CLEANING,
-        selection: SelectionConfig = DEFAULT_SELECTION,
-    ):
-        self.data, self.tokenizer, self.vocab_size = data, tokenizer, vocab_size
-        self.cleaning, self.selection = cleaning, selection
+    `vocab_size` is the number of entries of the tokenizer; where its text decides that, the most there may be.
+    """
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    vocab_size: int
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -117,17 +114,13 @@ class Request:
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
     @cached_property
-    def _loaded_tokenizer(self) -> PreTrainedTokenizerFast:
-        return load_tokenizer(self.tokenizer.source)
-
-    @property
     def given_tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that is not trained.
 
         Raises:
             UserError: it cannot be loaded, or is of another size than the model.
         """
-        tokenizer = self._loaded_tokenizer
+        tokenizer = load_tokenizer(self.tokenizer.source)
         if len(tokenizer) != self.vocab_size:
             raise UserError(
                 f"model.vocab_size={self.vocab_size}, but tokenizer.source={self.tokenizer.source} has "
@@ -138,11 +131,11 @@ class Request:
     @cached_property
     def given_tokenizer_sha256(self) -> str | None:
         """The fingerprint of the tokenizer, or None where it will be trained."""
-        if self.tokenizer.source == BPE:
+        if self.tokenizer.source in SCHEMES:
             return None
         if self.tokenizer.source == GPT2:  # token files made from it need no vocabulary at hand
             return GPT2_FINGERPRINT
-        return tokenizer_fingerprint(self._loaded_tokenizer)
+        return tokenizer_fingerprint(self.given_tokenizer)
 
     def difference(self, meta: Meta) -> str | None:
         """Names the first thing in which token files are not what is asked for, with both values; None if none is."""

@@ -1,51 +1,54 @@
-"""Cleaning and tokenising in parts, spread over processes, each part whole on disk or not there.
+"""The stages that text goes through, from documents to token files, each in parts that are spread over processes.
 
-A part is a run of consecutive documents of one source. Where parts are cut depends on the text alone, so that any
-number of processes leaves the same files, and a run after a kill goes on from the parts that were finished.
+`Stages` lists them in their order: `clean`, `choose`, `tokenizer`, `encode`, `join`. A part is a run of consecutive
+documents of one source, whole on disk or not there. Where parts are cut depends on the text alone, so that any number
+of processes leaves the same files, and a run after a kill goes on from the parts that were finished.
 
     00-00003/          a cleaned part: text.arrow, features of its documents, report.json
-    00-00003.tokens/   the same tokenised: of each side its .bin and .npy (see `packing`), entries.npy, report.json
+    00-00003.tokens/   the same tokenised: of each side its .bin and .npy (see `token_files`), entries.npy, report.json
+    selection/         which documents train, and which validate
+    tokenizer/
 """
 
-import functools
+import heapq
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
+import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache, reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow
+from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import replacing
 from smallm_hf.data.cleaning.cleaning import Cleaner
+from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import CleaningConfig, SelectionConfig
 from smallm_hf.data.reading.documents import Document
-from smallm_hf.data.selection.features import FeatureBuilder
-from smallm_hf.data.selection.select import Selection
-from smallm_hf.data.selection.splitting import SIDES
-from smallm_hf.data.token_files import id_type
+from smallm_hf.data.reading.files import ReadingReport
+from smallm_hf.data.request import Input, Request
+from smallm_hf.data.selection.features import FeatureBuilder, Features
+from smallm_hf.data.selection.select import Selection, select
+from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION, InsidePlan, hash_fraction
+from smallm_hf.data.token_files import EXAMPLES, Side, SideWriter, SourceShare, file_sha256
+from smallm_hf.data.workers import Workers
 from smallm_hf.tokenizing.encoding import Encoder, make_encoder
-from smallm_hf.tokenizing.loading import load_tokenizer
+from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer
+from smallm_hf.tokenizing.schemes import SCHEMES
 
 PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
 BATCH_CHARACTERS = 1 << 21
 ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
-WORKER_BYTES = 1 << 30  # of memory, of which a process takes most only for books of many megabytes
-EXAMPLES = 3  # documents of each side and part that are kept for the report
-PARTS_FORMAT = 3  # of the files below; parts of another are made again
+REPORT_SECONDS = 10
+PARTS_FORMAT = 3  # of the files above; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
 KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
     {
@@ -58,78 +61,7 @@ KEPT = pyarrow.schema(  # of a document; nothing asks for its metadata any more
 )
 
 
-class WorkerKilled(UserError):
-    """A process that had a part to do is gone; the finished parts are not."""
-
-
-class Workers:
-    """Calls functions on many tasks; from the second task on in several processes, which start when they are needed.
-
-    Args:
-        number: of processes; None takes one for each core this process may use, and for each GiB of free memory.
-    """
-
-    def __init__(self, number: int | None):
-        self.number = number or _affordable()
-        self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)  # what is being written is finished: it need not be done again
-
-    def map(self, function: Callable, tasks: Iterable[tuple]) -> Iterator[Any]:
-        """Yields `function(*task)` in the order of the tasks, of which only a few are taken ahead.
-
-        Raises:
-            WorkerKilled: a process is gone; otherwise what the function raises.
-        """
-        tasks = iter(tasks)
-        first = list(itertools.islice(tasks, 2))
-        tasks = itertools.chain(first, tasks)
-        if self.number == 1 or len(first) < 2:
-            yield from itertools.starmap(function, tasks)
-            return
-        if self.pool is None:
-            # Not forked from here: the libraries' threads and locks would be copied in whatever state they are.
-            has_server = "forkserver" in multiprocessing.get_all_start_methods()
-            context = multiprocessing.get_context("forkserver" if has_server else "spawn")
-            context.set_forkserver_preload([__name__])  # imported once, and shared
-            self.pool = ProcessPoolExecutor(self.number, context, initializer=_begin)
-        waiting = deque()
-        try:
-            for task in tasks:
-                waiting.append(self.pool.submit(function, *task))
-                if len(waiting) > 2 * self.number:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise WorkerKilled(
-                f"one of the {self.number} processes that prepare the text was killed, as they are when memory runs "
-                "out, or could not start, as from a script without `if __name__ == '__main__':`; run again with fewer "
-                "data.workers, and it goes on from what is done"
-            ) from error
-
-
-def _affordable() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, psutil.virtual_memory().available // WORKER_BYTES))
-
-
-def _begin() -> None:
-    """Leaves Ctrl-C to the process that started this one, ends when that does, and has one thread for tokens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["RAYON_NUM_THREADS"] = "1"  # of rensa
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+# --- documents on disk -----------------------------------------------------------------------------------------------
 
 
 def _batches(things: Iterable, characters: int, text: Callable = attrgetter("text")) -> Iterator[list]:
@@ -143,9 +75,6 @@ def _batches(things: Iterable, characters: int, text: Callable = attrgetter("tex
             batch, held = [], 0
     if batch:
         yield batch
-
-
-# --- documents on disk -----------------------------------------------------------------------------------------------
 
 
 def cut_parts(documents: Iterable[Document]) -> Iterator[Iterator[Document]]:
@@ -181,11 +110,33 @@ def read_part(path: Path, is_wanted: np.ndarray | None = None) -> Iterator[Docum
                 ordinals = before - 1 + np.cumsum(batch["piece"].to_numpy() == 0)
                 before = ordinals[-1] + 1
                 batch = batch.filter(pyarrow.array(is_wanted[ordinals]))
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield Document(**dict(zip(KEPT.names, row, strict=True)))
+            for row in batch.to_pylist():
+                yield Document(**row)
 
 
-# --- the stages, each of one part ------------------------------------------------------------------------------------
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def merged(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Joins the reports of parts: numbers are added, of lists the first few are kept."""
+    return reduce(_merge, reports, {})
+
+
+def _merge(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        both = one | other
+        return {key: _merge(one[key], other[key]) if key in one and key in other else both[key] for key in both}
+    if isinstance(one, list):
+        return (one + [item for item in other if item not in one])[: max(EXAMPLES, len(one))]
+    return one if one is None else one + other
+
+
+# --- what a stage does with one part ---------------------------------------------------------------------------------
 
 
 def clean_part(
@@ -245,60 +196,286 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
     return sum(writer.counts["bytes"] for writer in writers.values())
 
 
-@functools.lru_cache(1)
+@lru_cache(1)
 def _encoder(tokenizer: Path, sha256: str) -> tuple[Encoder, int, int]:
     loaded = load_tokenizer(str(tokenizer))
     return make_encoder(loaded), loaded.eos_token_id, len(loaded)
 
 
-class SideWriter:
-    """Appends documents to one file of ids, counting what goes in.
+# --- all parts of all sources ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class CleanedSource:
+    """A source after cleaning: its parts on disk, and what was met while it was read."""
+
+    input: Input
+    parts: list[Path] = field(default_factory=list)
+    reading: ReadingReport = field(default_factory=ReadingReport)
+
+    @cached_property
+    def reports(self) -> list[dict[str, Any]]:
+        """What each part reports."""
+        return [_read_json(part / REPORT) for part in self.parts]
+
+    @property
+    def features(self) -> list[Features]:
+        """Those of the documents of each part."""
+        return [Features.load(part / FEATURES) for part in self.parts]
+
+    def read(self, is_wanted: np.ndarray | None = None) -> Iterator[Document]:
+        """Yields the cleaned documents of all parts, or those of the N that are wanted, (N,) bool."""
+        if is_wanted is None:
+            yield from itertools.chain.from_iterable(read_part(part / TEXT) for part in self.parts)
+            return
+        edges = np.cumsum([report["documents"] for report in self.reports])[:-1]
+        for part, wanted_here in zip(self.parts, np.split(is_wanted, edges), strict=True):
+            if wanted_here.any():
+                yield from read_part(part / TEXT, wanted_here)
+
+
+@dataclass
+class Stages:
+    """The stages over all parts of all sources; what is done already is not done again.
 
     Args:
-        path: of the file, without `.bin`; beside it, in `.npy`, come the tokens and bytes of each document.
-        entries: of the tokenizer.
-        eos_token_id: closes each document.
+        request: the settings.
+        parts: the folder of finished parts.
+        model_max_length: tokens, written into the saved tokenizer.
+        workers: who does the work.
+        report: called with lines of progress.
     """
 
-    def __init__(self, path: Path, entries: int, eos_token_id: int):
-        self.path, self.file = path, path.with_suffix(".bin").open("wb")
-        self.dtype = id_type(entries)
-        self.eos = np.array([eos_token_id], self.dtype)
-        self.entries = np.zeros(entries, np.int64)  # how often each was written
-        self.counts = {"tokens": 0, "bytes": 0, "documents": 0, "empty_documents": 0}
-        self.examples = []
-        self.sizes = [[0, 0]]  # tokens and bytes of each document, the last of which is not through yet
+    request: Request
+    parts: Path
+    model_max_length: int
+    workers: Workers
+    report: Callable[[str], None]
 
-    def add(self, batch: list[tuple[Document, Iterable[int]]]) -> None:
-        """Writes documents, or pieces of them, and their ids."""
-        ids = []
-        for document, found in batch:
-            if not document.text:
-                self.counts["empty_documents"] += 1
-                continue
-            ids.append(np.asarray(found, self.dtype))
-            size = len(document.text.encode())
-            self.sizes[-1][0] += len(ids[-1]) + document.is_last
-            self.sizes[-1][1] += size
-            if document.is_last:
-                ids.append(self.eos)
-                self.sizes.append([0, 0])
-            self.counts["bytes"] += size
-            self.counts["documents"] += document.is_last
-            if len(self.examples) < EXAMPLES and document.piece == 0:
-                self.examples.append({"id": document.id, "begins": document.text[:200]})
-        if ids:
-            joined = np.concatenate(ids)
-            self.file.write(joined.tobytes())
-            self.entries += np.bincount(joined, minlength=len(self.entries))
-            self.counts["tokens"] += len(joined)
+    def clean(self, rank: int = 0, world_size: int = 1) -> list[CleanedSource]:
+        """Reads every source here, and cleans it part by part wherever there is a worker.
 
-    def close(self) -> dict[str, Any]:
-        """Ends the file and returns the counts."""
-        self.file.close()
-        np.save(self.path.with_suffix(".npy"), np.array(self.sizes[:-1], np.int64).reshape(-1, 2))
-        return {**self.counts, "examples": self.examples}
+        Args:
+            rank: of this task among `world_size` that share the work; each does every `world_size`-th part.
+            world_size: number of tasks.
+
+        Raises:
+            UserError: a source with no text in it, or none left; only the one task that does all can know.
+        """
+        cleaned = [self._clean(number, one, rank, world_size) for number, one in enumerate(self.request.inputs)]
+        for one in cleaned if world_size == 1 else ():
+            _require_text(one)
+        return cleaned
+
+    def _clean(self, number: int, one: Input, rank: int, world_size: int) -> CleanedSource:
+        request, cleaned = self.request, CleanedSource(one)
+        config, name = request.cleaning, one.source.source
+        repeated = frozenset()
+        if config.enabled and config.repeated_lines:
+            documents = request.read(one.source, ReadingReport())  # what is met is reported below
+            repeated = find_repeated_lines(documents, config.repeated_lines)
+            shown = f", such as {min(repeated)!r}" if repeated else ""
+            self.report(
+                f"{name}: cleaning.repeated_lines removes {len(repeated)} lines that many documents have{shown}; rows, "
+                "conversations and source code keep theirs"
+            )
+
+        def tasks() -> Iterator[tuple]:
+            for place, documents in enumerate(cut_parts(request.read(one.source, cleaned.reading))):
+                part = self.parts / f"{number:02}-{place:05}"
+                cleaned.parts.append(part)
+                if part.exists() or place % world_size != rank:
+                    deque(documents, maxlen=0)  # read past: it is done, or for another task
+                else:
+                    raw = part.with_suffix(".raw")
+                    write_documents(raw, documents)
+                    yield part, raw, config, repeated, request.selection
+
+        self._follow("cleaned", self.workers.map(clean_part, tasks()))
+        for line in cleaned.reading.lines:
+            self.report(f"{name}: {line}")
+        return cleaned
+
+    def cleaned(self) -> list[CleanedSource]:
+        """The sources as `clean` left them."""
+        return [
+            CleanedSource(one, sorted(self.parts.glob(f"{number:02}-{'[0-9]' * 5}")))
+            for number, one in enumerate(self.request.inputs)
+        ]
+
+    def choose(self, cleaned: list[CleanedSource]) -> Selection:
+        """Decides which documents train and which validate, and keeps it."""
+        folder = self.parts / "selection"
+        if not folder.exists():
+            selection = select(
+                lambda number, is_wanted: cleaned[number].read(is_wanted),
+                [one.features for one in cleaned],
+                [one.side for one in self.request.inputs],
+                self.request.selection,
+                self.request.data.validation_ratio,
+                self.parts,
+            )
+            plans = {
+                source: {"kind": plan.kind, "blocks": [(block.start, block.stop) for block in plan.blocks]}
+                for source, plan in selection.plans.items()
+            }
+            with replacing(folder) as partial:
+                for source, sides in enumerate(selection.sides):
+                    np.save(partial / f"{source}.npy", sides)
+                _write_json(partial / REPORT, {"report": selection.report, "plans": plans})
+        written = _read_json(folder / REPORT)
+        plans = {
+            int(source): InsidePlan([range(*block) for block in plan["blocks"]], plan["kind"])
+            for source, plan in written["plans"].items()
+        }
+        return Selection(
+            [np.load(folder / f"{source}.npy") for source in range(len(cleaned))], written["report"], plans
+        )
+
+    def tokenizer(self, cleaned: list[CleanedSource], selection: Selection) -> PreTrainedTokenizerFast:
+        """The tokenizer as it lies among the finished parts, put there if it is not yet."""
+        folder = self.parts / "tokenizer"
+        if not folder.exists():
+            is_trained = self.request.tokenizer.source in SCHEMES
+            tokenizer = self._train_tokenizer(cleaned, selection) if is_trained else self.request.given_tokenizer
+            with replacing(folder) as partial:
+                save_tokenizer(tokenizer, partial, self.model_max_length)
+        return load_tokenizer(str(folder))
+
+    def _train_tokenizer(self, cleaned: list[CleanedSource], selection: Selection) -> PreTrainedTokenizerFast:
+        scheme, limit = SCHEMES[self.request.tokenizer.source], self.request.vocab_size
+        self.report(f"training {scheme.title} of {'at most ' if scheme.units else ''}{limit:,} entries")
+        sided = (selection.sided(number, one.read()) for number, one in enumerate(cleaned))
+        texts = (document.text for side, document in itertools.chain.from_iterable(sided) if side == TRAIN)
+        if scheme.sample_characters:
+            texts = sample_texts(texts, scheme.sample_characters)
+        tokenizer = scheme.train(texts, limit)
+        if len(tokenizer) < limit:
+            self.report(f"{len(tokenizer):,} entries of at most {limit:,}: all {scheme.units} of the text")
+        return tokenizer
+
+    def encode(
+        self,
+        cleaned: list[CleanedSource],
+        selection: Selection,
+        tokenizer_sha256: str,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> list[list[Path]]:
+        """Tokenises every part; returns the folders of each source in their order."""
+        encoded, numbers = [[] for _ in cleaned], itertools.count()
+
+        def tasks() -> Iterator[tuple]:
+            for number, one in enumerate(cleaned):
+                documents = {part: report["documents"] for part, report in zip(one.parts, one.reports, strict=True)}
+                last = 0
+                for texts in [one.parts] if selection.is_inside(number) else [[part] for part in one.parts]:
+                    first, last = last, last + sum(documents[text] for text in texts)
+                    part = texts[0].with_name(f"{texts[0].name}.tokens")
+                    encoded[number].append(part)
+                    if next(numbers) % world_size == rank and not part.exists():
+                        none_but_mine = [codes[:0] for codes in selection.sides]
+                        none_but_mine[number] = selection.sides[number][first:last]
+                        mine = replace(selection, sides=none_but_mine, report={})
+                        yield part, texts, mine, number, self.parts / "tokenizer", tokenizer_sha256
+
+        self._follow("tokenised", self.workers.map(encode_part, tasks()))
+        return encoded
+
+    def join(
+        self, encoded: list[list[Path]], folder: Path
+    ) -> tuple[list[dict[str, Any]], dict[str, Side], list[SourceShare]]:
+        """Joins the tokenised parts of each source to the token file of each side in `folder`.
+
+        Returns:
+            The counts of each source, each side, and each share.
+
+        Raises:
+            UserError: a side is empty, or a source with a weight has nothing to train on.
+        """
+        shutil.copytree(self.parts / "tokenizer", folder / "tokenizer")
+        counts, sides = [], {}
+        for parts in encoded:
+            entries = sum(np.load(part / ENTRIES) for part in parts)
+            reports = [_read_json(part / REPORT) for part in parts]
+            counts.append({**merged(reports), "entries": dict(zip(SIDES, entries, strict=True))})
+        for side in SIDES:
+            parts = list(itertools.chain.from_iterable(encoded))
+            with (folder / f"{side}.bin").open("wb") as file:
+                for part in parts:
+                    with (part / f"{side}.bin").open("rb") as ids:
+                        shutil.copyfileobj(ids, file)
+            np.save(folder / f"{side}.npy", np.concatenate([np.load(part / f"{side}.npy") for part in parts]))
+            total = {
+                name: sum(one[side][name] for one in counts)
+                for name in ("tokens", "bytes", "documents", "empty_documents")
+            }
+            sides[side] = Side(**total, sha256=file_sha256(folder / f"{side}.bin"))
+        for side, total in sides.items():
+            if total.documents == 0:
+                raise UserError(
+                    f"the {side} side of the split is empty, the other has {max(s.documents for s in sides.values())} "
+                    f"documents; give a {'data.source' if side == TRAIN else 'data.validation_source'} that holds text"
+                )
+        return counts, sides, _shares(self.request, counts)
+
+    def _follow(self, verb: str, sizes: Iterable[int]) -> None:
+        """Waits for parts of so many bytes, and says from time to time how much is done, and how fast."""
+        done, began = 0, time.monotonic()
+        reported = began
+        for size in sizes:
+            done += size
+            now = time.monotonic()
+            if now - reported > REPORT_SECONDS:
+                reported = now
+                self.report(f"{verb} {done / 1e6:.0f} MB of text ({done / 1e6 / (now - began):.1f} MB/s)")
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+def _require_text(cleaned: CleanedSource) -> None:
+    if any(part["bytes"] for part in cleaned.reports):
+        return
+    name = cleaned.input.source.source
+    cleaning = merged(cleaned.reports).get("cleaning") or {}
+    if dropped := cleaning.get("dropped"):
+        reasons = ", ".join(f"{reason}: {drop['documents']}" for reason, drop in dropped.items())
+        fix = "change these cleaning limits"
+        if set(dropped) == {"nothing left"} and cleaning["repeated_lines"]:
+            fix = "they are made of the same lines; give others, or set cleaning.repeated_lines to 0 to keep these"
+        raise UserError(f"data source {name}: cleaning left no document ({reasons}); {fix}")
+    raise UserError(f"data source {name} is empty: there is no text in it; give one that has some")
+
+
+def sample_texts(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Yields the texts of smallest hash that fit: a sample from everywhere, equal on every run, in bounded memory."""
+    kept, size = [], 0
+    for text in texts:
+        heapq.heappush(kept, (-hash_fraction(text), text))
+        size += len(text)
+        while size > characters and len(kept) > 1:
+            size -= len(heapq.heappop(kept)[1])
+    while kept:
+        yield heapq.heappop(kept)[1]
+
+
+def _shares(request: Request, counts: list[dict[str, Any]]) -> list[SourceShare]:
+    shares, first_token, names = [], 0, ("tokens", "documents", "bytes")
+    for place, (source, weight) in enumerate(zip(request.data.mixture, request.weights, strict=True)):
+        mine = [(one, found) for one, found in zip(request.inputs, counts, strict=True) if one.place == place]
+        one, train = mine[0][0], mine[0][1][TRAIN]
+        if weight is not None and not train["documents"]:
+            raise UserError(
+                f"of data.sources, {source.source} has weight {source.weight} and no document left to train on (they "
+                "may all stand in another source); leave it out"
+            )
+        shares.append(
+            SourceShare(
+                source=source.source,
+                split=one.source.split,
+                weight=weight,
+                first_token=first_token,
+                **{name: train[name] for name in names},
+                **{f"validation_{name}": sum(found[VALIDATION][name] for _, found in mine) for name in names},
+            )
+        )
+        first_token += train["tokens"]
+    return shares

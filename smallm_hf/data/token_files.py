@@ -7,12 +7,13 @@
     report.json                the same for people, with what was cleaned away and why, and examples
     report.md                  the same to read
 
-`preparing` makes such folders.
+`prepare` makes such folders.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +23,24 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
 
 FORMAT = 3  # of the folder; a change makes older ones unreadable
 UINT16_ENTRIES = 1 << 16
+EXAMPLES = 3  # documents of each side and part that are kept for the report
 
 
 def id_type(entries: int) -> np.dtype:
     """The type of the ids of a tokenizer of that many entries."""
     return np.dtype("<u2" if entries <= UINT16_ENTRIES else "<u4")
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ class Meta:
     versions: dict[str, str]
 
 
-class OtherFormat(UserError):
-    """Token files that another version has made."""
+class Unfit(UserError):
+    """Token files that another version has made, or that are not those asked for."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +183,7 @@ class TokenFiles:
             UserError: one is not, with both fingerprints.
         """
         for name in SIDES:
-            with (self.folder / f"{name}.bin").open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            written = getattr(self.meta, name).sha256
+            found, written = file_sha256(self.folder / f"{name}.bin"), getattr(self.meta, name).sha256
             if found != written:
                 raise UserError(
                     f"{self.folder}/{name}.bin has sha256 {found[:12]}, its meta.json says {written[:12]}: it was "
@@ -205,7 +212,7 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     """Opens a finished folder of token files.
 
     Raises:
-        UserError: no meta.json, one of another format (`OtherFormat`), or token files that are not as long as it says.
+        UserError: no meta.json, one of another format (`Unfit`), or token files that are not as long as it says.
     """
     folder = Path(folder)
     try:
@@ -215,7 +222,7 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     except ValueError as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from error
     if content.get("format") != FORMAT:
-        raise OtherFormat(
+        raise Unfit(
             f"{folder} holds token files of format {content.get('format')}, this version reads {FORMAT}; "
             "remove it and prepare it again"
         )
@@ -231,3 +238,52 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
                 f"remove {folder} and prepare it again"
             )
     return TokenFiles(folder, meta)
+
+
+class SideWriter:
+    """Appends documents to one file of ids, counting what goes in.
+
+    Args:
+        path: of the file, without `.bin`; beside it, in `.npy`, come the tokens and bytes of each document.
+        entries: of the tokenizer.
+        eos_token_id: closes each document.
+    """
+
+    def __init__(self, path: Path, entries: int, eos_token_id: int):
+        self.path, self.file = path, path.with_suffix(".bin").open("wb")
+        self.dtype = id_type(entries)
+        self.eos = np.array([eos_token_id], self.dtype)
+        self.entries = np.zeros(entries, np.int64)  # how often each was written
+        self.counts = {"tokens": 0, "bytes": 0, "documents": 0, "empty_documents": 0}
+        self.examples = []
+        self.sizes = [[0, 0]]  # tokens and bytes of each document, the last of which is not through yet
+
+    def add(self, batch: list[tuple[Document, Iterable[int]]]) -> None:
+        """Writes documents, or pieces of them, and their ids."""
+        ids = []
+        for document, found in batch:
+            if not document.text:
+                self.counts["empty_documents"] += 1
+                continue
+            ids.append(np.asarray(found, self.dtype))
+            size = len(document.text.encode())
+            self.sizes[-1][0] += len(ids[-1]) + document.is_last
+            self.sizes[-1][1] += size
+            if document.is_last:
+                ids.append(self.eos)
+                self.sizes.append([0, 0])
+            self.counts["bytes"] += size
+            self.counts["documents"] += document.is_last
+            if len(self.examples) < EXAMPLES and document.piece == 0:
+                self.examples.append({"id": document.id, "begins": document.text[:200]})
+        if ids:
+            joined = np.concatenate(ids)
+            self.file.write(joined.tobytes())
+            self.entries += np.bincount(joined, minlength=len(self.entries))
+            self.counts["tokens"] += len(joined)
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file and returns the counts."""
+        self.file.close()
+        np.save(self.path.with_suffix(".npy"), np.array(self.sizes[:-1], np.int64).reshape(-1, 2))
+        return {**self.counts, "examples": self.examples}

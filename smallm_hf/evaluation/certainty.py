@@ -1,4 +1,4 @@
-"""How sure a result is: over several seeds, and against another model on the same documents."""
+"""How certain a result is: over several seeds, and against another model on the same documents."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ RESAMPLED_AT_A_TIME = 2**20  # documents, over all resamples that are held at on
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
-    """Mean, standard deviation and confidence interval of a figure of several runs that differ in their seed.
+    """Mean, standard deviation and confidence interval of one figure over several runs that differ in their seed.
 
     Returns:
         `runs`, `mean`, `std` of the sample (n - 1), and `low` to `high`, which holds the mean of all such runs with
@@ -35,7 +35,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
 
 
 def paired_bootstrap(ours: Sequence[Sums], others: Sequence[Sums], seed: int = 42) -> dict[str, float | int]:
-    """Whether one model knows the same documents better than another (Koehn 2004, on bits per byte).
+    """Whether one model predicts the same documents better than another (Koehn 2004, on bits per byte).
 
     Args:
         ours: sums of each document.
@@ -43,9 +43,9 @@ def paired_bootstrap(ours: Sequence[Sums], others: Sequence[Sums], seed: int = 4
         seed: of the resampling, with replacement.
 
     Returns:
-        `difference` in bits per byte, ours less theirs, so below 0 is better; `low` to `high`, the 95 % interval of it;
+        `difference` in bits per byte, ours minus theirs, so below 0 is better; `low` to `high`, its 95 % interval;
         `probability_better`, the share of resamples in which ours is better, ties by half; `documents`, and the share
-        that ours knows better, `documents_won`.
+        of them that ours predicts better, `documents_won`.
 
     Raises:
         UserError: not the same documents, or fewer than two.
@@ -55,9 +55,11 @@ def paired_bootstrap(ours: Sequence[Sums], others: Sequence[Sums], seed: int = 4
     text = np.array([(sums.bytes, sums.nats) for sums in ours])
     other = np.array([(sums.bytes, sums.nats) for sums in others])
     if len(text) < 2:
-        raise UserError(f"{len(text)} document cannot be resampled; give two or more, and no protocol packed")
+        raise UserError(f"{len(text)} document cannot be resampled; give two or more, by another protocol than packed")
     if text.shape != other.shape or (text[:, 0] != other[:, 0]).any():
-        raise UserError(f"{len(text)} and {len(other)} documents, or not the same ones, are no pairs; score one text")
+        raise UserError(
+            f"{len(text)} and {len(other)} documents, or not the same ones, cannot be paired; score the same text"
+        )
     bits, sizes = (text[:, 1] - other[:, 1]) / math.log(2), text[:, 0]
     drawn = bootstrap(
         (bits, sizes),

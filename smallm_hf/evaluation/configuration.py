@@ -1,4 +1,4 @@
-"""What can be asked of models that are scored, and by which rules: what `scripts/score.py` takes."""
+"""What models can be asked, and by which rules they are scored: the options of `scripts/score.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,16 +12,16 @@ Protocol = Literal["documents", "packed", "sliding"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How texts are scored. Numbers are only compared where all but the batch size are the same.
+    """How texts are scored. Figures can be compared only where all of these but the batch size are equal.
 
     Args:
-        protocol: `documents` scores each text on its own, `sliding` too, but with windows that overlap, `packed` all in
-            one stream with eos between, as trained.
+        protocol: `documents` scores each text on its own, `sliding` too, but in windows that overlap, `packed` all
+            texts in one stream with eos between them, as in training.
         stride: tokens from one window to the next under `sliding`; by default half a window.
-        within_documents: under `packed` attention does not reach across the eos between documents, as in a model that
-            was trained with batching.within_documents.
+        within_documents: under `packed`, whether attention stops at the eos between documents, for a model that was
+            trained with batching.within_documents.
         context_length: tokens per window; by default the length each model was trained at where its config says so,
-            else all its positions, 2,048 at most. Longer texts go on in the next.
+            else all its positions, 2,048 at most. Longer texts go on in the next window.
         batch_size: windows per forward pass at most; changes speed and memory, not the result.
     """
 
@@ -33,7 +33,7 @@ class Rules:
 
     @property
     def rules(self) -> dict[str, Any]:
-        """These fields, without those that a kind of `Questions` adds."""
+        """These fields, without those that a subclass adds."""
         return {rule.name: getattr(self, rule.name) for rule in fields(Rules)}
 
     def __post_init__(self) -> None:
@@ -41,25 +41,21 @@ class Rules:
             raise UserError(f"protocol {self.protocol!r} is unknown; choose from {', '.join(get_args(Protocol))}")
         if self.within_documents and self.protocol != "packed":
             raise UserError(
-                f"within_documents=true belongs to protocol packed and not to {self.protocol}, whose windows hold one "
+                f"within_documents=true is for protocol packed and not for {self.protocol}, whose windows hold one "
                 "document; leave out one"
             )
         self.require_at_least(batch_size=1)
 
     def require_at_least(self, **least: int) -> None:
-        """Refuses fields below these numbers; None passes.
-
-        Raises:
-            UserError: one is.
-        """
+        """Raises UserError if a field is below its number here; None passes."""
         for name, smallest in least.items():
             if (number := getattr(self, name)) is not None and number < smallest:
                 raise UserError(f"{name}={number} is out of range; give {smallest} or more")
 
 
 @dataclass(frozen=True)
-class Questions(Rules):
-    """What is asked of every model, in the same way; how it is scored is said by `Rules`.
+class ScoringQuestions(Rules):
+    """What every model is asked, beside the rules by which its text is scored.
 
     Args:
         text_column: column of the data that holds the text, in all but text files.
@@ -68,16 +64,16 @@ class Questions(Rules):
         top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
         training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
             binned by how frequent a token or a word is there instead of in the scored text.
-        generate: documents whose second half is written from the first, or the text from the source, and compared; what
-            the context does not hold is left out.
-        max_new_tokens: tokens of each of these texts at most.
-        temperature: of these texts; 0 takes the most probable token always.
-        seed: of these texts, beside what each continues, and of the resampling of documents for --against.
+        generate: number of documents whose second half is generated from the first, or whose text from the source, and
+            compared with the original; those that exceed the context are left out.
+        max_new_tokens: tokens of each generated text at most.
+        temperature: of the generated texts; 0 always takes the most probable token.
+        seed: of the generated texts, together with each prompt, and of the resampling of documents for --against.
         speed: whether reading and writing are timed.
         speed_batch_size: texts at a time.
         speed_prompt_tokens: tokens of each prompt.
-        speed_new_tokens: tokens written behind each.
-        speed_repetitions: times that count, after one that does not.
+        speed_new_tokens: tokens generated for each prompt.
+        speed_repetitions: repetitions that count, after a warm-up.
     """
 
     text_column: str = "text"

@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import TooLong, UserError
-from smallm_hf.evaluation.readers import Seq2SeqReader
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.families import kind_of, require_writer
-from smallm_hf.generation import forked_random, sample, seed_of
-from smallm_hf.inspection import evaluation_mode
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, seed_of
 from smallm_hf.tokenizing.encoding import encode_ordinary
 
 COPIED = 8  # tokens in a row that count as copied
@@ -63,8 +61,8 @@ def continue_documents(
         UserError: a masked model.
     """
     require_writer(model)
+    engine, reads = Engine(model, tokenizer), "source" if kind_of(model) == "seq2seq" else "prompt"
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    write = {"causal": _go_on, "seq2seq": _answer}[kind_of(model)]
     continued, short, too_long, asked = [], 0, [], 0
     for asked, (text, source) in enumerate(documents, start=1):
         prompt, reference = (source, text) if source else _halves(text)
@@ -72,7 +70,8 @@ def continue_documents(
             short += 1
             continue
         try:
-            written = write(model, tokenizer, prompt, seed=seed_of(seed, prompt), **settings)
+            request = Request(**{reads: prompt}, seed=seed_of(seed, prompt), **settings)
+            written = engine.write([request])[0].text
         except TooLong as error:
             too_long.append(f"the first of them number {asked}: {error}")
             continue
@@ -90,30 +89,6 @@ def _halves(text: str) -> tuple[str, str]:
     ends = [word.end() for word in re.finditer(r"\S+", text.strip())]
     middle = ends[len(ends) // 2 - 1] if len(ends) > 1 else 0
     return text.strip()[:middle], text.strip()[middle:]
-
-
-def _go_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, **settings: float) -> str:
-    """What a causal model writes behind a prompt."""
-    return sample(model, tokenizer, [prompt], **settings)[0]
-
-
-def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    source: str,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-) -> str:
-    """What a seq2seq model writes for a source."""
-    draw = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    input_ids = torch.tensor([Seq2SeqReader(model, tokenizer).source_ids(source)], device=model.device)
-    with forked_random(model.device), evaluation_mode(model):
-        torch.manual_seed(seed)
-        config = GenerationConfig(**draw, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        written = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)
-    return tokenizer.decode(written[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def likeness(texts: Sequence[str], references: Sequence[str]) -> dict[str, Any]:

@@ -8,24 +8,24 @@ import numpy as np
 
 from smallm_hf.evaluation.word_loss import WordLoss, by_decade
 
-# Of the confidence, each as wide (Guo et al. 2017).
+# Bins of the confidence, equally wide (Guo et al. 2017).
 CALIBRATION_BINS = 15
-# Positions are binned by powers of two; more there are not.
+# Positions are binned by powers of two; no context is longer.
 POSITION_BINS = 32
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a model said of scored tokens; every array has shape (tokens,).
+    """What a model predicted of scored tokens; every array has shape (tokens,).
 
     Attributes:
         token_ids: the tokens.
-        positions: how many tokens of the window stand before each; a causal model has read just these.
+        positions: tokens of the window before each; a causal model has read just these.
         nats: negative log-likelihood, float64.
-        ranks: tokens that come before it, 0 for the first choice; of equal logits the lower id comes first.
-        entropies: of the distribution it was drawn from, in nats; None where nobody asked.
-        confidences: the probability of the first choice; None where nobody asked.
-        words: number of the word of each, by the `WordLoss` that has read the text; None where nobody asked.
+        ranks: tokens that the model preferred, 0 for its first choice; of equal logits the lower id comes first.
+        entropies: of the predicted distribution, in nats; None if not asked for.
+        confidences: the probability of the first choice; None if not asked for.
+        words: the word of each, by `WordLoss.find`; None if not asked for.
     """
 
     token_ids: np.ndarray
@@ -43,13 +43,13 @@ class Profile:
 
     Attributes:
         top_k: the k of the top-k accuracies.
-        first_k: tokens among the first k choices, for each of them.
+        first_k: tokens among the first k choices, for each k.
         entropy: summed, in nats.
         by_confidence: tokens, summed confidence and tokens that were the first choice, for each bin.
         by_position: tokens and nats, for each bin.
         by_token: tokens and nats, for each entry of the vocabulary.
-        by_word: occurrences and nats, for each word of the text; empty where the tokenizer does not tell where its
-            tokens lie, as the slow ones of transformers.
+        by_word: occurrences and nats, for each word of the text; empty for a tokenizer without offsets, as the slow
+            ones of transformers are.
     """
 
     top_k: tuple[int, ...]
@@ -67,10 +67,10 @@ class Profile:
         return cls(tuple(top_k), *map(np.zeros, shapes), WordLoss())
 
     def add(self, scores: TokenScores) -> None:
-        """Counts tokens that were scored with entropies and confidences."""
+        """Adds tokens that were scored with entropies and confidences."""
         self.first_k += [(scores.ranks < k).sum() for k in self.top_k]
         self.entropy += scores.entropies.sum()
-        confidences = np.nan_to_num(scores.confidences)  # what is no number is refused at the end, by all processes
+        confidences = np.nan_to_num(scores.confidences)  # NaN is refused at the end, by all processes
         bins = np.minimum((confidences * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         _count(self.by_confidence, bins, confidences, scores.ranks == 0)
         _count(self.by_position, np.ceil(np.log2(scores.positions)).astype(int), scores.nats)
@@ -79,7 +79,7 @@ class Profile:
             self.by_word.add(scores.words, scores.nats)
 
     def __iadd__(self, other: "Profile") -> "Profile":
-        """Takes in what another has counted."""
+        """Adds the counts and sums of another process."""
         for field in fields(self)[1:]:
             counted = getattr(self, field.name)
             counted += getattr(other, field.name)
@@ -102,9 +102,9 @@ class Profile:
         """The bins that hold tokens: `by_confidence` (reliability), `by_position`, `by_frequency`, `by_word_frequency`.
 
         Args:
-            frequencies: how often each entry of the vocabulary stands in some other text, that of the training for
-                example, int of shape (V,); by default in the scored one.
-            word_counts: the same of its words, of `count_words`.
+            frequencies: occurrences of each entry of the vocabulary in another text, such as the training text, int of
+                shape (V,); by default in the scored one.
+            word_counts: occurrences of its words, from `count_words`.
         """
         tokens, confidence, correct = self.by_confidence
         reliability = [
@@ -135,6 +135,6 @@ class Profile:
 
 
 def _count(rows: np.ndarray, bins: np.ndarray, *weights: np.ndarray) -> None:
-    """Adds one to the first row and each weight to the next ones, in the bin of each token."""
+    """Adds 1 to the first row and each weight to the next ones, in the bin of each token."""
     for row, weight in zip(rows, (None, *weights), strict=True):
         row += np.bincount(bins, weights=weight, minlength=len(row))

@@ -1,9 +1,9 @@
-"""Reads windows of tokens with a model of any family: the logits of each token that is scored.
+"""How each kind of model reads windows of tokens: the logits of each token that is scored.
 
-- causal: left to right.
-- seq2seq: the decoder left to right, teacher-forced, beside what the encoder has read: a source text, or nothing.
-- masked: each token is masked in turn and seen from both sides (Salazar et al. 2020). The sum is a pseudo-likelihood:
-  no probability of the text, and lower than one. It compares masked models with each other and with no other family.
+- causal: from left to right.
+- seq2seq: the decoder from left to right, teacher-forced, beside what the encoder read: a source text, or nothing.
+- masked: each token is masked in turn and predicted from both sides (Salazar et al. 2020). The sum is a
+  pseudo-likelihood, which is not a probability of the text: it compares masked models with each other only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.base.errors import TooLong, UserError
+from smallm_hf.base.errors import UserError
 from smallm_hf.data.batches.packed import positions_in_documents
 from smallm_hf.evaluation.windows import Window
 from smallm_hf.families import Kind
+from smallm_hf.generation.request import source_ids
 from smallm_hf.inspection import position_limit, vocabulary_size
-from smallm_hf.tokenizing.encoding import added_around, encode_ordinary, start_token_id
+from smallm_hf.tokenizing.encoding import added_around, start_token_id
 
 # Memory the float32 logits of one forward pass may take; a larger batch is read in several passes.
 LOGITS_BYTES = 2**30
@@ -26,17 +27,19 @@ MASKED_AT_A_TIME = 64
 
 
 def _fill(rows: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int]) -> torch.Tensor:
-    """Rows of different lengths as one tensor, zeros behind them."""
+    """Rows of different lengths as one tensor, padded with zeros."""
     filled = torch.zeros(shape, dtype=torch.long)
     for number, row in enumerate(rows):
         filled[number, : len(row)] = torch.as_tensor(row, dtype=torch.long)
     return filled
 
 
-class CausalReader:
-    """Reads from left to right; what fills a batch up stands behind the text, where nothing sees it.
+class Reader:
+    """Reads windows of tokens with one model; the subclasses say how.
 
-    With a `separator`, the eos between documents, attention does not reach across it (`positions_in_documents`).
+    Attributes:
+        limit: the most tokens of a window beyond the first; None where the model has no limit.
+        separator: the eos that attention does not reach across (`positions_in_documents`); causal models only.
     """
 
     def __init__(
@@ -46,14 +49,26 @@ class CausalReader:
         self.limit = position_limit(model)
 
     def before(self) -> list[int]:
-        """The tokens that stand before a text."""
+        """The tokens before a text, one or more."""
         return [start_token_id(self.tokenizer)]
 
-    def source_ids(self, source: str) -> None:
-        """A causal model reads no source."""
+    def source_ids(self, source: str) -> list[int] | None:
+        """What an encoder reads of a source; None where there is no encoder."""
+        return None
 
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yields for each window the logits of its labels, (scored, V), from one forward pass of `shape`."""
+        """Yields for each window the logits of its labels, (scored, V).
+
+        `shape` is what a batch is filled up to: rows, and tokens beyond the last.
+        """
+        raise NotImplementedError
+
+
+class CausalReader(Reader):
+    """Reads from left to right; the padding of a batch stands behind the text, where nothing sees it."""
+
+    def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """See `Reader`; one forward pass."""
         input_ids = _fill([window.token_ids[:-1] for window in windows], shape)
         inputs = {"input_ids": input_ids}
         if self.separator is not None:
@@ -62,34 +77,22 @@ class CausalReader:
         yield from _of_labels(self.model(**inputs, use_cache=False).logits, windows)
 
 
-class Seq2SeqReader:
-    """The decoder reads from left to right, beside what the encoder reads; of that nothing but its own text counts."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = model, tokenizer
-        self.limit = position_limit(model)
+class Seq2SeqReader(Reader):
+    """The decoder reads from left to right, beside what the encoder reads; only the decoder's own text is scored."""
 
     def before(self) -> list[int]:
         """The decoder's start token, and what the tokenizer puts before a text."""
         start = self.model.config.decoder_start_token_id
         if start is None:
-            raise UserError("the model's config names no decoder_start_token_id, which its decoder begins with; set it")
+            raise UserError("the model's config has no decoder_start_token_id, which its decoder begins with; set it")
         return [start, *added_around(self.tokenizer)[0]]
 
     def source_ids(self, source: str) -> list[int]:
-        """The source as the encoder was trained to read it.
-
-        Raises:
-            UserError: it has more tokens than the encoder has positions.
-        """
-        first, last = added_around(self.tokenizer)
-        ids = [*first, *encode_ordinary(self.tokenizer, [source])[0], *last] or [self.tokenizer.eos_token_id]
-        if self.limit is not None and len(ids) > self.limit:
-            raise TooLong(f"a source text takes {len(ids)} tokens and the encoder reads {self.limit}; shorten it")
-        return ids
+        """The source as the encoder was trained to read it; raises what the function of this name does."""
+        return source_ids(self.model, self.tokenizer, source)
 
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yields for each window the logits of its labels, (scored, V)."""
+        """See `Reader`; one forward pass, teacher-forced."""
         sources, device = [window.source_ids for window in windows], self.model.device
         read = (shape[0], max(map(len, sources)))
         logits = self.model(
@@ -101,27 +104,24 @@ class Seq2SeqReader:
         yield from _of_labels(logits, windows)
 
 
-class MaskedReader:
-    """Reads each window as often as it has labels, each time with another one masked."""
+class MaskedReader(Reader):
+    """Reads each window once for each of its labels, with that one masked."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(model, tokenizer)
         if tokenizer.mask_token_id is None:
             raise UserError("a masked language model whose tokenizer has no mask token; set tokenizer.mask_token")
         self.around = added_around(tokenizer)
         # A RoBERTa counts its positions from 2, so the tokenizer knows better how many there are.
-        self.limit = min(position_limit(model) or tokenizer.model_max_length, tokenizer.model_max_length)
+        self.limit = min(self.limit or tokenizer.model_max_length, tokenizer.model_max_length)
         self.limit -= sum(map(len, self.around))
 
     def before(self) -> list[int]:
-        """One token for the place before the text; it is not read."""
+        """One token to hold the place before the text; the model does not read it."""
         return [self.tokenizer.mask_token_id]
 
-    def source_ids(self, source: str) -> None:
-        """A masked model reads no source."""
-
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Yields for each window the logits of its labels, (scored, V), from passes without any filling up."""
+        """See `Reader`; several passes for each window, without padding."""
         for window in windows:
             first, last = self.around
             text = torch.tensor([*first, *window.token_ids[1:], *last])
@@ -136,7 +136,6 @@ class MaskedReader:
             yield torch.cat(parts)
 
 
-Reader = CausalReader | Seq2SeqReader | MaskedReader
 READERS: dict[Kind, type[Reader]] = {"causal": CausalReader, "seq2seq": Seq2SeqReader, "masked": MaskedReader}
 
 

@@ -1,8 +1,8 @@
 """Scores language models: nats per token, bits per byte, accuracy and certainty by a stated protocol.
 
 Every protocol cuts a sequence of tokens into windows and scores every token once; nothing is truncated. A window has
-`context_length` tokens and is read together with the one that stands before it, so that its first token has a context
-too and a causal model sees `context_length` positions.
+`context_length` tokens and is read together with the token before it, so that its first token has a context too and a
+causal model sees `context_length` positions.
 
 - `documents`: each text, stripped, is a sequence of its own, and bos (eos where there is none) stands before it. Its
   windows are disjoint. The end of the text is not scored. Bytes are the UTF-8 length of the stripped text.
@@ -13,7 +13,7 @@ too and a causal model sees `context_length` positions.
   eos is scored and counts as one byte and one character, and as no word. Windows are disjoint. With `within_documents`
   attention does not reach across the eos, for a model that was trained so.
 
-Families that are not causal are read as `families.py` says. Sums are kept in float64 and divided once, at the end
+Models that are not causal are read as `readers.py` says. Sums are kept in float64 and divided once, at the end
 (`Sums`, `summarize`), so the numbers depend neither on the batch size nor on how many processes share the work.
 """
 
@@ -41,8 +41,8 @@ from smallm_hf.evaluation.profile import Profile, TokenScores
 from smallm_hf.evaluation.readers import LOGITS_BYTES, READERS, CausalReader, Reader
 from smallm_hf.evaluation.sharing import gather
 from smallm_hf.evaluation.sums import Sums, summarize
+from smallm_hf.evaluation.texts import warn_once
 from smallm_hf.evaluation.windows import Window, cut_stream, cut_text, resolve_context_length, resolve_stride
-from smallm_hf.evaluation.word_loss import NO_WORD
 from smallm_hf.families import kind_of
 from smallm_hf.inspection import (
     evaluation_mode,
@@ -54,13 +54,322 @@ from smallm_hf.inspection import (
 )
 from smallm_hf.tokenizing.encoding import encode_ordinary, encode_placed, start_token_id, valid_unicode
 
-# Texts tokenised and sorted by length at a time, so that memory does not grow with the corpus.
+# Texts tokenized and sorted by length at a time, so that memory does not grow with the corpus.
 TEXTS_PER_BLOCK = 1024
-# (rank, processes) of one that works alone.
+# (rank, processes) of a process that works alone.
 ALONE = (0, 1)
+Advance = Callable[[int], None]
+
+
+# --- a corpus --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored corpus: the figures of `score_corpus`, and what they were made of.
+
+    Attributes:
+        figures: those of `summarize` and `Profile.figures`, with model, kind, protocol, context, counts and dtype.
+        documents: the sums of each text, in order; empty under `packed`, which scores one stream.
+        profile: where the loss lies.
+    """
+
+    figures: dict[str, Any]
+    documents: list[Sums]
+    profile: Profile
+
+
+def score_corpus(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    top_k: Sequence[int] = (1, 3),
+    sources: Iterable[str] | None = None,
+    shard: tuple[int, int] = ALONE,
+    show_progress: bool = False,
+    **rules: Any,
+) -> Scored:
+    """Scores a corpus and states how.
+
+    Args:
+        model: any causal, seq2seq or masked model, with its device and dtype, in the caller's autocast if there is one.
+        tokenizer: the model's own.
+        texts: read a block at a time; under `packed` all their token ids are held in memory.
+        top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
+        sources: what the encoder of a seq2seq model reads, one for each text; by default nothing.
+        shard: (rank, processes): all processes of a launch call this with the same texts and get the same result.
+        show_progress: whether a line on stderr counts tokens and tokens/s, where that is a terminal.
+        rules: the fields of `Rules`.
+
+    Raises:
+        UserError: an unknown protocol, a stride or a context that does not fit, a tokenizer of another model or without
+            eos, a k beyond the vocabulary, a causal model that sees later tokens, one whose documents cannot be kept
+            apart where they should be, logits that are NaN, or texts without a single token.
+    """
+    began = time.perf_counter()
+    vocab_size = vocabulary_size(model)
+    for k in top_k:
+        if not 1 <= k <= vocab_size:
+            raise UserError(f"top_k={k} is out of range; give 1 to {vocab_size}, the size of the vocabulary")
+    plan = ScoringPlan.make(model, tokenizer, Rules(**rules), with_sources=sources is not None)
+    profile, documents = Profile.empty(top_k, vocab_size), itertools.count()
+    texts = (text for text, _ in zip(texts, documents, strict=False))
+    with _progress(show_progress) as advance:
+        own = list(plan.score(texts, sources, shard=shard, advance=advance, profile=profile))
+    profiles, parts = zip(*gather((profile, own), shard[1]), strict=True)
+    profile = functools.reduce(operator.iadd, profiles, Profile.empty(top_k, vocab_size))
+    figures = {
+        "model": model.config.name_or_path or type(model).__name__,
+        "kind": kind_of(model),
+        **asdict(plan.rules),
+        "trained_context_length": trained_length(model),
+        **summarize(sum(itertools.chain(*parts), Sums())),
+        **profile.figures(),
+        "documents": next(documents),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "processes": shard[1],
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    in_order = [sums for turn in itertools.zip_longest(*parts) for sums in turn if sums is not None]
+    return Scored(figures, [] if plan.rules.protocol == "packed" else in_order, profile)
+
+
+def score_documents(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], **options: Any
+) -> dict[str, Any]:
+    """The figures of `score_corpus`, whose arguments and errors these are."""
+    return score_corpus(model, tokenizer, texts, **options).figures
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Advance]:
+    """Yields a function that counts scored tokens on a line of stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), console=console, disable=not (shown and console.is_terminal)
+    ) as progress:
+        task, tokens, began = progress.add_task("scoring"), 0, time.perf_counter()
+
+        def advance(scored: int) -> None:
+            nonlocal tokens
+            tokens += scored
+            rate = tokens / (time.perf_counter() - began)
+            progress.update(task, description=f"scoring | {tokens:,} tokens | {rate:,.0f} tokens/s")
+
+        yield advance
+
+
+# --- texts and streams -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Rules that are known to fit a model: its reader, and what they leave open decided."""
+
+    reader: Reader
+    rules: Rules
+
+    @classmethod
+    def make(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rules: Rules, with_sources: bool = False
+    ) -> "ScoringPlan":
+        """Decides what the rules leave open; raises what `score_corpus` does."""
+        protocol, kind = rules.protocol, kind_of(model)
+        if protocol == "packed" and kind != "causal":
+            raise UserError(f"protocol packed is for causal models, {type(model).__name__} is {kind}; take documents")
+        if with_sources and kind != "seq2seq":
+            raise UserError(f"{type(model).__name__} is {kind} and reads no source text; leave out --source_column")
+        no_start = kind == "causal" and start_token_id(tokenizer) is None
+        if no_start or (protocol == "packed" and tokenizer.eos_token_id is None):
+            raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")
+        reader = READERS[kind](model, tokenizer)
+        context_length = resolve_context_length(reader.limit, rules.context_length, trained_length(model))
+        stride = resolve_stride(protocol, rules.stride, context_length)
+        with evaluation_mode(model):
+            if kind == "causal":
+                refuse_lookahead(model)
+            if rules.within_documents:
+                refuse_mixing(model, tokenizer.eos_token_id)
+                reader.separator = tokenizer.eos_token_id
+        return cls(reader, replace(rules, context_length=context_length, stride=stride))
+
+    def score(
+        self,
+        texts: Iterable[str],
+        sources: Iterable[str] | None = None,
+        *,
+        shard: tuple[int, int] = ALONE,
+        advance: Advance | None = None,
+        profile: Profile | None = None,
+    ) -> Iterator[Sums]:
+        """Yields the sums of each text, in order; under `packed` one for the whole stream.
+
+        Args:
+            texts: all of them; this process scores every `processes`-th one, or window, from its rank on.
+            sources: of `score_corpus`.
+            shard: (rank, processes).
+            advance: called with the number of tokens that were just scored.
+            profile: every token is added to it.
+        """
+        seen = {"advance": advance, "profile": profile}
+        rank, processes = shard
+        if self.rules.protocol == "packed":
+            # Every process packs all texts; the first one alone counts them.
+            stream, words, size = _pack(self.reader.tokenizer, texts, profile, counted=rank == 0)
+            options = {"context_length": self.rules.context_length, "batch_size": self.rules.batch_size}
+            options |= {"separator": self.reader.separator, "shard": shard, "words": words}
+            sums = score_token_stream(self.reader.model, stream, **options, **seen)
+            yield sums if rank else sums + size
+            return
+        for block in _blocks(itertools.islice(_pair(texts, sources), rank, None, processes)):
+            yield from self._score_block([(text.strip(), source) for text, source in block], **seen)
+
+    def _score_block(
+        self, block: list[tuple[str, str]], *, advance: Advance | None, profile: Profile | None
+    ) -> list[Sums]:
+        """The sums of each text of a block, on its own."""
+        reader, rules = self.reader, self.rules
+        sums, windows = [Sums.of_text(text) for text, _ in block], []
+        for number, (ids, words) in enumerate(_encode(reader.tokenizer, [text for text, _ in block], profile)):
+            beside = {"source_ids": reader.source_ids(block[number][1]), "words": words}
+            cut = cut_text(reader.before(), ids, rules.context_length, rules.stride, **beside)
+            windows += [(number, window) for window in cut]
+        windows.sort(key=lambda window: -len(window[1].token_ids))  # neighbours of one length waste the least padding
+        options = {"batch_size": rules.batch_size, "advance": advance, "profile": profile}
+        scored = score_windows(reader, (window for _, window in windows), **options)
+        for (number, _), of_window in zip(windows, scored, strict=True):
+            sums[number] += of_window
+        return sums
+
+
+def score_token_stream(
+    model: PreTrainedModel,
+    token_ids: np.ndarray,
+    *,
+    context_length: int,
+    batch_size: int = 16,
+    shard: tuple[int, int] = ALONE,
+    separator: int | None = None,
+    advance: Advance | None = None,
+    profile: Profile | None = None,
+    words: np.ndarray | None = None,
+) -> Sums:
+    """Scores a stream of documents, each closed by eos, by the `packed` protocol.
+
+    Args:
+        model: any causal model, with its device and dtype, in the caller's autocast if there is one.
+        token_ids: one-dimensional, a memory-mapped token file for example. Its last token, an eos, also stands before
+            its first.
+        context_length: tokens per window.
+        batch_size: windows per forward pass; every pass has the same shape.
+        shard: (rank, processes): this process scores every `processes`-th window; the sums of all add up.
+        separator: the eos, for a model that was trained to attend within documents; None lets it reach across them.
+        advance: called with the number of tokens that were just scored.
+        profile: every token is added to it.
+        words: the word of each token, for the profile.
+
+    Raises:
+        UserError: a context longer than the model's, or token ids outside its vocabulary.
+    """
+    context_length = resolve_context_length(position_limit(model), context_length)
+    rank, processes = shard
+    mine = range(rank, math.ceil(len(token_ids) / context_length), processes)
+    windows = (cut_stream(token_ids, index, context_length, words) for index in mine)
+    options = {"batch_size": min(batch_size, len(mine)), "width": context_length}
+    reader = CausalReader(model, separator=separator)
+    return sum(score_windows(reader, windows, **options, advance=advance, profile=profile), Sums())
+
+
+def _pair(texts: Iterable[str], sources: Iterable[str] | None) -> Iterator[tuple[str, str]]:
+    if sources is None:
+        yield from ((text, "") for text in texts)
+        return
+    for text, source in itertools.zip_longest(texts, sources):
+        if text is None or source is None:
+            raise UserError("there are not as many source texts as texts; give one for each")
+        yield text, source
+
+
+def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    pairs = ((valid_unicode(text), valid_unicode(source)) for text, source in pairs)
+    while block := list(itertools.islice(pairs, TEXTS_PER_BLOCK)):
+        yield block
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], profile: Profile | None, counted: bool = True
+) -> Iterator[tuple[list[int], np.ndarray | None]]:
+    """Token ids of each text, and the number of each token's word, where a profile wants it and it is known.
+
+    Unknown tokens are named on stderr: all bytes that they stand for count, and their loss tells nothing of these.
+    """
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    if profile is None or not tokenizer.is_fast:
+        encoded = ((ids, None) for ids in encode_ordinary(tokenizer, texts))
+    else:
+        placed = zip(texts, encode_placed(tokenizer, texts), strict=True)
+        encoded = ((ids, profile.by_word.find(text, starts, counted)) for text, (ids, starts) in placed)
+    for ids, words in encoded:
+        if unknown in ids:
+            name = tokenizer.name_or_path or "the tokenizer"
+            warn_once(f"{name} has no entry for some of the text, whose bits per byte are too low by that")
+        yield ids, words
+
+
+def _pack(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], profile: Profile | None, counted: bool
+) -> tuple[np.ndarray, np.ndarray | None, Sums]:
+    """The texts as one stream, each closed by eos, its words, and its size: an eos is one byte and one character."""
+    pieces, words, size = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=object)], Sums()
+    for block in _blocks((text, "") for text in texts):
+        block = [text for text, _ in block]
+        for ids, of_tokens in _encode(tokenizer, block, profile, counted):
+            pieces.append(np.array([*ids, tokenizer.eos_token_id], np.int32))
+            if of_tokens is not None:
+                words.append(np.append(of_tokens, None))
+        size = sum((Sums.of_text(text) for text in block), size + Sums(bytes=len(block), characters=len(block)))
+    return np.concatenate(pieces), np.concatenate(words) if words[1:] else None, size
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def score_windows(
+    reader: Reader,
+    windows: Iterable[Window],
+    *,
+    batch_size: int,
+    width: int | None = None,
+    advance: Advance | None = None,
+    profile: Profile | None = None,
+) -> Iterator[Sums]:
+    """Yields the sums of each window, in order.
+
+    Args:
+        reader: of any model, which is in evaluation mode meanwhile.
+        windows: the longest first, unless `width` is given.
+        batch_size: windows per forward pass at most; fewer where their logits would exceed `LOGITS_BYTES`.
+        width: tokens that every batch is filled up to, with rows up to one number, so that a compiled model sees one
+            shape. None takes the longest window of the batch.
+        advance: called with the number of tokens that were just scored.
+        profile: every token is added to it, with entropy and confidence.
+    """
+    windows = iter(windows)
+    vocab_size = vocabulary_size(reader.model)
+    with evaluation_mode(reader.model):
+        for first in windows:
+            columns = width or len(first.token_ids) - 1
+            rows = max(1, min(batch_size, LOGITS_BYTES // (4 * vocab_size * columns)))
+            batch = [first, *itertools.islice(windows, rows - 1)]
+            shape = (rows if width else len(batch), columns)
+            for scores in _score_batch(reader, batch, shape, detailed=profile is not None):
+                if profile:
+                    profile.add(scores)
+                if advance:
+                    advance(len(scores.nats))
+                yield Sums.of_tokens(scores)
 
 
 @torch.inference_mode()
@@ -102,316 +411,3 @@ def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     own = logits.gather(-1, labels[:, None])
     lower = torch.arange(logits.shape[-1], device=logits.device) < labels[:, None]
     return ((logits > own) | ((logits == own) & lower)).sum(-1)
-
-
-def score_windows(
-    reader: Reader, windows: Iterable[Window], *, batch_size: int, width: int | None = None, detailed: bool = False
-) -> Iterator[TokenScores]:
-    """Scores windows; yields the scores of each one's labels, in order.
-
-    Args:
-        reader: of any model; used with its device and dtype, in the caller's autocast if there is one.
-        windows: the longest first, unless `width` is given.
-        batch_size: windows per forward pass at most; fewer where their logits would exceed `LOGITS_BYTES`.
-        width: tokens every batch is filled up to, its rows then to one number, so that a compiled model sees one
-            shape. None takes the longest window of the batch.
-        detailed: whether entropies and confidences are computed too.
-    """
-    windows = iter(windows)
-    vocab_size = vocabulary_size(reader.model)
-    for first in windows:
-        columns = width or len(first.token_ids) - 1
-        rows = max(1, min(batch_size, LOGITS_BYTES // (4 * vocab_size * columns)))
-        batch = [first, *itertools.islice(windows, rows - 1)]
-        yield from _score_batch(reader, batch, (rows if width else len(batch), columns), detailed)
-
-
-# --- streams and texts -----------------------------------------------------------------------------------------------
-
-
-def score_token_stream(
-    model: PreTrainedModel,
-    token_ids: np.ndarray,
-    *,
-    context_length: int,
-    batch_size: int = 16,
-    shard: tuple[int, int] = ALONE,
-    separator: int | None = None,
-    advance: Callable[[int], None] | None = None,
-    profile: Profile | None = None,
-    words: np.ndarray | None = None,
-) -> Sums:
-    """Scores a stream of documents, each closed by eos, by the `packed` protocol.
-
-    Args:
-        model: any causal model, as it stands: device, dtype, the caller's autocast if there is one.
-        token_ids: one-dimensional, a memory-mapped token file for example. Its last token, an eos, also stands before
-            its first.
-        context_length: tokens per window.
-        batch_size: windows per forward pass; every pass has the same shape.
-        shard: (rank, processes): this process scores every `processes`-th window; the sums of all add up.
-        separator: the eos, for a model that was trained to attend within documents; None lets it reach across them.
-        advance: called with the number of tokens that were just scored.
-        profile: takes in every token.
-        words: number of the word of each token, for the profile.
-
-    Raises:
-        UserError: a context longer than the model's, or token ids outside its vocabulary.
-    """
-    context_length = resolve_context_length(position_limit(model), context_length)
-    rank, processes = shard
-    mine = range(rank, math.ceil(len(token_ids) / context_length), processes)
-    windows = (cut_stream(token_ids, index, context_length, words) for index in mine)
-    options = {"batch_size": min(batch_size, len(mine)), "width": context_length, "detailed": profile is not None}
-    total = Sums()
-    with evaluation_mode(model):
-        for scores in score_windows(CausalReader(model, separator=separator), windows, **options):
-            total += Sums.of_tokens(scores)
-            if profile:
-                profile.add(scores)
-            if advance:
-                advance(len(scores.nats))
-    return total
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Rules that are known to fit a model: its reader, and what they leave open decided."""
-
-    reader: Reader
-    rules: Rules
-
-    @classmethod
-    def make(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rules: Rules, with_sources: bool = False
-    ) -> "Plan":
-        """Decides what the rules leave open; the errors are those of `score_corpus`."""
-        protocol, kind = rules.protocol, kind_of(model)
-        if protocol == "packed" and kind != "causal":
-            raise UserError(f"protocol packed is for causal models, {type(model).__name__} is {kind}; take documents")
-        if with_sources and kind != "seq2seq":
-            raise UserError(f"{type(model).__name__} is {kind} and reads no source text; leave out --source_column")
-        no_start = kind == "causal" and start_token_id(tokenizer) is None
-        if no_start or (protocol == "packed" and tokenizer.eos_token_id is None):
-            raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")
-        reader = READERS[kind](model, tokenizer)
-        context_length = resolve_context_length(reader.limit, rules.context_length, trained_length(model))
-        stride = resolve_stride(protocol, rules.stride, context_length)
-        with evaluation_mode(model):
-            if kind == "causal":
-                refuse_lookahead(model)
-            if rules.within_documents:
-                refuse_mixing(model, tokenizer.eos_token_id)
-                reader.separator = tokenizer.eos_token_id
-        return cls(reader, replace(rules, context_length=context_length, stride=stride))
-
-
-def score_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    **rules: Any,
-) -> Iterator[Sums]:
-    """Yields one `Sums` per text, a single one for the whole stream under `packed`.
-
-    Arguments and errors are those of `score_corpus`.
-    """
-    yield from score_planned(Plan.make(model, tokenizer, Rules(**rules)), texts)
-
-
-def score_planned(
-    plan: Plan,
-    texts: Iterable[str],
-    sources: Iterable[str] | None = None,
-    *,
-    shard: tuple[int, int] = ALONE,
-    advance: Callable[[int], None] | None = None,
-    profile: Profile | None = None,
-) -> Iterator[Sums]:
-    """`score_texts` by a plan, of every `processes`-th text or window from this process's rank on.
-
-    `profile` takes in every token, and `advance` is told how many.
-    """
-    reader, rules, (rank, processes) = plan.reader, plan.rules, shard
-    if rules.protocol == "packed":
-        # Every process packs the whole; the first one alone counts it.
-        stream, words, size = _pack(reader.tokenizer, texts, profile, counted=rank == 0)
-        options = {"context_length": rules.context_length, "batch_size": rules.batch_size, "shard": shard}
-        options |= {"separator": reader.separator, "advance": advance, "profile": profile, "words": words}
-        sums = score_token_stream(reader.model, stream, **options)
-        yield sums if rank else sums + size
-        return
-    for block in _blocks(itertools.islice(_pair(texts, sources), rank, None, processes)):
-        block = [(text.strip(), source) for text, source in block]
-        sums = [Sums.of_text(text) for text, _ in block]
-        windows = []
-        for number, (ids, words) in enumerate(_encode(reader.tokenizer, [text for text, _ in block], profile)):
-            beside = {"source_ids": reader.source_ids(block[number][1]), "words": words}
-            cut = cut_text(reader.before(), ids, rules.context_length, rules.stride, **beside)
-            windows += [(number, window) for window in cut]
-        windows.sort(key=lambda window: -len(window[1].token_ids))  # neighbours of one length waste the least padding
-        with evaluation_mode(reader.model):
-            cut = (window for _, window in windows)
-            scored = score_windows(reader, cut, batch_size=rules.batch_size, detailed=profile is not None)
-            for (number, _), scores in zip(windows, scored, strict=True):
-                sums[number] += Sums.of_tokens(scores)
-                if profile:
-                    profile.add(scores)
-                if advance:
-                    advance(len(scores.nats))
-        yield from sums
-
-
-def _pair(texts: Iterable[str], sources: Iterable[str] | None) -> Iterator[tuple[str, str]]:
-    if sources is None:
-        yield from ((text, "") for text in texts)
-        return
-    for text, source in itertools.zip_longest(texts, sources):
-        if text is None or source is None:
-            raise UserError("there are not as many source texts as texts; give one for each")
-        yield text, source
-
-
-def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    pairs = ((valid_unicode(text), valid_unicode(source)) for text, source in pairs)
-    while block := list(itertools.islice(pairs, TEXTS_PER_BLOCK)):
-        yield block
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], profile: Profile | None, counted: bool = True
-) -> Iterator[tuple[list[int], np.ndarray | None]]:
-    """Token ids of each text, and the number of the word of each token, where a profile wants it and it is known."""
-    if profile is None or not tokenizer.is_fast:
-        yield from ((ids, None) for ids in encode_ordinary(tokenizer, texts))
-        return
-    for text, (ids, starts) in zip(texts, encode_placed(tokenizer, texts), strict=True):
-        yield ids, profile.by_word.number(text, starts, counted)
-
-
-def _pack(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], profile: Profile | None, counted: bool
-) -> tuple[np.ndarray, np.ndarray | None, Sums]:
-    """The texts as one stream, each closed by eos, its words, and its size: an eos is one byte and one character."""
-    pieces, words, size = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int32)], Sums()
-    for block in _blocks((text, "") for text in texts):
-        block = [text for text, _ in block]
-        for ids, numbers in _encode(tokenizer, block, profile, counted):
-            pieces.append(np.array([*ids, tokenizer.eos_token_id], np.int32))
-            if numbers is not None:
-                words.append(np.array([*numbers, NO_WORD], np.int32))
-        size = sum((Sums.of_text(text) for text in block), size + Sums(bytes=len(block), characters=len(block)))
-    return np.concatenate(pieces), np.concatenate(words) if words[1:] else None, size
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Callable[[int], None]]:
-    """Gives a function that counts scored tokens on a line of stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=console, disable=not (shown and console.is_terminal)
-    ) as progress:
-        task, tokens, began = progress.add_task("scoring"), 0, time.perf_counter()
-
-        def advance(scored: int) -> None:
-            nonlocal tokens
-            tokens += scored
-            rate = tokens / (time.perf_counter() - began)
-            progress.update(task, description=f"scoring | {tokens:,} tokens | {rate:,.0f} tokens/s")
-
-        yield advance
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A scored corpus.
-
-    Attributes:
-        figures: of `score_documents`.
-        documents: the sums of each text, in order; none under `packed`, which knows no texts.
-        profile: what was counted beside.
-    """
-
-    figures: dict[str, Any]
-    documents: list[Sums]
-    profile: Profile
-
-
-def score_corpus(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    *,
-    top_k: Sequence[int] = (1, 3),
-    sources: Iterable[str] | None = None,
-    shard: tuple[int, int] = ALONE,
-    show_progress: bool = False,
-    **rules: Any,
-) -> Scored:
-    """Scores a corpus and states how.
-
-    Args:
-        model: any causal, seq2seq or masked model, as it stands: device, dtype, the caller's autocast if there is one.
-        tokenizer: the model's own.
-        texts: read a block at a time; under `packed` their token ids are held in memory.
-        top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
-        sources: what the encoder of a seq2seq model reads, for each text; by default nothing.
-        shard: (rank, processes): all processes of a launch call this with the same texts, and get the same result.
-        show_progress: whether a line on stderr counts tokens and tokens/s, where that is a terminal.
-        rules: protocol, context and what else `Rules` holds.
-
-    Raises:
-        UserError: an unknown protocol, a stride or a context that does not fit, a tokenizer of another model or without
-            eos, a k beyond the vocabulary, a causal model that sees what follows, one whose documents cannot be kept
-            apart where they should be, logits that are not numbers, or texts without a single token.
-    """
-    began = time.perf_counter()
-    vocab_size, documents = vocabulary_size(model), 0
-    for k in top_k:
-        if not 1 <= k <= vocab_size:
-            raise UserError(
-                f"top_k={k} is not from 1 to {vocab_size}, the tokens of the vocabulary; give such a number"
-            )
-    profile = Profile.empty(top_k, vocab_size)
-
-    def counted() -> Iterator[str]:
-        nonlocal documents
-        for text in texts:
-            documents += 1
-            yield text
-
-    plan = Plan.make(model, tokenizer, Rules(**rules), with_sources=sources is not None)
-    with _progress(show_progress) as advance:
-        own = list(score_planned(plan, counted(), sources, shard=shard, advance=advance, profile=profile))
-    processes = shard[1]
-    profiles, parts = zip(*gather((profile, own), processes), strict=True)
-    profile = functools.reduce(operator.iadd, profiles, Profile.empty(top_k, vocab_size))
-    figures = {
-        "model": model.config.name_or_path or type(model).__name__,
-        "kind": kind_of(model),
-        **asdict(plan.rules),
-        "trained_context_length": trained_length(model),
-        **summarize(sum(itertools.chain(*parts), Sums())),
-        **profile.figures(),
-        "documents": documents,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "processes": processes,
-        "seconds": round(time.perf_counter() - began, 2),
-    }
-    in_order = [sums for turn in itertools.zip_longest(*parts) for sums in turn if sums is not None]
-    return Scored(figures, [] if plan.rules.protocol == "packed" else in_order, profile)
-
-
-def score_documents(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], **options: Any
-) -> dict[str, Any]:
-    """Only the figures of `score_corpus`, whose arguments and errors these are.
-
-    Returns:
-        Those of `summarize` and of `Profile.figures`, beside model, family, protocol, context, counts and dtype.
-    """
-    return score_corpus(model, tokenizer, texts, **options).figures

@@ -1,4 +1,4 @@
-"""Several processes of one launch share the scoring of a text."""
+"""Scoring one text with the several processes of a launch."""
 
 import os
 from typing import TypeVar
@@ -10,11 +10,7 @@ Value = TypeVar("Value")
 
 
 def join_launch() -> tuple[int, int]:
-    """Meets the other processes of `torchrun` or `accelerate launch`, where there are any.
-
-    Returns:
-        (rank, processes).
-    """
+    """Joins the other processes of `torchrun` or `accelerate launch`, if any; returns (rank, processes)."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")  # numbers of the CPU are all that is exchanged
@@ -29,7 +25,7 @@ def own_device() -> str | None:
 
 
 def gather(value: Value, processes: int) -> list[Value]:
-    """What each of the processes has, by rank, on all of them."""
+    """The values of all processes, by rank, on each of them."""
     if processes == 1:
         return [value]
     gathered: list[Value] = [value] * processes

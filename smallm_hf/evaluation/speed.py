@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.terminal import let_output_last
-from smallm_hf.families import load_scorable, require_writer
-from smallm_hf.inspection import evaluation_mode, position_limit, vocabulary_size
+from smallm_hf.families import require_writer
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request
+from smallm_hf.inspection import position_limit, vocabulary_size
+from smallm_hf.pretrained import load_scorable
 
 Result = TypeVar("Result")
 
@@ -26,37 +27,34 @@ MEMORY_LOOK_SECONDS = 0.005
 SEED = 0  # of the prompt, whose tokens are drawn: what they say changes no time
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def median_and_range(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of what was measured several times."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def measure_speed(
-    model: PreTrainedModel, *, batch_size: int, prompt_tokens: int, new_tokens: int, repetitions: int
+    engine: Engine, *, batch_size: int, prompt_tokens: int, new_tokens: int, repetitions: int
 ) -> dict[str, Any]:
-    """Times `model.generate`, greedy and with its cache, after one repetition that does not count.
+    """Times greedy texts of one batch, after one repetition that does not count.
 
     Args:
-        model: causal or seq2seq, on its device and in its dtype; the prompt of a seq2seq model is for its encoder.
+        engine: with a causal or a seq2seq model; the prompt of the latter is for its encoder.
         batch_size: texts at a time.
         prompt_tokens: tokens of each prompt.
         new_tokens: tokens written behind each, 2 or more.
         repetitions: times that count.
 
     Returns:
-        What was asked, and the `spread` of `seconds_to_first_token`, from the call to the first new token of all texts;
-        `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
+        What was asked, and median and range of `seconds_to_first_token`, from the call to the first new token of all
+        texts; `prefill_tokens_per_second`, prompt tokens in that time; `decode_tokens_per_second`, the others after it.
 
     Raises:
-        UserError: a masked model, a number that is too small, or a text longer than the model's positions.
+        UserError: a number that is too small, or a text longer than the model's positions.
     """
-    require_writer(model)
+    model = engine.model
     asked = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    for name, (value, least) in {
-        **{name: (value, 2 if name == "new_tokens" else 1) for name, value in asked.items()},
-        "repetitions": (repetitions, 1),
-    }.items():
-        if value < least:
+    for name, value in (asked | {"repetitions": repetitions}).items():
+        if value < (least := 2 if name == "new_tokens" else 1):
             raise UserError(f"{name}={value} cannot be timed; give {least} or more")
     limit = position_limit(model)
     if limit is not None and prompt_tokens + new_tokens > limit:
@@ -65,24 +63,22 @@ def measure_speed(
             "give less of either"
         )
     draw = torch.Generator().manual_seed(SEED)
-    prompt = torch.randint(vocabulary_size(model), (batch_size, prompt_tokens), generator=draw).to(model.device)
-    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    config = GenerationConfig(do_sample=False, use_cache=True, pad_token_id=0, **length)
+    prompts = torch.randint(vocabulary_size(model), (batch_size, prompt_tokens), generator=draw).tolist()
+    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "temperature": 0}
+    reads = "source" if model.config.is_encoder_decoder else "prompt"
+    requests = [Request(**{reads: prompt}, **length) for prompt in prompts]
     first, later = [], []
-    with evaluation_mode(model):
-        for _ in range(1 + repetitions):
-            clock = _Clock()
-            began = time.perf_counter()
-            model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=clock)
-            _, first_token, *_, last_token = clock.times
-            first.append(first_token - began)
-            later.append(last_token - first_token)
+    for _ in range(1 + repetitions):
+        began = time.perf_counter()
+        times = [time.perf_counter() for number, _ in engine.stream_batch(requests) if number == batch_size - 1]
+        first.append(times[0] - began)
+        later.append(times[-1] - times[0])
     read, written = batch_size * prompt_tokens, batch_size * (new_tokens - 1)
     return asked | {
         "repetitions": repetitions,
-        "seconds_to_first_token": spread(first[1:]),
-        "prefill_tokens_per_second": spread([read / seconds for seconds in first[1:]]),
-        "decode_tokens_per_second": spread([written / seconds for seconds in later[1:]]),
+        "seconds_to_first_token": median_and_range(first[1:]),
+        "prefill_tokens_per_second": median_and_range([read / seconds for seconds in first[1:]]),
+        "decode_tokens_per_second": median_and_range([written / seconds for seconds in later[1:]]),
     }
 
 
@@ -99,9 +95,10 @@ def load_and_measure(model: str, loading: Mapping[str, Any], **asked: int) -> di
     """
     with peak_memory() as peak_memory_bytes:
         began = time.perf_counter()
-        loaded, _ = load_scorable(model, **loading)
+        loaded, tokenizer = load_scorable(model, **loading)
         load_seconds = time.perf_counter() - began
-        measured = measure_speed(loaded, **asked)
+        require_writer(loaded)
+        measured = measure_speed(Engine(loaded, tokenizer), **asked)
         return measured | {"load_seconds": load_seconds, "peak_memory_bytes": peak_memory_bytes()}
 
 
@@ -117,19 +114,6 @@ def in_own_process(measure: Callable[..., Result], model: str, *given: Any, **op
             return pool.submit(measure, model, *given, **options).result()
         except BrokenProcessPool as error:
             raise UserError(f"{model}: its process was ended from outside, by lack of memory perhaps") from error
-
-
-class _Clock(BaseStreamer):
-    """Looks at the time whenever `generate` has tokens: what it begins with, then one of every text."""
-
-    def __init__(self):
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
 
 
 @contextmanager

@@ -1,16 +1,17 @@
-"""What is summed while a text is scored, and the figures that come of it by one division at the end."""
+"""The sums over a scored text, and the figures made of them by one division at the end."""
 
 import math
 import operator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.evaluation.perplexity.figures import of_sums, perplexity_of
 from smallm_hf.evaluation.profile import TokenScores
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What was counted so far; additive over windows, batches and processes.
+    """Sums over what was scored so far; additive over windows, batches and processes.
 
     Attributes:
         nats: summed negative log-likelihood of the scored tokens.
@@ -50,29 +51,21 @@ def summarize(sums: Sums) -> dict[str, float | int]:
     """Divides once.
 
     Returns:
-        loss in nats per token, perplexity (by our `evaluate` metric), bits per byte, accuracies, counts; where
+        loss in nats per token, perplexity (as our `evaluate` metric has them), bits per byte, accuracies, counts; where
         characters and words are known also bits per character and word perplexity, exp(nats / words).
 
     Raises:
-        UserError: nothing was scored, or the nats are not a number.
+        UserError: nothing was scored, or the nats are NaN.
     """
     if not sums.tokens:
         raise UserError("there was no token to score; give text that is not empty")
     if math.isnan(sums.nats):
-        raise UserError("the model's logits are not numbers (NaN); its weights are damaged, or its dtype overflows")
-    from smallm_hf.evaluation.perplexity.perplexity import of_sums  # evaluate, a second of import
-
-    figures = of_sums([{name: getattr(sums, name) for name in ("nats", "tokens", "bytes")}])
-    of_text = {"characters": sums.characters, "words": sums.words} if sums.words else {}
-    if of_text:
-        word_nats = sums.nats / sums.words
+        raise UserError("the model's logits are NaN; its weights are damaged, or its dtype overflows")
+    divided = of_sums([asdict(sums)])
+    figures = {name: divided[name] for name in ("loss", "perplexity", "bits_per_byte")}
+    if sums.words:
         figures["bits_per_character"] = sums.nats / math.log(2) / sums.characters
-        figures["word_perplexity"] = math.exp(word_nats) if word_nats < 709 else math.inf  # beyond, a float overflows
-    named = ("loss", "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity")
-    return {name: figures[name] for name in named if name in figures} | {
-        "top1_accuracy": sums.top1 / sums.tokens,
-        "top3_accuracy": sums.top3 / sums.tokens,
-        "tokens": sums.tokens,
-        "bytes": sums.bytes,
-        **of_text,
-    }
+        figures["word_perplexity"] = perplexity_of(sums.nats / sums.words)
+    figures["top1_accuracy"], figures["top3_accuracy"] = sums.top1 / sums.tokens, sums.top3 / sums.tokens
+    counted = ("tokens", "bytes", "characters", "words") if sums.words else ("tokens", "bytes")
+    return figures | {name: getattr(sums, name) for name in counted}

@@ -1,7 +1,9 @@
-"""The texts that models are scored on: those of files and data sets, or what a run was validated on."""
+"""The texts that models are scored on: from files and data sets, or what a run was validated on."""
 
+import functools
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +12,26 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.tokenizing.loading import is_lossless
 
-TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # tell a folder of token files and a run
-TOKENS_AT_A_TIME = 2**20  # of a token file that are held
+TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # mark a folder of token files, and a run
+TOKENS_AT_A_TIME = 2**20  # of a token file, held in memory
 
 
 @dataclass(frozen=True)
 class ScoredTexts:
-    """The texts of a source, found once and read as often as one likes.
+    """The texts of a source, found once and read any number of times.
 
     Args:
         source: as it was given.
-        files: token files whose validation documents these are; None where `read_texts` takes the source.
-        limit: how many of their tokens count; None is all.
+        files: token files whose validation documents these are; None where `read_texts` reads the source.
+        limit: how many of their tokens count; None takes all.
     """
 
     source: str
@@ -35,34 +39,31 @@ class ScoredTexts:
     limit: int | None = None
 
     def read(self, *, text_column: str = "text") -> Iterator[str]:
-        """The documents, each whole.
-
-        Args:
-            text_column: column that holds the text, in all but text files and token files.
+        """Yields the documents, each whole.
 
         Raises:
-            UserError: what `read_texts` refuses, or a tokenizer that does not give a text back as it was.
+            UserError: what `read_texts` raises, or a tokenizer that does not give a text back as it was.
         """
         if self.files is None:
             yield from read_texts(self.source, text_column=text_column)
             return
-        stated, size = self.files.meta.validation, 0
-        for text in decode_documents(self.files.validation[: self.limit], self.files.tokenizer):
-            size += len(text.encode())
+        texts = decode_documents(self.files.validation[: self.limit], self.files.tokenizer)
+        sizes = self.files.document_sizes(VALIDATION)[:, 1]
+        for number, (text, stated) in enumerate(zip(texts, sizes, strict=False), start=1):  # a limit cuts the texts
+            if (size := len(text.encode())) != stated:
+                raise UserError(
+                    f"the tokenizer of {self.files.folder} gives back {size} of {stated} bytes of validation document "
+                    f"{number}; give the text itself"
+                )
             yield text
-        if (self.limit is None or self.limit >= stated.tokens) and size != stated.bytes:
-            raise UserError(
-                f"the tokenizer of {self.files.folder} gives back {size} of {stated.bytes} bytes of the validation "
-                "text; give the text itself"
-            )
 
 
 def require_texts(source: str) -> ScoredTexts:
-    """Finds the texts of a source, and tells of a wrong path before any model is loaded.
+    """Finds the texts of a source, so that a wrong path is an error before any model is loaded.
 
     Args:
-        source: what `read_texts` takes; or a run folder, whose validation documents these are, as many as it scored; or
-            a folder of token files, of which these are all validation documents. Both are as cleaning left them.
+        source: what `read_texts` takes; or a run folder, for the validation documents that the run scored; or a folder
+            of token files, for all its validation documents. Both are as cleaning left them.
 
     Raises:
         UserError: a path without texts, or a run whose token files are gone.
@@ -74,7 +75,9 @@ def require_texts(source: str) -> ScoredTexts:
         local_files(source)
         return ScoredTexts(source)
     if not (folder / "results.json").is_file():
-        raise UserError(f"{source} is a run that has not ended (no results.json); give the folder of its token files")
+        raise UserError(
+            f"{source} is a run that has not ended (it has no results.json); give the folder of its token files"
+        )
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     files = token_files_of(results, [VALIDATION])
     if files is None:
@@ -85,12 +88,12 @@ def require_texts(source: str) -> ScoredTexts:
 
 
 def read_scored_texts(source: str, *, text_column: str = "text") -> Iterator[str]:
-    """The documents of a source that `require_texts` finds; arguments and errors are its own and those of `read`."""
+    """Yields the documents of a source; arguments and errors are those of `require_texts` and `ScoredTexts.read`."""
     yield from require_texts(source).read(text_column=text_column)
 
 
 def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> TokenFiles | None:
-    """The token files that a run was made from, by its `results.json`; None where one of these sides is another now.
+    """The token files of a run, by its `results.json`; None if one of these sides has changed since.
 
     Raises:
         UserError: they are gone.
@@ -101,22 +104,34 @@ def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> 
 
 
 def source_name(source: str) -> str:
-    """What a page calls a source: a path that begins at the root would say where somebody keeps it."""
+    """What a page calls a source; an absolute path would tell where its owner keeps it."""
     name = Path(source).name if Path(source).is_absolute() else source
     made_of_tokens = any((Path(source) / file).is_file() for file in (TOKEN_FILE, RUN_FILE))
     return f"the validation text of {name}" if made_of_tokens else name
 
 
 def decode_documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """The documents of a token file, each closed by eos; one without it at the end is left out."""
+    """Yields the documents of a token file, each closed by eos; a last one without eos is left out."""
     return itertools.chain.from_iterable(decode_blocks(tokens, tokenizer))
 
 
 def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
-    """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held."""
+    """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held.
+
+    A tokenizer that may not give a text back as it was is named on stderr.
+    """
+    if not is_lossless(tokenizer):
+        warn_once(f"{tokenizer.name_or_path} is not lossless: its documents are read as it gives them back")
     held = np.empty(0, tokens.dtype)
     for start in range(0, len(tokens), TOKENS_AT_A_TIME):
         held = np.concatenate((held, tokens[start : start + TOKENS_AT_A_TIME]))
         *documents, held = np.split(held, np.flatnonzero(held == tokenizer.eos_token_id) + 1)
         if documents:
             yield [tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) for ids in documents]
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Says a line on stderr, once in a process and by the main one of a launch."""
+    if is_main_process():
+        print(line, file=sys.stderr)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 # A word is a run of letters, digits and apostrophes, or one other sign; white space before it belongs to it.
-WORD = re.compile(r"\s*(?:(?P<word>\w[\w'’]*)|(?P<mark>[^\w\s]))")
+WORD_OR_MARK = re.compile(r"\s*(?:(?P<word>\w[\w'’]*)|(?P<mark>[^\w\s]))")
 REPEATED = 4  # words in a row that count as said again
 
 
@@ -16,7 +16,7 @@ def variety(texts: Sequence[str]) -> dict[str, float | int | None]:
         `distinct_2`: the share of different ones among all words and among all pairs (Li et al. 2016, 5).
         `repetition`: the share of runs of 4 words that stood earlier in the same text (Welleck et al. 2020, 6.1).
     """
-    spoken = [[found["word"] or found["mark"] for found in re.finditer(WORD, text)] for text in texts]
+    spoken = [[found["word"] or found["mark"] for found in re.finditer(WORD_OR_MARK, text)] for text in texts]
     singles, pairs, runs = ([_runs(words, length) for words in spoken] for length in (1, 2, REPEATED))
     return {
         "words": sum(map(len, spoken)),

@@ -1,4 +1,4 @@
-"""How a sequence of tokens is cut into the windows that a model reads, by the protocols of `scoring.py`."""
+"""Cuts sequences of tokens into the windows that a model reads, by the protocols of `scoring.py`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,13 @@ LONGEST_DEFAULT_CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Window:
-    """What a model reads at once.
+    """The tokens that a model reads at once.
 
     Attributes:
-        token_ids: int64 of shape (tokens,); what stands before the scored ones is context.
+        token_ids: int64 of shape (tokens,); those before the scored ones are context.
         scored: how many of them, from the end, are scored.
         source_ids: what the encoder of a seq2seq model reads beside it.
-        words: number of the word that each scored token belongs to, as `word_loss.py` gives them; None where nobody
-            asked.
+        words: the word that each scored token belongs to, by `WordLoss.find`; None if not asked for.
     """
 
     token_ids: np.ndarray
@@ -36,28 +35,26 @@ class Window:
 
 
 def resolve_context_length(limit: int | None, requested: int | None, trained: int | None = None) -> int:
-    """The tokens per window: the number asked for, or what the model was trained on.
-
-    Where that is not known they are the model's own `limit`, or `LONGEST_DEFAULT_CONTEXT` where that is less.
+    """The tokens per window: the number requested, else what the model was trained on, else `LONGEST_DEFAULT_CONTEXT`.
 
     Raises:
-        UserError: more than the `limit` of the model, or less than one.
+        UserError: the number requested is above the `limit` of the model's positions, or below one.
     """
     if requested is None:
         trained = trained or LONGEST_DEFAULT_CONTEXT
         return min(limit or trained, trained)
     if requested < 1:
-        raise UserError(f"context_length={requested} is not a number of tokens; give 1 or more")
+        raise UserError(f"context_length={requested} is out of range; give 1 or more")
     if limit is not None and requested > limit:
         raise UserError(f"context_length={requested} exceeds the model's {limit} positions; give {limit} or less")
     return requested
 
 
 def resolve_stride(protocol: Protocol, requested: int | None, context_length: int) -> int | None:
-    """The tokens from one window to the next under `sliding`, half of them by default; None under the others.
+    """The tokens from one window to the next under `sliding`, by default half a window; None under the others.
 
     Raises:
-        UserError: a stride for another protocol, longer than a window, or less than one.
+        UserError: a stride for another protocol, longer than a window, or below one.
     """
     if protocol != "sliding":
         if requested is not None:
@@ -78,15 +75,15 @@ def cut_text(
     source_ids: Sequence[int] | None = None,
     words: np.ndarray | None = None,
 ) -> Iterator[Window]:
-    """Cuts a text behind the tokens that stand before it; every token of the text is scored in one window.
+    """Cuts a text into windows; every token of it is scored in one of them.
 
     Args:
-        before: tokens that are read and not scored, one or more.
+        before: one or more tokens before the text, which are read and not scored.
         token_ids: of the text.
         context_length: tokens of a window beyond the first, which is only read.
         stride: scored tokens of every window but the first and the last; None cuts disjoint windows.
-        source_ids: what an encoder reads with each of them.
-        words: number of the word of each token of the text.
+        source_ids: what an encoder reads with each window.
+        words: the word of each token of the text.
     """
     sequence = np.array([*before, *token_ids], dtype=np.int64)
     done, planned_end = len(before), context_length + 1
@@ -101,7 +98,7 @@ def cut_text(
 
 
 def cut_stream(token_ids: np.ndarray, index: int, context_length: int, words: np.ndarray | None = None) -> Window:
-    """Window `index` of a stream: up to `context_length` tokens and the one before; the last one before the first."""
+    """Window `index` of a stream: up to `context_length` tokens behind the one before; its last precedes its first."""
     begin = index * context_length
     end = begin + context_length
     ids = np.concatenate(([token_ids[begin - 1]], token_ids[begin:end])).astype(np.int64)

@@ -47,49 +47,31 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
     require_writable(output_dir, "--output_dir", folder=True)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UserError(f"--output_dir {output_dir} holds files already; give another, or empty it first")
-    _require_model(model)
+    runs_best = [Path(model, name) for name in RUN_MODELS if Path(model, name, "config.json").is_file()]
+    if runs_best and not Path(model, "config.json").is_file():
+        raise UserError(f"--model {model} is a run, which holds several models; give one, such as {runs_best[0]}")
+    is_model_folder(model)
 
     from transformers.utils.logging import disable_progress_bar
 
-    from smallm_hf.export.parity import FLOAT32, check_parity
+    from smallm_hf.export.gguf_file import write_gguf
+    from smallm_hf.export.native import write_native
+    from smallm_hf.export.onnx_file import write_onnx
+    from smallm_hf.export.parity import check_parity
 
     disable_progress_bar()
     exported, source, tokenizer = _load(model, to)
     with replacing(output_dir.absolute()) as folder:
-        if to == "native":
-            from smallm_hf.export.native import native_engine, write_native
-
-            write_native(exported, tokenizer, folder)
-            engine, tolerance = native_engine(folder), FLOAT32
-        elif to == "onnx":
-            from smallm_hf.export.onnx_file import onnx_engine, write_onnx
-
-            write_onnx(exported, tokenizer, folder)
-            engine, tolerance = onnx_engine(folder), FLOAT32
+        if to == "gguf":
+            path = Path(model).absolute()  # named as its folder is, or the run it lies in
+            name = path.parent.name if path.name in RUN_MODELS else path.name
+            engine = write_gguf(exported, tokenizer, folder, name, outtype)
         else:
-            from smallm_hf.export.gguf_file import gguf_engine, gguf_tolerance, write_gguf
-
-            file = write_gguf(exported, tokenizer, folder, _title(model), outtype)
-            engine = gguf_engine(file, exported.config)
-            tolerance = gguf_tolerance(outtype, exported.config, engine)
+            engine = {"native": write_native, "onnx": write_onnx}[to](exported, tokenizer, folder)
         weights = outtype if to == "gguf" else str(exported.dtype).removeprefix("torch.")
-        parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, engine, tolerance)}
+        parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, engine)}
         (folder / "parity.json").write_text(json_text(parity, indent=2) + "\n", encoding="utf-8")
     return parity
-
-
-def _title(model: str) -> str:
-    """What to call a model: its folder's name, or the run's."""
-    path = Path(model).absolute()
-    return path.parent.name if path.name in RUN_MODELS else path.name
-
-
-def _require_model(model: str) -> None:
-    if not Path(model, "config.json").is_file():
-        for best in (Path(model, name) for name in RUN_MODELS):
-            if (best / "config.json").is_file():
-                raise UserError(f"--model {model} is a run, which holds several models; give one, such as {best}")
-    is_model_folder(model)
 
 
 def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase]":
@@ -97,18 +79,21 @@ def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, Pr
 
     The source of a model of ours is the class that was trained.
     """
+    from smallm_hf.families import FAMILIES, family_of
     from smallm_hf.inspection import refuse_lookahead
-    from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+    from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES
     from smallm_hf.pretrained import load_causal_lm, pretrained_config, pretrained_model
 
     exported, tokenizer = load_causal_lm(model, device="cpu")
     config = exported.config
     exported.to(config.dtype)  # as it is stored: what is written does not depend on what this machine multiplies well
-    if config.model_type not in {*NATIVE_SWITCHES, SmaLLMConfig.model_type}:
-        known = ", ".join([*NATIVE_SWITCHES, SmaLLMConfig.model_type])
+    family = family_of(config)
+    if to not in family.exports and config.model_type in FAMILIES:
+        other = "".join(f"; export --to {target} instead" for target in family.exports)
+        raise UserError(f"--to {to} cannot express {model}: {family.native(config)[1]}{other}")
+    if to not in family.exports:
+        known = ", ".join([*NATIVE_SWITCHES, *(name for name, ours in FAMILIES.items() if ours.exports)])
         raise UserError(f"--model {model} is of type {config.model_type}; the types that can be exported are {known}")
-    if config.model_type == SmaLLMConfig.model_type and to != "onnx":
-        raise UserError(f"--to {to} cannot express {model}: {native_type(config)[1]}; export --to onnx instead")
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"the tokenizer in {model} has {len(tokenizer)} entries and the model {config.vocab_size}; "

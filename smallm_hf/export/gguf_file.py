@@ -1,6 +1,6 @@
 """A GGUF file for llama.cpp, Ollama and LM Studio, and a Modelfile beside it.
 
-llama.cpp computes a graph chosen by the name of the architecture: a setting which that graph lacks would be dropped
+llama.cpp computes a graph chosen by the name of the architecture: a setting that this graph lacks would be dropped
 without a word. Every field of a config is therefore named here: written, or held to the values the graph computes
 with, or without effect on it. A field that is not named stops the export.
 """
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.base.errors import UserError, one_line
@@ -121,8 +120,9 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend else {"model": {"type": type(tokenizer).__name__}}
-    model, cut = content["model"], content.get("pre_tokenizer") or {}
-    special = ("lstrip", "rstrip", "single_word")
+    model, cut, added = content["model"], content.get("pre_tokenizer") or {}, content.get("added_tokens", ())
+    of_merges = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    of_spaces = ("lstrip", "rstrip", "single_word")
     differences = {
         f"model type {model['type']}": model["type"] != "BPE",
         "a normalizer": content.get("normalizer"),
@@ -130,13 +130,8 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "add_prefix_space": cut.get("add_prefix_space"),
         "no token for some bytes": not set(bytes_to_unicode().values()) <= set(model.get("vocab", ())),
         "no merges": not model.get("merges"),
-        "options of its merges": any(
-            model.get(name)
-            for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-        ),
-        "special tokens that take in spaces": any(
-            token[name] for token in content.get("added_tokens", ()) for name in special
-        ),
+        "options of its merges": any(model.get(name) for name in of_merges),
+        "special tokens that take in spaces": any(token[name] for token in added for name in of_spaces),
         "no eos": tokenizer.eos_token_id is None,
     }
     if found := [name for name, differs in differences.items() if differs]:
@@ -153,7 +148,7 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     ordinary = encode_ordinary(tokenizer, ["a"])[0]
     if added not in (ordinary, [tokenizer.bos_token_id, *ordinary]):
         raise UserError(
-            f"this tokenizer makes {tokenizer.convert_ids_to_tokens(added)} of 'a', which GGUF cannot say; "
+            f"this tokenizer turns 'a' into {tokenizer.convert_ids_to_tokens(added)}, which GGUF cannot express; "
             "only a bos before the text can be written"
         )
     return added != ordinary
@@ -214,10 +209,22 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, np.ndarray]]:
         yield gguf_name, np.ascontiguousarray(weights)
 
 
+# Ollama's recipe: a base model continues the text as it is, drawn as scripts/generate.py draws.
+MODELFILE = '''FROM ./{file}
+TEMPLATE """{{{{ .Prompt }}}}"""
+PARAMETER num_ctx {context_length}
+PARAMETER temperature {draw.temperature}
+PARAMETER top_k {draw.top_k}
+PARAMETER top_p {draw.top_p}
+PARAMETER repeat_penalty {draw.repetition_penalty}
+PARAMETER stop "{eos}"
+'''
+
+
 def write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, outtype: OutType
-) -> Path:
-    """Writes `model-OUTTYPE.gguf` and a Modelfile for `ollama create`, and returns the former.
+) -> Engine:
+    """Writes `model-OUTTYPE.gguf` and a Modelfile for `ollama create`, and returns what reads the former.
 
     Matrices get the type asked for (under `q8_0` those whose rows are no multiple of 32 long get f16); vectors and the
     table of positions stay f32, as llama.cpp's converter has it.
@@ -251,28 +258,14 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    context_length = trained_length(model) or model.config.max_position_embeddings
-    modelfile = _modelfile(file.name, tokenizer, context_length)
-    (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
-    return file
-
-
-def _modelfile(file: str, tokenizer: PreTrainedTokenizerBase, context_length: int) -> str:
-    """Ollama's recipe: a base model continues the text as it is, drawn as scripts/generate.py draws."""
-    draw = Sampling()
-    return "\n".join(
-        [
-            f"FROM ./{file}",
-            'TEMPLATE """{{ .Prompt }}"""',
-            f"PARAMETER num_ctx {context_length}",
-            f"PARAMETER temperature {draw.temperature}",
-            f"PARAMETER top_k {draw.top_k}",
-            f"PARAMETER top_p {draw.top_p}",
-            f"PARAMETER repeat_penalty {draw.repetition_penalty}",
-            f'PARAMETER stop "{tokenizer.eos_token}"',
-            "",
-        ]
+    modelfile = MODELFILE.format(
+        file=file.name,
+        context_length=trained_length(model) or model.config.max_position_embeddings,
+        eos=tokenizer.eos_token,
+        draw=Sampling(),
     )
+    (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
+    return gguf_engine(file, model.config, outtype)
 
 
 # --- reading it back -------------------------------------------------------------------------------------------------
@@ -295,28 +288,20 @@ UNREAD_BY_TRANSFORMERS = {
     "llama": ["attention_bias", "mlp_bias"],
     "gpt2": ["n_positions", "n_inner"],
 }
-LLAMA_CPP = ("llama-cpp-python",)
 
 
-def gguf_tolerance(outtype: OutType, config: PreTrainedConfig, engine: Engine) -> Tolerance:
-    """What an engine's reading of a file may differ by."""
-    if outtype == "f32" and config.model_type == "gpt2" and engine.packages == LLAMA_CPP:
-        return GELU_TABLE
-    return TOLERANCES[outtype]
-
-
-def gguf_engine(file: Path, config: PreTrainedConfig) -> Engine:
+def gguf_engine(file: Path, config: PreTrainedConfig, outtype: OutType) -> Engine:
     """llama.cpp where llama-cpp-python is installed, else the reader of `transformers`, which dequantises."""
+    tolerance = TOLERANCES[outtype]
     if importlib.util.find_spec("llama_cpp"):
-        return _llama_cpp_engine(file)
+        gelu = outtype == "f32" and config.model_type == "gpt2"
+        return _llama_cpp_engine(file, GELU_TABLE if gelu else tolerance)
     unread = {name: getattr(config, name) for name in UNREAD_BY_TRANSFORMERS[config.model_type]}
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, **unread)
-    engine = torch_engine(model.eval(), AutoTokenizer.from_pretrained(**where))
-    return dataclasses.replace(engine, packages=("gguf", *engine.packages))
+    engine = torch_engine(file.parent, gguf_file=file.name, **unread)
+    return dataclasses.replace(engine, packages=("gguf", *engine.packages), tolerance=tolerance)
 
 
-def _llama_cpp_engine(file: Path) -> Engine:
+def _llama_cpp_engine(file: Path, tolerance: Tolerance) -> Engine:
     from llama_cpp import GGML_TYPE_F32, Llama
 
     longest = max(len(prompt.encode()) for prompt in PROMPTS) + 1 + GREEDY_TOKENS
@@ -343,4 +328,4 @@ def _llama_cpp_engine(file: Path) -> Engine:
 
         return step
 
-    return Engine(LLAMA_CPP, encode, begin)
+    return Engine(("llama-cpp-python",), encode, begin, tolerance)

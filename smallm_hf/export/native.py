@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.export.parity import Engine, torch_engine
 from smallm_hf.tokenizing.loading import save_tokenizer
@@ -24,14 +24,9 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return plain
 
 
-def write_native(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes weights, configs and tokenizer."""
+def write_native(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+    """Writes weights, configs and tokenizer, and returns the folder as anybody would load it."""
     model.config = plain_config(model.config)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, tokenizer.model_max_length)
-
-
-def native_engine(folder: Path) -> Engine:
-    """The folder as anybody would load it, in float32."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    return torch_engine(model.eval(), AutoTokenizer.from_pretrained(folder))
+    return torch_engine(folder)

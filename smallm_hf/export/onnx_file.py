@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.export.native import plain_config
 from smallm_hf.export.parity import Engine, Step
@@ -47,47 +47,39 @@ class _Step(nn.Module):
         return output.logits, *present
 
 
-def _cache_names(config: PreTrainedConfig, prefix: str) -> list[str]:
-    return [f"{prefix}.{layer}.{part}" for layer in range(config.num_hidden_layers) for part in ("key", "value")]
-
-
-def _example(config: PreTrainedConfig) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: lengths that differ, and none of 0 or 1, which the tracer would take for constants."""
-    batch, length, past = 2, 3, 5
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (
-        torch.zeros(batch, length, dtype=torch.long),
-        torch.ones(batch, past + length, dtype=torch.long),
-        torch.arange(past, past + length).repeat(batch, 1),
-        *torch.zeros(2 * config.num_hidden_layers, batch, heads, past, head_dim),
-    )
-
-
-def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the graph in float32, configs and tokenizer."""
+def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+    """Writes the graph in float32, configs and tokenizer, and returns ONNX Runtime with them, on the CPU."""
     import onnx_ir
 
     config = plain_config(model.config)
     model = model.float().eval()
     model.set_attn_implementation("eager")  # its graph is the smallest
-    example = _example(config)
-    cached = {0: "batch_size", 2: "past_sequence_length"}
+    # Inputs to trace with: lengths that differ, and none of 0 or 1, which the tracer would take for constants.
+    batch, length, past = 2, 3, 5
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = [f"{layer}.{part}" for layer in range(config.num_hidden_layers) for part in ("key", "value")]
+    example = {
+        "input_ids": torch.zeros(batch, length, dtype=torch.long),
+        "attention_mask": torch.ones(batch, past + length, dtype=torch.long),
+        "position_ids": torch.arange(past, past + length).repeat(batch, 1),
+        **{f"past_key_values.{name}": torch.zeros(batch, heads, past, head_dim) for name in cached},
+    }
     with warnings.catch_warnings():  # axes share their names on purpose
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             _Step(model),
-            example,
+            tuple(example.values()),
             dynamo=True,
             verbose=False,
-            input_names=["input_ids", "attention_mask", "position_ids", *_cache_names(config, "past_key_values")],
-            output_names=["logits", *_cache_names(config, "present")],
+            input_names=list(example),
+            output_names=["logits", *(f"present.{name}" for name in cached)],
             dynamic_shapes={
                 "input_ids": {0: "batch_size", 1: "sequence_length"},
                 "attention_mask": {0: "batch_size", 1: "total_sequence_length"},
                 "position_ids": {0: "batch_size", 1: "sequence_length"},
-                "past": (cached,) * (len(example) - 3),
+                "past": ({0: "batch_size", 2: "past_sequence_length"},) * len(cached),
             },
         )
     for node in program.model.graph.all_nodes():
@@ -100,10 +92,10 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     config.to_json_file(folder / "config.json")
     model.generation_config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, tokenizer.model_max_length)
+    return _onnx_engine(folder)
 
 
-def onnx_engine(folder: Path) -> Engine:
-    """ONNX Runtime on the CPU."""
+def _onnx_engine(folder: Path) -> Engine:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])

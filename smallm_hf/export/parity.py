@@ -5,15 +5,16 @@ tokens as a program would use it: the prompt in one pass, then token by token th
 at every place are equal greedy texts.
 """
 
-import functools
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.environment import versions
 from smallm_hf.base.errors import UserError
@@ -35,21 +36,6 @@ Step = Callable[[Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A program that runs an exported model.
-
-    Attributes:
-        packages: the distributions it consists of, whose versions are recorded.
-        encode: ordinary text to token ids, without any special token.
-        begin: begins a text; the function it returns reads the next T tokens and gives their logits, float32 (T, V).
-    """
-
-    packages: tuple[str, ...]
-    encode: Callable[[str], list[int]]
-    begin: Callable[[], Step]
-
-
-@dataclass(frozen=True)
 class Tolerance:
     """How far an export may be from its source.
 
@@ -67,6 +53,23 @@ class Tolerance:
 FLOAT32 = Tolerance(1e-4)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """A program that runs an exported model.
+
+    Attributes:
+        packages: the distributions it consists of, whose versions are recorded.
+        encode: ordinary text to token ids, without any special token.
+        begin: begins a text; the function it returns reads the next T tokens and gives their logits, float32 (T, V).
+        tolerance: of what it computes.
+    """
+
+    packages: tuple[str, ...]
+    encode: Callable[[str], list[int]]
+    begin: Callable[[], Step]
+    tolerance: Tolerance = FLOAT32
+
+
 def begin_text(model: PreTrainedModel) -> Step:
     """Begins a text with a model of `transformers`, in evaluation mode, and a cache of its own."""
     cache = DynamicCache(config=model.config)
@@ -80,26 +83,25 @@ def begin_text(model: PreTrainedModel) -> Step:
     return step
 
 
-def torch_engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """A model of `transformers`, in evaluation mode, with its tokenizer."""
+def torch_engine(folder: Path, **options: Any) -> Engine:
+    """What `transformers` loads from a folder, in float32."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=options.get("gguf_file"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
     return Engine(
-        packages=("transformers", "torch"),
-        encode=lambda text: encode_ordinary(tokenizer, [text])[0],
-        begin=functools.partial(begin_text, model),
+        ("transformers", "torch"), lambda text: encode_ordinary(tokenizer, [text])[0], partial(begin_text, model)
     )
 
 
-def check_parity(
-    source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine, tolerance: Tolerance
-) -> dict[str, Any]:
+def check_parity(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> dict[str, Any]:
     """Compares an export with its source, a float32 model on the CPU, and returns what `parity.json` records.
 
     Raises:
         UserError: the export cuts a text into other tokens, prefers other tokens, or its logits are too far away or
-            not numbers.
+            NaN.
     """
+    tolerance = engine.tolerance
     with evaluation_mode(source):
-        records = [_compare(source, tokenizer, engine, tolerance, prompt) for prompt in PROMPTS]
+        records = [_compare(source, tokenizer, engine, prompt) for prompt in PROMPTS]
     difference = float(np.max([record["relative_difference"] for record in records]))  # NaN stays NaN
     agreement = float(np.average([r["top1_agreement"] for r in records], weights=[r["tokens"] for r in records]))
     equal = sum(record["top1_differences"] - record["ties"] for record in records) == 0
@@ -128,7 +130,7 @@ def check_parity(
 
 
 def _compare(
-    source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine, tolerance: Tolerance, prompt: str
+    source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine, prompt: str
 ) -> dict[str, Any]:
     prompt_ids = encode_ordinary(tokenizer, [prompt])[0]
     if (other := engine.encode(prompt)) != prompt_ids:
@@ -141,7 +143,9 @@ def _compare(
     limit = position_limit(source) or len(prompt_ids) + GREEDY_TOKENS
     new_tokens = min(GREEDY_TOKENS, limit // 2)
     prompt_ids = prompt_ids[: limit - new_tokens]
-    token_ids = _continue(source, prompt_ids, new_tokens)
+    token_ids, step = list(prompt_ids), begin_text(source)
+    for place in range(new_tokens):  # an eos among them ends nothing
+        token_ids.append(int(step(token_ids[-1:] if place else prompt_ids)[-1].argmax()))
     with torch.inference_mode():
         batch = torch.tensor([token_ids])
         expected = source(batch, attention_mask=torch.ones_like(batch), use_cache=False).logits[0].float().numpy()
@@ -160,17 +164,7 @@ def _compare(
         "relative_difference": difference / scale,
         "top1_agreement": float((lead == 0).mean()),
         "top1_differences": int((lead > 0).sum()),
-        "ties": int(((lead > 0) & (lead <= tolerance.difference * scale)).sum()),
+        "ties": int(((lead > 0) & (lead <= engine.tolerance.difference * scale)).sum()),
         "greedy_tokens": new_tokens,
         "greedy_tokens_equal": bool((lead == 0)[len(prompt_ids) - 1 :].all()),
     }
-
-
-def _continue(source: PreTrainedModel, prompt_ids: list[int], new_tokens: int) -> list[int]:
-    """The prompt and the tokens the source finds most probable after it; an eos among them ends nothing."""
-    step = begin_text(source)
-    token_ids, unread = list(prompt_ids), prompt_ids
-    for _ in range(new_tokens):
-        unread = [int(step(unread)[-1].argmax())]
-        token_ids += unread
-    return token_ids

@@ -8,30 +8,29 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedModel
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.card import Weights, find_weights, read_results, render_card
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
+from smallm_hf.families import FAMILIES, family_of, family_of_file
 from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
 from smallm_hf.inspection import position_limit
-from smallm_hf.models import SmaLLMConfig
-from smallm_hf.pretrained import is_ours, load_weights
-from smallm_hf.training.plan import embedding_parameters, flops_per_token
+from smallm_hf.pretrained import load_weights
+from smallm_hf.training.plan import embedding_parameters
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import ValidationSet, figures_of_json
 
 LARGEST_DIFFERENCE = 1e-4  # of logits, as a share of the largest: float rounding between two ways to compute them
-LARGEST_RELATIVE_ERROR = 1e-4  # of a validation scored again, perhaps on other hardware
+LARGEST_RELATIVE_ERROR = 1e-4  # of a validation that is scored again, perhaps on other hardware
 CHECKED_TOKENS = 64
 PROMPT = "The"
 
@@ -40,40 +39,35 @@ PROMPT = "The"
 
 
 def check_record(run: Path, results: dict[str, Any], weights: Weights, model: PreTrainedModel) -> None:
-    """Makes sure that `results.json` says what the weights and the other records say.
-
-    Args:
-        run: the run folder.
-        results: what its `results.json` holds.
-        weights: `best` or `final`.
-        model: these weights, loaded.
+    """Makes sure that `results.json` of a run agrees with `best` or `final`, loaded, and with the other records.
 
     Raises:
         UserError: naming the first figure that differs, and both values.
     """
     metrics, folder = read_records(run, "metrics"), f"{weights.name}/"
-    tokens, stated_in = metrics[-1]["tokens"], "best" if weights.name == "best" else "last"
+    tokens, stated = metrics[-1]["tokens"], figures_of_json(results["best" if weights.name == "best" else "last"])
     validated = [record for record in metrics if record["step"] == weights.step and "validation_loss" in record][-1:]
-    flops = flops_per_token(model, results["config"]["training"]["context_length"]) * tokens
+    context_length = results["config"]["training"]["context_length"]
+    flops = family_of(model.config).flops_per_token(model, context_length) * tokens
     found = [
         ("metrics.jsonl", results, {"steps": metrics[-1]["step"], "tokens": tokens}),
         (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
         (folder, results, {"embedding_parameters": embedding_parameters(model)}),
         ("the formula", results, {"flops": flops}),
-        (f"{folder}validation.json", figures_of_json(results[stated_in]), weights.scored),
-        *(("metrics.jsonl", results[stated_in] | {"tokens": record["tokens"]}, record) for record in validated),
+        (f"{folder}validation.json", stated, weights.scored),
+        *(("metrics.jsonl", stated | {"tokens": record["tokens"]}, figures_of_json(record)) for record in validated),
     ]
-    for source, stated, values in found:
+    for source, said, values in found:
         for name, value in values.items():
-            if stated.get(name) != value:
+            if said.get(name) != value:
                 raise UserError(
-                    f"{run}/results.json says {name}={stated.get(name)} of {weights.name}/, {source} says {value}; "
-                    "bring back the file as the run wrote it, or finish a run that went on since (train.py --resume)"
+                    f"{run}/results.json says {name}={said.get(name)} of {weights.name}/, {source} says {value}; "
+                    "restore the file as the run wrote it, or finish a run that went on since (train.py --resume)"
                 )
 
 
 def check_card(run: Path, weights: Weights) -> int:
-    """Makes sure that the card of `best/` or `final/`, if it is there, says what the run's records say.
+    """Makes sure that the card of `best/` or `final/`, if there is one, says what the run's records say.
 
     Returns:
         How many lines were compared.
@@ -90,7 +84,7 @@ def check_card(run: Path, weights: Weights) -> int:
         if line != right:
             raise UserError(
                 f"{path} line {number} says {line!r:.100}, the run's records say {right!r:.100}; "
-                "take your change back, or remove the file to have it written anew"
+                "undo your change, or remove the file to have it written again"
             )
     return len(expected)
 
@@ -102,15 +96,14 @@ def verify_card(run: Path) -> list[str]:
         Lines that say what was compared.
 
     Raises:
-        UserError: naming the first thing that is not as the card says, and both values.
+        UserError: naming the first thing that differs from the card, and both values.
     """
-    results = read_results(run)
-    best = find_weights(run, "best")
+    results, best = read_results(run), find_weights(run, "best")
     model = load_own_class(best.folder)
     check_record(run, results, best, model)
     number = check_card(run, best)
     lines = [
-        f"card: its {number} lines are what the records say" if number else "card: none, it will be written anew",
+        f"card: its {number} lines are what the records say" if number else "card: none, it will be written again",
         f"{results['parameters']:,} parameters ({results['embedding_parameters']:,} in tables), FLOPs: counted again",
     ]
     files = find_token_files(results)
@@ -123,7 +116,7 @@ def verify_card(run: Path) -> list[str]:
     sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
     for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():
         stated = best.scored[f"validation_{name}"]
-        # Of two logits that are all but equal, other hardware may find the other one larger.
+        # Of two logits that are nearly equal, other hardware may find the other one larger.
         if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / len(tokens.tokens)):
             raise UserError(
                 f"the card says validation {name} {stated:.6g}, scoring {best.folder} again gives {value:.6g}; "
@@ -143,52 +136,47 @@ def load_own_class(folder: Path) -> PreTrainedModel:
     """
     disable_progress_bar()  # of loading: a moment each
     try:
-        ours = is_ours(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config = (SmaLLMConfig if ours else AutoConfig).from_pretrained(folder)
-        return load_weights(folder, config).eval()
+        family = family_of_file(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return load_weights(folder, family.config_class.from_pretrained(folder)).eval()
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded ({one_line(error)}); bring back the files of the run") from error
+        raise UserError(f"{folder} cannot be loaded ({one_line(error)}); restore the files of the run") from error
 
 
 def load_elsewhere(request: str) -> None:
     """What the checking process runs: it is given the source of this function and cannot import the package.
 
+    Prints JSON: for each model and flag, the name and the largest difference of logits as a share of the largest logit.
+
     Args:
-        request: JSON with `revision`, `prompt`, and for each of `models` its `name`, `flags` (of trust_remote_code),
-            `input_ids` and `output`, a safetensors file for the logits by flag.
+        request: JSON with `revision`, `prompt`, and for each of `models` its `name`, `flags` (of trust_remote_code) and
+            `expected`, a safetensors file with `input_ids` and `logits`.
     """
     import json
     import sys
 
     sys.modules["smallm_hf"] = None  # importing it is an error from here on
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-    wanted = json.loads(request)
+    wanted, differences = json.loads(request), []
     prompt, revision = wanted["prompt"], {"revision": wanted["revision"]}
     for checked in wanted["models"]:
-        name, logits = checked["name"], {}
+        name, expected = checked["name"], load_file(checked["expected"])
         AutoTokenizer.from_pretrained(name, trust_remote_code=False not in checked["flags"], **revision)
         for flag in checked["flags"]:
             options = {**revision, "trust_remote_code": flag}
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options).eval()
             with torch.no_grad():
-                logits[str(flag)] = model(torch.tensor([checked["input_ids"]])).logits.contiguous()
+                difference = (model(expected["input_ids"]).logits - expected["logits"]).abs().max()
             text = pipeline("text-generation", model=name, **options)(prompt, max_new_tokens=4)[0]["generated_text"]
             assert text.startswith(prompt), f"pipeline answers {text!r} to {prompt!r}"
-        save_file(logits, checked["output"])
+            differences.append((name, (difference / expected["logits"].abs().max()).item()))
+    print(json.dumps(differences))
 
 
-@dataclass(frozen=True)
-class Check:
-    """What is loaded elsewhere and compared.
-
-    Args:
-        name: a folder, or the id of a repository.
-        folder: the files as they are published.
-        trained: the folder of the run with the same weights.
-    """
+class Check(NamedTuple):
+    """What is loaded elsewhere: a folder or repository, its files as published, the run's folder of these weights."""
 
     name: str
     folder: Path
@@ -200,17 +188,18 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
 
     Args:
         checks: the models.
-        home: an empty `HF_HOME` for that process.
+        home: an empty `HF_HOME` for that process; created unless it exists.
         revision: of repositories; None for folders, which are loaded without the network.
 
     Returns:
-        The largest difference of logits to those of the class that trained them, as a share of the largest logit.
+        The largest difference of logits from those of the class that trained them, as a share of the largest logit.
 
     Raises:
         UserError: one does not load there, or differs by more than rounding.
     """
+    home.mkdir(parents=True, exist_ok=True)
     asked = [_question(check, home / f"{number}.safetensors") for number, check in enumerate(checks)]
-    request = {"models": [question for question, _ in asked], "revision": revision, "prompt": PROMPT}
+    request = {"models": asked, "revision": revision, "prompt": PROMPT}
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0" if revision else "1"}
     if revision:
         environment["HF_TOKEN"] = find_token()  # it may be kept in the usual HF_HOME
@@ -218,32 +207,24 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
     result = subprocess.run([sys.executable, "-I", "-c", code], env=environment, capture_output=True, errors="replace")
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-        raise UserError(f"it does not load where smallm_hf is not installed: {reason:.300}; repair that, then publish")
-    largest = 0.0
-    for check, (question, expected) in zip(checks, asked, strict=True):
-        for logits in load_file(question["output"]).values():
-            difference = ((logits - expected).abs().max() / expected.abs().max()).item()
-            if not difference <= LARGEST_DIFFERENCE:
-                raise UserError(
-                    f"the logits of {check.name} differ from those of {check.trained} by {difference:.1e} of the "
-                    f"largest (allowed: {LARGEST_DIFFERENCE:.0e}); these are not the weights or the config of the run"
-                )
-            largest = max(largest, difference)
-    return largest
+        raise UserError(f"it does not load where smallm_hf is not installed: {reason:.300}; fix that, then publish")
+    differences, trained = json.loads(result.stdout.splitlines()[-1]), {check.name: check.trained for check in checks}
+    for name, difference in differences:
+        if not difference <= LARGEST_DIFFERENCE:  # nor NaN
+            raise UserError(
+                f"the logits of {name} differ from those of {trained[name]} by {difference:.1e} of the "
+                f"largest (allowed: {LARGEST_DIFFERENCE:.0e}); these are not the weights or the config of the run"
+            )
+    return max(difference for _, difference in differences)
 
 
 @torch.inference_mode()
-def _question(check: Check, output: Path) -> tuple[dict[str, Any], torch.Tensor]:
-    """What the checking process is asked about one model, and the logits it should find, (1, T, V)."""
+def _question(check: Check, file: Path) -> dict[str, Any]:
+    """What the checking process is asked about one model; writes `expected`."""
     config = json.loads((check.folder / "config.json").read_text(encoding="utf-8"))
-    promised = {False: config["model_type"] != "smallm", True: "auto_map" in config}
+    promised = {False: config["model_type"] not in FAMILIES, True: "auto_map" in config}
     model = load_own_class(check.trained)
-    count = min(CHECKED_TOKENS, position_limit(model) or CHECKED_TOKENS)
-    input_ids = torch.arange(count) * 7919 % model.config.vocab_size  # from all over the vocabulary
-    question = {
-        "name": check.name,
-        "flags": [flag for flag, there in promised.items() if there],
-        "input_ids": input_ids.tolist(),
-        "output": str(output),
-    }
-    return question, model(input_ids[None]).logits
+    length = min(CHECKED_TOKENS, position_limit(model) or CHECKED_TOKENS)
+    input_ids = (torch.arange(length) * 7919 % model.config.vocab_size)[None]  # from all over the vocabulary
+    save_file({"input_ids": input_ids, "logits": model(input_ids).logits.contiguous()}, file)
+    return {"name": check.name, "flags": [flag for flag in promised if promised[flag]], "expected": str(file)}

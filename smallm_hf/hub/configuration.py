@@ -7,11 +7,7 @@ from smallm_hf.base.errors import UserError, one_line
 
 
 def check_repo_name(repo: str) -> None:
-    """Makes sure that the Hub allows a name.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raises a UserError if the Hub does not allow a name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -19,18 +15,14 @@ def check_repo_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(
-            f"{repo!r} is no name for a repository of the Hub: {one_line(error)}; give user/name"
+            f"{repo!r} is not a name for a repository of the Hub: {one_line(error)}; give user/name"
         ) from error
 
 
 def require_run(run: Path) -> None:
-    """Makes sure that a folder is a run's.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raises a UserError if a folder is not a run's."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder (no config.yaml); give what train.py --output_dir has written")
+        raise UserError(f"{run} is not a run folder (no config.yaml); give what train.py --output_dir has written")
 
 
 @dataclass(frozen=True)
@@ -39,9 +31,9 @@ class HubConfig:
 
     Args:
         repo: `user/name`, or `name` in the namespace of the token.
-        private: whether a repository that is made for the run is private.
+        private: whether a repository that is created for the run is private.
         push_every: steps or tokens (see training.interval_unit) between two pushes of the weights to the repository's
-            branch `training`; null pushes nothing before scripts/publish.py does.
+            branch `training`; null leaves all to scripts/publish.py.
         license: of the weights, as the Hub spells it.
     """
 
@@ -61,13 +53,13 @@ class HubConfig:
 
 @dataclass(frozen=True)
 class Statements:
-    """What a card says and no artefact knows.
+    """What a card says and no record knows.
 
     Args:
-        license: of the weights, as the Hub spells it; left out, what hub.license of the run says, else apache-2.0.
-        data_license: of the training text; left out, data.license of the run, or what is known of its data.source.
-        data_set: Hub id of the training text, where the run read it from files.
-        language: of the text, as an ISO 639 code; several with commas between.
+        license: of the weights, as the Hub spells it; default: hub.license of the run, else apache-2.0.
+        data_license: of the training text; default: data.license of the run, or what is known of its data.source.
+        data_set: Hub id of the training text, if the run read it from files.
+        language: of the text, as an ISO 639 code; several separated by commas.
     """
 
     license: str | None = None

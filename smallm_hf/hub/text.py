@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData
 from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.card import render_data_card, resolve_statements, without_paths
+from smallm_hf.card import license_metadata, resolve_statements, without_paths
 from smallm_hf.data.selection.splitting import SIDES
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.texts import decode_blocks, token_files_of
 from smallm_hf.hub.configuration import Statements
-from smallm_hf.hub.repository import MARKS
+from smallm_hf.hub.repository import MARK_FILES
 from smallm_hf.hub.staging import write_json
 
 SHARD_BYTES = 500_000_000  # of text in one parquet file
 
 
 def find_token_files(results: dict[str, Any]) -> TokenFiles | None:
-    """The token files a run was trained on, or None where they are gone or have become others."""
+    """The token files a run was trained on, or None where they are gone or have changed."""
     try:
         return token_files_of(results)
     except UserError:
@@ -31,13 +32,14 @@ def find_token_files(results: dict[str, Any]) -> TokenFiles | None:
 def stage_text(results: dict[str, Any], folder: Path, statements: Statements, repo: str) -> None:
     """Writes the text that a run was trained and validated on as a data set, read back from its token files.
 
-    What is published is what the model has seen, whatever was cleaned, and which side each document was on.
+    That is what the model has seen, as cleaning left it, each document on the side it was on.
 
     Raises:
         UserError: a text that is on the Hub already or has no stated licence, token files that are gone, or a tokenizer
-            that does not give the text back as it was.
+            that does not reproduce the text.
     """
-    facts, source = resolve_statements(without_paths(results), statements), results["data"]["source"]
+    public, source = without_paths(results), results["data"]["source"]
+    facts = resolve_statements(public, statements)
     if results["data"].get("on_hub"):
         raise UserError(f"data.source={source} is on the Hub already, and the card names it; leave out --data_repo")
     if not facts["data_license"]:
@@ -47,18 +49,28 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
         raise UserError(
             f"the token files of the run are no longer in {results['data']['folder']}; leave out --data_repo"
         )
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(parents=True)
     for side in SIDES:
         written = write_text(getattr(files, side), files.tokenizer, folder / "data", side)
         recorded = getattr(files.meta, side)
         if written != (recorded.documents, recorded.bytes):
             raise UserError(
-                f"the tokenizer does not give the {side} text back: {written[0]} documents of {written[1]} bytes, "
+                f"the tokenizer does not reproduce the {side} text: {written[0]} documents of {written[1]} bytes, "
                 f"{recorded.documents} of {recorded.bytes} went in; leave out --data_repo"
             )
-    write_json(folder / MARKS["dataset"], without_paths(asdict(files.meta)))
-    card = render_data_card(without_paths(results), facts, repo)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_json(folder / MARK_FILES["dataset"], without_paths(asdict(files.meta)))
+    metadata = DatasetCardData(
+        language=facts["language"].split(",") if facts["language"] else None,
+        **license_metadata(facts["data_license"]),
+        task_categories=["text-generation"],
+        tags=["smallm"],
+        configs=[
+            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in SIDES]}
+        ],
+    )
+    values = {**public, **facts, "name": repo.split("/")[-1], "repo": repo}
+    card = DatasetCard.from_template(metadata, str(Path(__file__).with_name("data_card.md")), **values)
+    (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
 
 
 def write_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: Path, side: str) -> tuple[int, int]:
@@ -67,20 +79,18 @@ def write_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: P
     Returns:
         The number of documents and of their UTF-8 bytes.
     """
-    import pyarrow  # a second of import that all else can do without
+    import pyarrow  # takes a second, which all else is spared
     from pyarrow import parquet
 
-    schema, writer, documents, size = pyarrow.schema([("text", pyarrow.string())]), None, 0, 0
-    shards = itertools.count()
-    for texts in decode_blocks(tokens, tokenizer):
-        if writer is None:
-            writer, written = parquet.ParquetWriter(folder / f"{side}-{next(shards):05}.parquet", schema), 0
-        writer.write_table(pyarrow.table({"text": texts}, schema=schema))
-        new = sum(len(text.encode()) for text in texts)
-        documents, size, written = documents + len(texts), size + new, written + new
-        if written >= SHARD_BYTES:
-            writer.close()
-            writer = None
-    if writer:
-        writer.close()
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    blocks, documents, size = iter(decode_blocks(tokens, tokenizer)), 0, 0
+    for shard, first in enumerate(blocks):
+        full = size + SHARD_BYTES
+        with parquet.ParquetWriter(folder / f"{side}-{shard:05}.parquet", schema) as writer:
+            for texts in itertools.chain([first], blocks):
+                writer.write_table(pyarrow.table({"text": texts}, schema=schema))
+                documents += len(texts)
+                size += sum(len(text.encode()) for text in texts)
+                if size >= full:
+                    break
     return documents, size

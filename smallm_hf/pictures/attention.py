@@ -1,15 +1,14 @@
-"""What each head of a model looks at while it reads a text: one map per layer and head.
+"""What each head of a model attends to while it reads a text: one map per layer and head.
 
-A row of a map is a token that looks, a column one that is looked at; a row adds up to 1. The start token of a causal
-model stands before the text, as in training, and what a masked model was trained with around it. Layers and heads are
-counted from 0, as in the names of the weights.
+A row of a map is a token that looks, a column one that is looked at; a row adds up to 1. A causal model reads its start
+token before the text, as in training, a masked one what it was trained with around it. Layers and heads are counted
+from 0, as in the names of the weights.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,25 +18,25 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError, one_line
-from smallm_hf.evaluation.page import fill_template
+from smallm_hf.evaluation.page import fill_template, shorten
 from smallm_hf.families import kind_of
 from smallm_hf.inspection import evaluation_mode, position_limit
 from smallm_hf.pictures.configuration import AttentionPictures
-from smallm_hf.pictures.picture import STYLE, Picture, legible, shorten, write_around, write_pictures
+from smallm_hf.pictures.picture import STYLE, Picture, legible, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name, read_tokens, token_labels
 from smallm_hf.tokenizing.encoding import added_around, start_token_id
 
 SHOWN_TOKENS = 24  # more could not be read on the axes
-NUMBERED_TOKENS = 20  # up to here a map that stands alone has its numbers in it
-HABIT = 0.5  # a head that gives one place more than this, on average, is named after it
+NUMBERED_TOKENS = 20  # up to here a map that is drawn alone shows its numbers
+HABIT = 0.5  # a head that gives one place more than this share on average is named after it
 LETTERS = 14  # of a token on an axis
 GRID_POINTS, LONE_POINTS = 7, 10  # size of the letters on the axes
 LEAST_INCHES, AROUND_INCHES = 1.3, 1.6
 PAGE_CAPTION = (
     "Each card is a head, named layer·head from 0, and shows where it looks from the framed token: the bluer a token, "
-    "the larger its share of the attention, on the scale of a square root; a card adds up to 100 %. → is the place it "
-    "looks at most. A head that gives more than half to one place bears its name: the first, the previous or its own "
-    "token, on average from the third token on."
+    "the larger its share of the attention, on a square-root scale; a card adds up to 100 %. → is where it looks most. "
+    "A head that gives more than half to one place bears its name: the first, the previous or its own token, on "
+    "average from the third token on."
 )
 SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1)  # on the scale of colours
 
@@ -47,9 +46,9 @@ class Attention:
     """Where the heads look.
 
     Attributes:
-        tokens: T labels, the start token first where there is one.
+        tokens: T labels, with the special tokens around the text.
         maps: float64 of shape (layers, heads, T, T), rows look at columns.
-        left_out: tokens of the text behind these.
+        left_out: number of further tokens of the text.
     """
 
     tokens: list[str]
@@ -59,7 +58,7 @@ class Attention:
 
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Computes attention the way that keeps its weights, within the block."""
+    """Switches to the attention that returns its weights, inside the block."""
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation("eager")
@@ -70,20 +69,16 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.inference_mode()
 def read_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Attention:
-    """The attention of all heads over a text.
+    """The attention of all heads over the first `SHOWN_TOKENS` tokens of a text, or as many as the context holds.
 
-    Args:
-        model: causal or masked.
-        tokenizer: the model's own.
-        text: the model reads its first `SHOWN_TOKENS` tokens, fewer if its context is shorter; that changes nothing in
-            the maps of a causal model.
+    The cut changes nothing in the maps of a causal model.
 
     Raises:
-        UserError: an empty text, a tokenizer of another model, a seq2seq model, one that gives no attention maps, or
-            maps that are not numbers.
+        UserError: an empty text, a tokenizer of another model, a seq2seq model, one that returns no attention maps, or
+            maps that are NaN.
     """
     if kind_of(model) == "seq2seq":
-        raise UserError(f"{type(model).__name__} is seq2seq; attention is drawn of causal and masked models")
+        raise UserError(f"{type(model).__name__} is seq2seq; attention is drawn for causal and masked models")
     tokens, (before, behind) = read_tokens(model, tokenizer, text).ids, _around(model, tokenizer)
     room = min(SHOWN_TOKENS, position_limit(model) or SHOWN_TOKENS) - len(before) - len(behind)
     read = [*before, *tokens[:room], *behind]
@@ -94,17 +89,17 @@ def read_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
             outputs = model(torch.tensor([read], device=model.device), output_attentions=True, use_cache=False)
             maps = getattr(outputs, "attentions", None)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} gives no attention maps ({one_line(error)}); give a transformer") from error
+        raise UserError(f"{name} returns no attention maps ({one_line(error)}); give a transformer") from error
     if not maps or any(layer is None for layer in maps):
-        raise UserError(f"{name} gives no attention maps; give a transformer")
+        raise UserError(f"{name} returns no attention maps; give a transformer")
     stacked = torch.cat(maps).double().cpu().numpy()
     if not np.isfinite(stacked).all():
-        raise UserError("the model's attention is not numbers (NaN); its weights are damaged, or its dtype overflows")
+        raise UserError("the model's attention is NaN; its weights are damaged, or its dtype overflows")
     return Attention([labels[id] for id in read], stacked, max(0, len(tokens) - room))
 
 
 def _around(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What stands before and behind a text: the start token of a causal model, what a masked one was trained with."""
+    """The tokens before and behind a text: the start token of a causal model, what a masked one was trained with."""
     if kind_of(model) == "masked":
         return added_around(tokenizer)
     start = start_token_id(tokenizer)
@@ -112,10 +107,10 @@ def _around(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 
 
 def habit(attention: np.ndarray) -> str:
-    """What a head does, where that is plain: the place that gets more than half of its attention, with its share.
+    """The place that gets more than half of a head's attention, with its share; empty if there is none.
 
     Args:
-        attention: (T, T), the map of one head. Only rows whose first, previous and own token are three are counted.
+        attention: (T, T), the map of one head. Rows whose first, previous and own token are not three do not count.
     """
     rows = np.arange(2, len(attention))
     if not len(rows):
@@ -132,15 +127,7 @@ def habit(attention: np.ndarray) -> str:
 def attention_figure(
     attention: Attention, title: str, caption: str, layers: Sequence[int], heads: Sequence[int]
 ) -> Figure:
-    """The maps of some layers, from top to bottom, and some heads, from left to right.
-
-    Args:
-        attention: of `read_attention`.
-        title: above the maps.
-        caption: below them.
-        layers: which rows of the grid.
-        heads: which columns of the grid.
-    """
+    """The maps of some layers, from top to bottom, and some heads, from left to right."""
     tokens = [legible(shorten(token, LETTERS)) for token in attention.tokens]
     lone = len(layers) == len(heads) == 1
     points = LONE_POINTS if lone else GRID_POINTS
@@ -173,7 +160,7 @@ def attention_figure(
 
 
 def _write_numbers(axes: matplotlib.axes.Axes, shares: np.ndarray) -> None:
-    """Per cent in each cell that has one or more."""
+    """The per cent in each cell that has one or more."""
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.005:
             colour = "white" if share > 0.35 else "black"
@@ -188,13 +175,13 @@ def attention_pictures(
     layer: int | None = None,
     head: int | None = None,
 ) -> list[Picture]:
-    """The maps of all layers and heads, or of one layer, one head of all layers, or one map alone and larger.
+    """The maps of all layers and heads, of one layer, of one head in all layers, or one map alone and larger.
 
     Returns:
-        The drawing, and a page to point at.
+        The drawing, and an interactive page.
 
     Raises:
-        UserError: no such layer or head, or what `read_attention` refuses.
+        UserError: no such layer or head, or what `read_attention` raises.
     """
     attention = read_attention(model, tokenizer, text)
     layers, heads = (
@@ -204,13 +191,11 @@ def attention_pictures(
     name = _file_name(layer, head)
     title = f"Attention of {model_name(model)}"
     before, behind = _around(model, tokenizer)
-    around = (" The first token stands before the text." if before else "") + (
-        " The last one stands behind it." if behind else ""
-    )
+    around = (" The first token precedes the text." if before else "") + (" The last one follows it." if behind else "")
     cut = f" {attention.left_out:,} more tokens of the text are not shown." if attention.left_out else ""
     caption = (
         "Each map is a head, named layer·head from 0. A row is a token that looks, a column one that is looked at: the "
-        "darker, the larger the share of its attention, on the scale of a square root; each row adds up to 100 %."
+        "darker, the larger the share of its attention, on a square-root scale; each row adds up to 100 %."
         f"{around} A head that gives more than half to one place bears its name: the first, the previous or its own "
         f"token, on average from the third row on.{cut}"
     )
@@ -220,7 +205,7 @@ def attention_pictures(
 
 
 def attention_html(attention: Attention, caption: str, layers: Sequence[int], heads: Sequence[int]) -> str:
-    """The maps as a fragment of a page: the token under the pointer or finger shows where each head looks from it."""
+    """The maps as a fragment of a page: a token under the pointer or finger shows where each head looks from it."""
     chosen = attention.maps[np.ix_(layers, heads)]
     cards = [("mean of all" if len(layers) * len(heads) > 1 else "", chosen.mean(axis=(0, 1)))]
     cards += [(f"{layer}·{head}", attention.maps[layer, head]) for layer in layers for head in heads]
@@ -240,9 +225,8 @@ def attention_html(attention: Attention, caption: str, layers: Sequence[int], he
 
 
 def _file_name(layer: int | None, head: int | None) -> str:
-    """Of the pictures, and of their page."""
-    parts = {"layer": layer, "head": head}
-    return "attention" + "".join(f"_{name}{number}" for name, number in parts.items() if number is not None)
+    chosen = [f"_{name}{number}" for name, number in (("layer", layer), ("head", head)) if number is not None]
+    return "".join(["attention", *chosen])
 
 
 def _chosen(wanted: int | None, number: int, name: str) -> Sequence[int]:
@@ -253,20 +237,11 @@ def _chosen(wanted: int | None, number: int, name: str) -> Sequence[int]:
     return [wanted]
 
 
-def draw_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> list[Path]:
-    """Draws what each head of a model looks at while it reads a text.
-
-    Args:
-        model: causal or masked.
-        tokenizer: the model's own.
-        asked: fields of `AttentionPictures`.
-
-    Returns:
-        The files written.
+def draw_attention(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: AttentionPictures) -> list[Path]:
+    """Draws what each head attends to while the model reads a text; returns the files written.
 
     Raises:
-        UserError: no such layer or head, what `read_attention` refuses, or files that cannot be written.
+        UserError: what `attention_pictures` raises, or files that cannot be written.
     """
-    wanted = AttentionPictures(**asked)
     pictures = attention_pictures(model, tokenizer, wanted.text, layer=wanted.layer, head=wanted.head)
     return write_pictures(pictures, wanted.output_dir, _file_name(wanted.layer, wanted.head))

@@ -1,4 +1,4 @@
-"""What can be asked of the pictures of a model: what `scripts/plot.py` takes."""
+"""What can be drawn of a model: the options of `scripts/plot.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,14 @@ from smallm_hf.base.errors import UserError
 
 @dataclass(frozen=True)
 class AttentionPictures:
-    """Draws what each head of a model looks at while it reads a text.
+    """Draws what each head of a model attends to while it reads a text.
 
     Args:
         text: the text; its first 24 tokens are read and drawn.
         layer: only this one, from 0.
-        head: only this one, from 0; with a layer it is drawn alone, larger and with numbers.
-        output_dir: for attention.png and attention.svg, and the page attention.html, on which a token shows where each
-            head looks from it; with layer and head in the name where they are chosen.
+        head: only this one, from 0; together with a layer it is drawn alone, larger and with numbers.
+        output_dir: for attention.png, attention.svg and the page attention.html, on which a token shows where each head
+            looks from it; layer and head are in the names if they are chosen.
     """
 
     text: str
@@ -31,13 +31,13 @@ class EmbeddingPictures:
     Args:
         words: a text file of the words to draw, separated by white space.
         data: text whose most frequent words are drawn: .txt, .jsonl, .json, .csv or .parquet, a folder of them, or a
-            Hub data set. Without words and data it is the first words of the tokenizer's vocabulary.
+            Hub data set. Without words and data, the first words of the tokenizer's vocabulary are drawn.
         text_column: column of the data that holds the text, in all but text files.
         max_documents: documents of the data that are counted, from the beginning.
-        top: words drawn, of data or vocabulary.
+        top: number of words drawn, of data or vocabulary.
         clusters: number of colours, 10 at most.
-        perplexity: of the t-SNE, about the number of neighbours that count; by default 30, less where words are few.
-        seed: the same gives the same pictures.
+        perplexity: of the t-SNE, about the number of neighbours that count; by default 30, less for few words.
+        seed: the same seed gives the same pictures.
         output_dir: for embeddings_tsne and embeddings_pca as .png and .svg, and the page embeddings.html.
     """
 
@@ -59,15 +59,15 @@ class EmbeddingPictures:
 
 @dataclass(frozen=True)
 class TokenPictures:
-    """Draws what a model expects along texts, and the texts with the loss of each token as heat behind it.
+    """Draws what a model expects along texts, and the texts as heat maps of the loss of each token.
 
     Args:
-        text: the text itself, or give data.
+        text: the text itself, instead of data.
         data: .txt, .jsonl, .json, .csv or .parquet, a folder of them, or a Hub data set.
         text_column: column of the data that holds the text, in all but text files.
         max_documents: documents of the data, from the beginning.
         top_k: the model's first choices shown at each token.
-        output_dir: for tokens.png, tokens.svg and the page tokens.html; of several documents each has its number.
+        output_dir: for tokens.png, tokens.svg and the page tokens.html; several documents are numbered.
     """
 
     text: str | None = None

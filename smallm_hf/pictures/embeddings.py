@@ -1,8 +1,8 @@
-"""Where a model's words lie: its input embeddings by t-SNE and PCA, the neighbours of each, and clusters.
+"""Where a model's words lie: its input embeddings by t-SNE and PCA, the neighbours of each word, and clusters.
 
-A word is read inside a text, with the space before it. Its vector is that of its token, or the mean of its tokens';
-all vectors are scaled to length 1, so that distance is what the cosine says. scikit-learn does the mathematics
-(van der Maaten and Hinton 2008 for t-SNE), textalloc finds places for the labels.
+A word is encoded as inside a text, with the space before it. Its vector is that of its token, or the mean of those of
+its tokens; all vectors are scaled to length 1, so that distances follow the cosine. scikit-learn does the mathematics
+(van der Maaten and Hinton 2008 for t-SNE), textalloc places the labels.
 """
 
 import itertools
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,20 +19,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.comparison.words import read_vocabulary
-from smallm_hf.evaluation.page import fill_template
+from smallm_hf.evaluation.page import COLOURS, fill_template, shorten
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.inspection import require_known, vocabulary_size
 from smallm_hf.pictures.configuration import EmbeddingPictures
-from smallm_hf.pictures.picture import COLOURS, STYLE, Picture, legible, shorten, write_around, write_pictures
+from smallm_hf.pictures.picture import STYLE, Picture, legible, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name
 from smallm_hf.tokenizing.encoding import encode_ordinary
 
 LEAST_WORDS, MOST_WORDS = 5, 500
-WORD = re.compile(r"[^\W\d_][\w'’]*")
+DRAWABLE_WORD = re.compile(r"[^\W\d_][\w'’]*")  # begins with a letter
 NEIGHBOURS = 8
 # t-SNE's perplexity is about the number of neighbours that count; scikit-learn's default where there are enough words.
 PERPLEXITY, WORDS_PER_NEIGHBOUR = 30.0, 3
-MARKERS = "osD^vP*Xp<"  # one per cluster, for who cannot see the colours
+MARKERS = "osD^vP*Xp<"  # one per cluster, for those who cannot see the colours
 FIGURE_INCHES = (11, 9)
 NAMED = 4  # words of a cluster in the legend
 LETTERS = 24  # of a label
@@ -46,7 +45,7 @@ class Words:
     Attributes:
         texts: N words, the most frequent first.
         vectors: float64 of shape (N, D), of length 1.
-        several: how many of them take several tokens.
+        several: how many of them consist of several tokens.
         origin: where they come from, for the caption.
     """
 
@@ -65,7 +64,7 @@ class WordMap:
         tsne: (N, 2).
         pca: (N, 2).
         perplexity: of the t-SNE.
-        explained: shares of the variance that the two directions of the PCA hold.
+        explained: shares of the variance along the two directions of the PCA.
         clusters: (N,), from 0, the largest first.
         names: of the clusters, the words nearest to their centres.
         seed: of t-SNE and clusters.
@@ -82,7 +81,7 @@ class WordMap:
 
 
 def given_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Words:
-    """Words that somebody chose.
+    """Words that the user chose.
 
     Raises:
         UserError: the tokenizer does not know one, or there are too few or too many.
@@ -105,7 +104,7 @@ def frequent_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         UserError: there are too few, or too many.
     """
     _require_readable(top)
-    counts = Counter(word for text in texts for word in WORD.findall(text))
+    counts = Counter(word for text in texts for word in DRAWABLE_WORD.findall(text))
     ranked = [word for word, _ in counts.most_common()]
     chosen, unknown = ranked[:top], []
     while True:  # an unknown word makes room for the next
@@ -123,18 +122,21 @@ def frequent_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 def vocabulary_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, top: int) -> Words:
     """The first tokens of the vocabulary that can begin a word, special ones left out.
 
-    A trained vocabulary has its most frequent tokens first. Where no token brings a space with it, as in one of
-    letters, all that begin with a letter are taken.
+    A trained vocabulary has its most frequent tokens first. If no token begins with a space, as in one of letters, all
+    that begin with a letter are taken.
 
     Raises:
         UserError: there are too few, or too many.
     """
     _require_readable(top)
     vocabulary = read_vocabulary(tokenizer, vocabulary_size(model))
-    texts = [b"" if piece is None else piece for piece in vocabulary.pieces]
-    texts = [piece.decode(errors="replace") for piece in texts]
-    ids = [id for id, text in enumerate(texts) if text[:1].isspace() and len(text) > 2 and WORD.fullmatch(text.strip())]
-    ids = ids or [id for id, text in enumerate(texts) if WORD.fullmatch(text)]
+    texts = [(piece or b"").decode(errors="replace") for piece in vocabulary.pieces]
+    ids = [
+        id
+        for id, text in enumerate(texts)
+        if text[:1].isspace() and len(text) > 2 and DRAWABLE_WORD.fullmatch(text.strip())
+    ]
+    ids = ids or [id for id, text in enumerate(texts) if DRAWABLE_WORD.fullmatch(text)]
     ids = list({texts[id].strip(): id for id in reversed(ids)}.values())[::-1][:top]
     _require_readable(len(ids))
     words = [texts[id].strip() for id in ids]
@@ -151,10 +153,12 @@ def _table(model: PreTrainedModel) -> np.ndarray:
     try:
         table = model.get_input_embeddings().weight
     except (AttributeError, NotImplementedError) as error:
-        raise UserError(f"{type(model).__name__} has no table of input embeddings; give a model of tokens") from error
+        raise UserError(
+            f"{type(model).__name__} has no table of input embeddings; give a model that reads tokens"
+        ) from error
     table = table.detach().cpu().double().numpy()
     if not np.isfinite(table).all():
-        raise UserError("the model's embeddings are not numbers (NaN or infinite); its weights are damaged")
+        raise UserError("the model's embeddings are NaN or infinite; its weights are damaged")
     return table
 
 
@@ -166,7 +170,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def _vectors(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[np.ndarray, int, list[str]]:
-    """A vector for each word as it stands inside a text, how many take several tokens, and those without a vector."""
+    """A vector for each word inside a text, how many consist of several tokens, and the words without a vector."""
     table = _table(model)
     before, *encoded = encode_ordinary(tokenizer, ["a", *(f"a {text}" for text in texts)])
     encoded = [ids[len(before) :] for ids in encoded]
@@ -178,19 +182,19 @@ def _vectors(
 
 
 def map_words(words: Words, *, clusters: int = 8, perplexity: float | None = None, seed: int = 42) -> WordMap:
-    """Lays words out on a plane in two ways.
+    """Lays words out on a plane in two ways; the same seed gives the same map.
 
     Args:
         words: what is drawn.
-        clusters: of k-means on all dimensions.
-        perplexity: of the t-SNE; by default 30, or a third of the words where that is less.
-        seed: the same gives the same map.
+        clusters: number of clusters of k-means on all dimensions.
+        perplexity: of the t-SNE; by default 30, or a third of the number of words where that is less.
+        seed: of t-SNE, PCA and clusters.
 
     Raises:
         UserError: more clusters than words or colours, a perplexity that needs more words, a seed out of range, or
             vectors that are all the same.
     """
-    from sklearn.cluster import KMeans  # half a second, for who only wants a drawing of something else
+    from sklearn.cluster import KMeans  # half a second that other drawings do not need
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -212,7 +216,7 @@ def map_words(words: Words, *, clusters: int = 8, perplexity: float | None = Non
             f"perplexity={perplexity:g} needs more than {perplexity:g} words and there are {number}; give 1 to "
             f"{number - 1}, or more words"
         )
-    with threadpool_limits(1):  # so few words are no work for several, and the result depends on no number of cores
+    with threadpool_limits(1):  # enough for so few words, and the result does not depend on the number of cores
         pca = PCA(2, random_state=seed)
         places = pca.fit_transform(vectors)
         tsne = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(vectors)
@@ -242,14 +246,7 @@ def neighbours(words: Words) -> list[list[tuple[int, float]]]:
 
 
 def word_figure(word_map: WordMap, places: np.ndarray, title: str, caption: str) -> Figure:
-    """Words as marks in the colour and shape of their cluster, labelled where there is room without overlap.
-
-    Args:
-        word_map: what is drawn.
-        places: its `tsne` or `pca`.
-        title: above the drawing.
-        caption: below it.
-    """
+    """Words at their `places` in the colour and shape of their cluster, labelled where nothing would overlap."""
     import textalloc
 
     texts = [legible(shorten(text, LETTERS)) for text in word_map.words.texts]
@@ -291,42 +288,34 @@ def word_figure(word_map: WordMap, places: np.ndarray, title: str, caption: str)
 
 
 def word_pictures(word_map: WordMap, name: str) -> list[Picture]:
-    """t-SNE and PCA drawn, and both as one fragment to search and point at.
-
-    Args:
-        word_map: of `map_words`.
-        name: of the model, for the captions.
-    """
+    """Drawings of t-SNE and PCA, and both as one interactive fragment; `name` is the model's, for the captions."""
     words, seed = word_map.words, word_map.seed
     means = f", {words.several:,} of them the mean of several tokens" if words.several else ""
     common = (
         f"{name}: input embeddings of {words.origin}{means}, each scaled to length 1. "
         f"Colours and shapes are {len(word_map.names)} clusters (k-means on all {words.vectors.shape[1]} dimensions, "
-        f"seed {seed}), named by the words in their middle. "
+        f"seed {seed}), named after the words at their centres. "
     )
     near = (
-        f"t-SNE of their cosine distances, perplexity {word_map.perplexity:.3g}, seed {seed}: words that are near are "
-        "alike; distances between far ones, directions and the size of a group mean nothing."
+        f"t-SNE of their cosine distances, perplexity {word_map.perplexity:.3g}, seed {seed}: near words are alike; "
+        "distances between far ones, directions and the size of a group mean nothing."
     )
     first, second = word_map.explained
     wide = (
         f"PCA: the two directions in which the words differ most; they hold {first:.1%} (across) and {second:.1%} "
-        "(upwards) of the variance, and the rest is not seen here."
+        "(upwards) of the variance; the rest is not shown here."
     )
+    drawings = (
+        ("embeddings_tsne", "Words that the model treats alike (t-SNE)", common + near, word_map.tsne),
+        ("embeddings_pca", "The two widest directions of the words (PCA)", common + wide, word_map.pca),
+    )
+    page = word_html(word_map, common, {"t-SNE": near, "PCA": wide})
     return [
-        Picture(
-            "embeddings_tsne",
-            "Words that the model treats alike (t-SNE)",
-            common + near,
-            word_figure(word_map, word_map.tsne, "Words that the model treats alike (t-SNE)", common + near),
+        *(
+            Picture(file, title, caption, figure=word_figure(word_map, places, title, caption))
+            for file, title, caption, places in drawings
         ),
-        Picture(
-            "embeddings_pca",
-            "The two widest directions of the words (PCA)",
-            common + wide,
-            word_figure(word_map, word_map.pca, "The two widest directions of the words (PCA)", common + wide),
-        ),
-        Picture("embeddings", "A map of words", common, html=word_html(word_map, common, {"t-SNE": near, "PCA": wide})),
+        Picture("embeddings", "A map of words", common, html=page),
     ]
 
 
@@ -355,24 +344,22 @@ def _to_square(places: np.ndarray) -> np.ndarray:
     return (places - (low + high) / 2) / (high - low).max() * (1, -1)
 
 
-def draw_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> list[Path]:
-    """Draws where the words of a model lie, as t-SNE and PCA, and a page to search with the neighbours of each word.
-
-    Args:
-        model: any with a table of input embeddings.
-        tokenizer: the model's own.
-        asked: fields of `EmbeddingPictures`.
-
-    Returns:
-        The files written.
+def draw_embeddings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: EmbeddingPictures
+) -> list[Path]:
+    """Draws where the words of a model lie, and a page to search them; returns the files written.
 
     Raises:
-        UserError: both words and data, a file that cannot be read, too few or too many words, one that is not known,
-            what `map_words` refuses, or files that cannot be written.
+        UserError: a file that cannot be read, too few or too many words, an unknown one, what `map_words` raises, or
+            files that cannot be written.
     """
-    wanted = EmbeddingPictures(**asked)
     if wanted.words is not None:
-        found = given_words(model, tokenizer, read_words(wanted.words))
+        try:
+            found = given_words(model, tokenizer, wanted.words.read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--words {wanted.words}: cannot be read ({one_line(error)}); give a text file of words"
+            ) from error
     elif wanted.data is not None:
         texts = itertools.islice(read_scored_texts(wanted.data, text_column=wanted.text_column), wanted.max_documents)
         found = frequent_words(model, tokenizer, texts, wanted.top)
@@ -380,15 +367,3 @@ def draw_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         found = vocabulary_words(model, tokenizer, wanted.top)
     word_map = map_words(found, clusters=wanted.clusters, perplexity=wanted.perplexity, seed=wanted.seed)
     return write_pictures(word_pictures(word_map, model_name(model)), wanted.output_dir, "embeddings")
-
-
-def read_words(path: Path) -> list[str]:
-    """The words of a text file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--words {path}: cannot be read ({one_line(error)}); give a text file of words") from error

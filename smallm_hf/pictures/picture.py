@@ -1,4 +1,4 @@
-"""A picture, what it says of itself, and the files it becomes."""
+"""A picture with its title and caption, and the files it is written to."""
 
 import io
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from textwrap import fill
 
 import matplotlib
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
@@ -18,21 +17,20 @@ from smallm_hf.plots import STYLE as PLOT_STYLE
 
 STYLE = PLOT_STYLE | {"axes.grid": False, "text.parse_math": False}  # a "$" in a text is a dollar
 MOST_PIXELS = 10_000  # of the longer side: a grid of many heads is drawn with fewer dots per inch
-COLOURS = tuple(map(to_hex, matplotlib.color_sequences["petroff10"]))  # the colour-blind tell them apart (Petroff 2021)
 WHITE_SPACE = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
 CAPTION_POINTS, TITLE_POINTS, USUAL_INCHES = 9, 12, 13
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, either drawn or as HTML.
+    """A drawing, or a fragment of a page.
 
     Attributes:
-        name: of its files.
-        title: what it is of.
-        caption: what one sees, and how it was made.
-        figure: a drawing that holds its title and caption.
-        html: a fragment of a page that holds its caption, and brings its style and script with it.
+        name: of its files, without suffix.
+        title: what it shows.
+        caption: how to read it, and how it was made.
+        figure: the drawing, with title and caption.
+        html: the fragment, with caption, style and script.
     """
 
     name: str
@@ -43,30 +41,22 @@ class Picture:
 
     @property
     def shown(self) -> str | bytes:
-        """For a page of somebody else's: the HTML, or the bytes of a PNG."""
-        return self.html if self.figure is None else to_png(self.figure)
-
-
-def to_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    _save(figure, buffer, "png")
-    return buffer.getvalue()
+        """For another page: the HTML, or the bytes of a PNG."""
+        if self.figure is None:
+            return self.html
+        buffer = io.BytesIO()
+        _save(self.figure, buffer, "png")
+        return buffer.getvalue()
 
 
 def write_pictures(pictures: Sequence[Picture], folder: Path, page: str) -> list[Path]:
-    """Writes each drawing as PNG and SVG, and what is HTML as one page that needs no other file.
-
-    Args:
-        pictures: to write.
-        folder: made if missing.
-        page: name of the page.
+    """Writes each drawing as PNG and SVG, and the fragments as one page that needs no other file.
 
     Returns:
         The files written; equal pictures give equal files.
 
     Raises:
-        UserError: they cannot be written there.
+        UserError: they cannot be written to the folder, which is made if missing.
     """
     files = []
     try:
@@ -91,13 +81,13 @@ def _save(figure: Figure, file: Path | io.BytesIO, suffix: str) -> None:
 
 
 def write_around(figure: Figure, title: str, caption: str) -> None:
-    """Puts the title above and the caption below a figure, in lines as long as it is wide, and settles its layout.
+    """Puts the title above and the caption below a figure, in lines as long as it is wide, and fixes its layout.
 
-    Afterwards nothing moves: labels can be measured, and the same picture gives the same bytes; the solver of the
-    layout is not exact to the last digit.
+    Afterwards labels can be measured, and the same picture gives the same bytes: the solver of the layout is not exact
+    to the last digit.
     """
     inches = figure.get_size_inches()[0]
-    width, larger = 72 * inches, max(1, inches / USUAL_INCHES)  # a large figure is looked at from farther away
+    width, larger = 72 * inches, max(1, inches / USUAL_INCHES)  # a large figure is viewed from farther away
     lines = fill(legible(title), int(width / (0.66 * TITLE_POINTS * larger)))
     figure.suptitle(lines, fontsize=TITLE_POINTS * larger, fontweight="bold")
     lines = fill(legible(caption), int(width / (0.56 * CAPTION_POINTS * larger)))
@@ -109,16 +99,11 @@ def write_around(figure: Figure, title: str, caption: str) -> None:
 
 
 def signs(text: str) -> str:
-    """A token as it can be read: its white space as signs."""
+    """A token with visible signs for its white space."""
     return "".join(WHITE_SPACE.get(letter, letter) for letter in text)
 
 
 def legible(text: str) -> str:
-    """Text for a figure: the letters that its font lacks are `�`; pages show every letter."""
+    """Text for a figure: characters that its font lacks become `�`; pages show every character."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     return "".join(letter if ord(letter) in known or letter == "\n" else "\ufffd" for letter in text)
-
-
-def shorten(text: str, letters: int) -> str:
-    """Text of so many letters at most."""
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"

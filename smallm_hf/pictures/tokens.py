@@ -1,8 +1,8 @@
-"""What a model expects along a text: the probability of each token that comes, and of what it would rather have seen.
+"""What a model expects along a text: the probability of each token, and of those it expected in its place.
 
-A text is read as the `documents` protocol of scripts/score.py reads it: white space around it goes, bos (eos where
-there is none) stands before it, and what exceeds the context is read in the next window. So the nats add up to what
-that script says of the text, if it is not longer than `MOST_TOKENS`.
+A text is read as by the `documents` protocol of scripts/score.py: without the white space around it, behind bos (eos
+where there is none), and in several windows if it exceeds the context. So the nats add up to what that script says of
+the text, if it is not longer than `MOST_TOKENS`.
 """
 
 import itertools
@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,27 +20,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.words import entropy_bits, to_probabilities
 from smallm_hf.evaluation.configuration import Rules
-from smallm_hf.evaluation.page import fill_template
-from smallm_hf.evaluation.scoring import Plan
+from smallm_hf.evaluation.page import COLOURS, fill_template, percent, shorten
+from smallm_hf.evaluation.scoring import ScoringPlan
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.windows import cut_text
 from smallm_hf.families import kind_of
 from smallm_hf.inspection import evaluation_mode, vocabulary_size
 from smallm_hf.pictures.configuration import TokenPictures
-from smallm_hf.pictures.picture import (
-    COLOURS,
-    STYLE,
-    Picture,
-    legible,
-    shorten,
-    signs,
-    write_around,
-    write_pictures,
-)
+from smallm_hf.pictures.picture import STYLE, Picture, legible, signs, write_around, write_pictures
 from smallm_hf.pictures.reading import model_name, read_tokens, token_labels
 
-POSITIONS_AT_A_TIME = 64  # float64 probabilities of more of them would take too much memory
-HOTTEST_BITS = 10  # the heat map is full from here on: a probability of 0.1 %
+POSITIONS_AT_A_TIME = 64  # float64 probabilities of more would take too much memory
+HOTTEST_BITS = 10  # the heat map is saturated from here on: a probability of 0.1 %
 MOST_TOKENS = 4096  # of a text; a page of more would be slow to open
 DRAWN_TOKENS = 40  # rows of the drawing; more could not be read
 ROW_INCHES, HEAD_INCHES, WIDTH_INCHES = 0.27, 2.0, 11
@@ -51,14 +41,14 @@ CAME, OTHER, ENTROPY = COLOURS[0], "#d9dde2", COLOURS[1]
 
 @dataclass(frozen=True)
 class Expected:
-    """One token of a text, and what the model had expected in its place.
+    """One token of a text, and what the model expected in its place.
 
     Attributes:
         piece: what the token adds to the text.
         label: how it is written in a picture.
-        probability: that the model gave it.
+        probability: by the model.
         rank: 1 for the model's first choice; of equal ones the lower id comes first.
-        entropy_bits: of the whole distribution, how open the choice was.
+        entropy_bits: of the whole distribution.
         choices: the most probable tokens, as labels with their probabilities.
     """
 
@@ -71,19 +61,19 @@ class Expected:
 
     @property
     def bits(self) -> float:
-        """The surprise: minus the binary logarithm of the probability."""
+        """The surprise: -log2 of the probability."""
         return -math.log2(self.probability) if self.probability else math.inf
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as a model has read it.
+    """A text as a model read it.
 
     Attributes:
         tokens: of the text, `MOST_TOKENS` at most.
-        left_out: how many the text has beyond them.
+        left_out: number of tokens beyond them.
         context_length: tokens of a window.
-        model: what a caption calls it.
+        model: its name in captions.
     """
 
     tokens: list[Expected]
@@ -94,25 +84,23 @@ class Reading:
 
 @torch.inference_mode()
 def read_along(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, top_k: int = 5) -> Reading:
-    """What a model expected at each token of a text.
+    """What a causal model expected at each token of a text, with its `top_k` first choices.
 
-    Args:
-        model: causal.
-        tokenizer: the model's own.
-        text: each window of the model's context is read on its own, with one token before it; what exceeds
-            `MOST_TOKENS` is left out.
-        top_k: choices kept at each token.
+    Each window of the model's context is read on its own, with one token before it; what exceeds `MOST_TOKENS` is left
+    out.
 
     Raises:
-        UserError: an empty text, a model that is not causal, masked ones for example, a tokenizer of another model, one
-            with neither bos nor eos, logits that are not numbers, or more choices than tokens in the vocabulary.
+        UserError: an empty text, a model that is not causal, a tokenizer of another model, one with neither bos nor
+            eos, logits that are NaN, or more choices than tokens in the vocabulary.
     """
     vocab_size = vocabulary_size(model)
     if not 1 <= top_k <= vocab_size:
         raise UserError(f"top_k={top_k} does not fit the vocabulary of {vocab_size} tokens; give 1 to {vocab_size}")
     if kind_of(model) != "causal":
-        raise UserError(f"{type(model).__name__} is {kind_of(model)} and does not go along a text; give a causal model")
-    plan = Plan.make(model, tokenizer, Rules())
+        raise UserError(
+            f"{type(model).__name__} is {kind_of(model)} and does not read along a text; give a causal model"
+        )
+    plan = ScoringPlan.make(model, tokenizer, Rules())
     tokens, labels = read_tokens(model, tokenizer, text), token_labels(model, tokenizer)
     expected = []
     with evaluation_mode(model):
@@ -138,17 +126,11 @@ def _expected(piece: str, row: np.ndarray, token: int, labels: Sequence[str], to
     )
 
 
-def heat_map(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, top_k: int = 5) -> str:
-    """The loss of each token as heat behind the text; a token under the pointer or finger says what it was.
+def heat_map(reading: Reading) -> str:
+    """The text with the loss of each token as heat behind it, as HTML that fits in any page and needs nothing else.
 
-    Returns:
-        HTML that can stand in any page and needs nothing else; arguments and errors are those of `read_along`.
+    A token under the pointer or finger shows its probability and what was expected.
     """
-    return heat_map_of(read_along(model, tokenizer, text, top_k=top_k))
-
-
-def heat_map_of(reading: Reading) -> str:
-    """`heat_map` of what has been read already."""
     heats = [round(min(token.bits / HOTTEST_BITS, 1), 3) for token in reading.tokens]
     return fill_template(
         "heat_map.html",
@@ -171,7 +153,7 @@ def heat_map_of(reading: Reading) -> str:
 
 
 def caption_of(reading: Reading) -> str:
-    """What was read, and how well the model knew it."""
+    """What was read, and how well the model predicted it."""
     tokens = reading.tokens
     bits = sum(token.bits for token in tokens)
     num_bytes = sum(len(token.piece.encode()) for token in tokens)
@@ -189,12 +171,7 @@ def caption_of(reading: Reading) -> str:
 
 
 def probability_figure(reading: Reading, title: str) -> Figure:
-    """One row per token: its probability, the model's first choices, and the entropy.
-
-    Args:
-        reading: of `read_along`; the first `DRAWN_TOKENS` are drawn.
-        title: above the drawing.
-    """
+    """A row for each of the first `DRAWN_TOKENS`: its probability, the model's first choices, and the entropy."""
     drawn, number = reading.tokens[:DRAWN_TOKENS], len(reading.tokens)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, HEAD_INCHES + ROW_INCHES * len(drawn)), layout="constrained")
@@ -202,7 +179,7 @@ def probability_figure(reading: Reading, title: str) -> Figure:
         rows = range(len(drawn))
         came.barh(rows, [token.probability for token in drawn], color=CAME, height=0.7)
         for row, token in zip(rows, drawn, strict=True):
-            came.text(token.probability + 0.02, row, _percent(token.probability), va="center", fontsize=8)
+            came.text(token.probability + 0.02, row, percent(token.probability), va="center", fontsize=8)
             _draw_choices(choices, row, token)
         came.set(xlim=(0, 1.22), xticks=(0, 0.5, 1), title="the token that came", ylim=(len(drawn) - 0.4, -0.6))
         came.set_yticks(rows, [legible(shorten(token.label, 18)) for token in drawn], fontsize=9)
@@ -215,14 +192,13 @@ def probability_figure(reading: Reading, title: str) -> Figure:
             axes.title.set_fontsize(10)
             axes.tick_params(axis="x", labelsize=8)
             axes.tick_params(axis="y", length=0)
-        cut = f" Drawn are the first {len(drawn)} of them." if len(drawn) < number else ""
+        cut = f" The first {len(drawn)} of them are drawn." if len(drawn) < number else ""
         write_around(
             figure,
             title,
             f"{caption_of(reading)}{cut} From top to bottom the tokens of the text, ␣ a space, ↵ a line break. Left: "
-            "the probability the model gave each before seeing it. Middle: what it held for most probable, the token "
-            "that came in blue where it is among them, × where it is not. Right: how open the choice was, 0 for a sure "
-            "one.",
+            "the probability the model gave each before seeing it. Middle: what it held to be most probable, in blue "
+            "the token that came, × if it is not among them. Right: how open the choice was, 0 for a certain one.",
         )
     return figure
 
@@ -242,45 +218,6 @@ def _draw_choices(axes: matplotlib.axes.Axes, row: int, token: Expected) -> None
         axes.text(min(edge + 0.01, 0.985), row, "×", va="center", fontsize=9, color=COLOURS[2])
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
-
-
-def draw_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> list[Path]:
-    """Draws what a model expects along texts, and the texts with the loss of each token as heat behind it.
-
-    Args:
-        model: causal.
-        tokenizer: the model's own.
-        asked: fields of `TokenPictures`.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: neither a text nor data, or both, what `read_along` refuses, or files that cannot be written.
-    """
-    wanted = TokenPictures(**asked)
-    texts = _wanted_texts(wanted)
-    names = [f"tokens_{number}" for number in range(1, len(texts) + 1)] if texts[1:] else ["tokens"]
-    pictures = [
-        picture
-        for name, one in zip(names, texts, strict=True)
-        for picture in token_pictures(model, tokenizer, one, top_k=wanted.top_k, name=name)
-    ]
-    return write_pictures(pictures, wanted.output_dir, "tokens")
-
-
-def _wanted_texts(wanted: TokenPictures) -> list[str]:
-    """The one text, or the first documents of the data."""
-    if wanted.data is None:
-        return [wanted.text]
-    texts = itertools.islice(read_scored_texts(wanted.data, text_column=wanted.text_column), wanted.max_documents)
-    if not (found := list(texts)):
-        raise UserError(f"--data {wanted.data}: holds no text; give one that does")
-    return found
-
-
 def token_pictures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, top_k: int = 5, name: str = "tokens"
 ) -> list[Picture]:
@@ -290,5 +227,25 @@ def token_pictures(
     drawn = probability_figure(reading, f"What came, and what was expected: {title}")
     return [
         Picture(name, f"Next-token probabilities along {title}", caption, figure=drawn),
-        Picture(f"{name}_heat", f"Loss per token of {title}", caption, html=heat_map_of(reading)),
+        Picture(f"{name}_heat", f"Loss per token of {title}", caption, html=heat_map(reading)),
     ]
+
+
+def draw_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: TokenPictures) -> list[Path]:
+    """Draws what a causal model expects along texts, and the texts as heat maps; returns the files written.
+
+    Raises:
+        UserError: data without text, what `read_along` raises, or files that cannot be written.
+    """
+    texts = [wanted.text]
+    if wanted.data is not None:
+        documents = read_scored_texts(wanted.data, text_column=wanted.text_column)
+        if not (texts := list(itertools.islice(documents, wanted.max_documents))):
+            raise UserError(f"--data {wanted.data}: holds no text; give one that does")
+    names = [f"tokens_{number}" for number in range(1, len(texts) + 1)] if texts[1:] else ["tokens"]
+    pictures = [
+        picture
+        for name, text in zip(names, texts, strict=True)
+        for picture in token_pictures(model, tokenizer, text, top_k=wanted.top_k, name=name)
+    ]
+    return write_pictures(pictures, wanted.output_dir, "tokens")

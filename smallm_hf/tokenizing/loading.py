@@ -22,6 +22,7 @@ from smallm_hf.base.hub_access import require_hub
 EOS = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 GPT2 = "gpt2"
+GPT2_ENTRIES = 50257
 GPT2_HUB_IDS = ("openai-community/gpt2", "gpt2")
 GPT2_FINGERPRINT = "81a6a21652e9c0621035edc46178e084035ec2e14e2578f0900e4d420a39f1e3"
 # Where tiktoken keeps GPT-2's files (under the sha1 of the address) and what they must hash to.
@@ -151,6 +152,29 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | os.PathLike
     for leak in ("is_local", "local_files_only"):  # transformers would write how *we* loaded it into the file
         tokenizer.init_kwargs.pop(leak, None)
     tokenizer.save_pretrained(folder)
+    if type(tokenizer) is PreTrainedTokenizerFast:  # transformers 5 writes a name that transformers 4 does not know
+        path = Path(folder, "tokenizer_config.json")
+        written = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_lossless(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether every text is known to come back from its ids as it was: a BPE of bytes that normalises nothing."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, cut = backend["model"], backend["pre_tokenizer"] or {}
+    steps = cut.get("pretokenizers", [cut])
+    return (
+        model["type"] == "BPE"
+        and set(bytes_to_unicode().values()) <= set(model["vocab"])
+        and any(step.get("type") == "ByteLevel" for step in steps)
+        and not any(step.get("add_prefix_space") for step in steps)
+        and backend["normalizer"] is None
+    )
+
+
+def count_entries(source: str) -> int:
+    """How many entries a given tokenizer has; GPT-2's need not be at hand."""
+    return GPT2_ENTRIES if source == GPT2 else len(load_tokenizer(source))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -28,6 +28,7 @@ from smallm_hf.base.environment import versions
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.folders import remove, replacing, restore_all
 from smallm_hf.base.plain_json import json_text
+from smallm_hf.training.configuration import TrainingConfig, share_done
 from smallm_hf.training.optimization import muon_dtype
 from smallm_hf.training.sharding import is_sharded, load_shards, save_shards, share_out_states, whole
 from smallm_hf.training.validation import figures_of_json
@@ -47,7 +48,8 @@ class LoopState:
 
     step: int = 0  # optimizer updates done
     windows: int = 0  # training windows seen, over all processes: the position in the data
-    tokens: int = 0  # tokens seen, over all processes
+    tokens: int = 0  # targets counted, over all processes: in packed windows all tokens
+    step_tokens: int = 0  # of these, those of the last update
     seconds: float = 0.0  # training time: data, steps and logging
     closed: bool = True  # whether what is due after this step, such as its validation, has been done
     batch_size: int = 0  # windows per process and micro-step; smaller than configured where memory ran out
@@ -58,14 +60,23 @@ class LoopState:
     best: dict[str, float] | None = None  # the validation with the lowest loss
     validations_without_gain: int = 0  # since then
     validated_step: int = 0  # of the last validation that these two count
-    skipped_steps: int = 0  # updates left out for a loss or gradient that is no number, or a spike
+    skipped_steps: int = 0  # updates skipped for a loss or gradient that is NaN or infinite, or a spike
     skipped_in_a_row: int = 0  # of these, the last ones
-    logged_step: int = 0  # of the last record, and
+    logged_step: int = 0  # of the last record, with
+    logged_tokens: int = 0  # its tokens and
     logged_seconds: float = 0.0  # its training time
     nats_since_log: float = 0.0  # sum of the losses of the updates since, and
-    updates_since_log: int = 0  # how many of them were not left out
+    updates_since_log: int = 0  # how many of them were not skipped
     recent_losses: list[float] = field(default_factory=list)  # where spikes are looked for
     recent_norms: list[float] = field(default_factory=list)
+
+    def out_of_patience(self, training: TrainingConfig) -> bool:
+        """Whether too many validations in a row have brought no lower loss."""
+        return bool(training.patience) and self.validations_without_gain >= training.patience
+
+    def finished(self, training: TrainingConfig, planned_steps: int | None) -> bool:
+        """Whether a run that starts from here has no update left to do."""
+        return share_done(training, planned_steps, self.step, self.seconds) >= 1 or self.out_of_patience(training)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones behind it are told and given another name.
+    """The newest checkpoint that is whole; damaged ones after it are reported and renamed.
 
     Only a process that has the run to itself may ask: what is unfinished is cleared away.
     """
@@ -170,9 +181,8 @@ def save_checkpoint(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     state: LoopState,
+    identity: dict[str, Any],
     *,
-    config: dict[str, Any],
-    fingerprints: dict[str, str],
     kept: Callable[[int], bool],
     newest: int,
 ) -> Path:
@@ -184,8 +194,7 @@ def save_checkpoint(
         model: its weights are saved.
         optimizer: its state is saved.
         state: the counters.
-        config: of the run, for the manifest.
-        fingerprints: of tokenizer and token files, for the manifest.
+        identity: `config` and `fingerprints` of the run, for the manifest.
         kept: whether the checkpoint of a step stays though it is old.
         newest: how many of the newest stay in any case.
 
@@ -213,17 +222,9 @@ def save_checkpoint(
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
             (folder / STATE_FILE).write_text(json_text(asdict(state), indent=2) + "\n", encoding="utf-8")
-            manifest = Manifest(
-                format=FORMAT,
-                step=state.step,
-                tokens=state.tokens,
-                processes=accelerator.num_processes,
-                config=config,
-                fingerprints=fingerprints,
-                versions=versions(),
-                files=_describe_files(folder),
-                muon_dtype=str(muon_dtype(accelerator.device)).removeprefix("torch."),
-            )
+            progress = {"step": state.step, "tokens": state.tokens, "processes": accelerator.num_processes}
+            made_by = {"versions": versions(), "muon_dtype": str(muon_dtype(accelerator.device)).removeprefix("torch.")}
+            manifest = Manifest(FORMAT, **progress, **identity, **made_by, files=_describe_files(folder))
             (folder / MANIFEST_FILE).write_text(json_text(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     if writes:
         if reason := damage(checkpoint):
@@ -242,8 +243,12 @@ def load_state(checkpoint: Path) -> LoopState:
         UserError: they cannot be read.
     """
     with readable(checkpoint):
-        state = LoopState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
-        if state.gradient_norm is None:  # of an update that was left out, and no number for JSON
+        content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        if "step_tokens" not in content:  # of a version whose updates were all of one size
+            size = content["tokens"] // content["step"]
+            content |= {"step_tokens": size, "logged_tokens": content["logged_step"] * size}
+        state = LoopState(**content)
+        if state.gradient_norm is None:  # of an update that was skipped, which JSON cannot hold
             state.gradient_norm = math.inf
         state.best = state.best and figures_of_json(state.best)
         return state

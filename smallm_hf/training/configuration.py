@@ -72,9 +72,9 @@ class TrainingConfig:
         cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         peak_tflops: dense TFLOP/s of one device, whose share reached is stated as mfu; null knows common GPUs.
-        max_skipped_steps: updates are left out where loss or gradient is no number; after so many in a row the run
-            saves its state and stops.
-        skip_spikes: also leave out an update whose loss or gradient norm is so many standard deviations above the mean
+        max_skipped_steps: updates are skipped where loss or gradient is NaN or infinite; after so many in a row the
+            run saves its state and stops.
+        skip_spikes: also skip an update whose loss or gradient norm is so many standard deviations above the mean
             of the last 128; null never.
         deterministic: only algorithms that give the same bits each time, slower on a GPU.
         seed: of weights, order, dropout and samples.

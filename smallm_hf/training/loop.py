@@ -1,40 +1,26 @@
-"""The training loop: evaluate, sample, save, stop, step, log."""
+"""The training loop: update after update, and between them what is due: records, validation, samples, checkpoints."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import Interrupted, UserError
-from smallm_hf.data.batches.ordering import WindowOrder
-from smallm_hf.generation import sample, seed_of
-from smallm_hf.training.checkpoints import LoopState, load_training_state
-from smallm_hf.training.clock import Clock
-from smallm_hf.training.configuration import (
-    TrainingConfig,
-    largest_micro_step,
-    micro_steps_per_process,
-    plan_steps,
-    row_length,
-    share_done,
-)
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, seed_of
+from smallm_hf.inspection import evaluation_mode
+from smallm_hf.training.checkpoints import LoopState
+from smallm_hf.training.configuration import plan_steps, row_length, share_done
 from smallm_hf.training.devices import peak_flops, peak_memory_bytes
-from smallm_hf.training.loss import TrainingLoss
-from smallm_hf.training.optimization import build_optimizer, learning_rates, rate_factor, set_learning_rate
-from smallm_hf.training.progress import Reporter, RunLog
+from smallm_hf.training.objectives import Objective
+from smallm_hf.training.optimization import learning_rates, rate_factor
+from smallm_hf.training.progress import Reporter
 from smallm_hf.training.saving import Pushes, Saver
-from smallm_hf.training.sharding import prepare, whole
-from smallm_hf.training.stopping import StopRequest
+from smallm_hf.training.sharding import whole
 from smallm_hf.training.update import Updater
-from smallm_hf.training.validation import ValidationSet
-from smallm_hf.training.watch import UpdateWatch
 
 # How samples are drawn during a run: likely words, with some freedom (Holtzman et al. 2020).
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}
@@ -44,111 +30,41 @@ class TrainingLoop:
     """Trains a model and leaves weights, checkpoints, metrics and samples in the run folder.
 
     Args:
-        model: in float32, with the weights to start from.
-        tokenizer: saved beside the weights; reads the sample prompts.
-        train_tokens: (N,) token ids, memory-mapped.
-        validation: the fixed set that is scored.
-        training: the section of the run config, every `auto` decided.
-        run: the run folder; exists.
-        accelerator: built for that precision.
-        flops_per_token: forward and backward, for the share of the peak that metrics state.
-        identity: `config` and `fingerprints` of the run, for the manifests of its checkpoints.
-        checkpoint: where optimizer and random state come from; None starts afresh.
+        updater: makes the updates; its training config, batches, clock and watch are those of the loop.
+        objective: what the updater minimises, not prepared: it validates.
+        saver: writes what is left.
+        reporter: shows it.
         state: the counters to start from.
-        mirror: is told all that is recorded, see `RunLog`.
-        push_every: steps or tokens between two pushes of the weights, by what is set as `pushes`.
-        order: of the windows; None is the plain one over all tokens.
-
-    Raises:
-        UserError: processes that do not divide the accumulation, or fewer tokens than one window.
+        flops_per_token: forward and backward, for the share of the peak that metrics state.
+        push_every: steps or tokens between two pushes of the weights.
+        pushes: takes them elsewhere; None on all processes but the main one.
     """
 
     def __init__(
         self,
+        updater: Updater,
+        objective: Objective,
+        saver: Saver,
+        reporter: Reporter,
+        state: LoopState,
         *,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        train_tokens: np.ndarray,
-        validation: ValidationSet,
-        training: TrainingConfig,
-        run: Path,
-        accelerator: Accelerator,
         flops_per_token: float,
-        identity: dict[str, Any],
-        checkpoint: Path | None = None,
-        state: LoopState | None = None,
-        mirror: Callable[..., None] | None = None,
         push_every: int | None = None,
-        order: WindowOrder | None = None,
+        pushes: Pushes | None = None,
     ):
-        self.model, self.tokenizer, self.validation = model, tokenizer, validation
-        self.training, self.accelerator, self.push_every = training, accelerator, push_every
-        self.pushes: Pushes | None = None
-        self.state = state or LoopState()
-        peak = peak_flops(training.peak_tflops, training.precision)
-        self.peak_tokens_per_second = peak and accelerator.num_processes * peak / flops_per_token
-        self.first_tokens, self.first_seconds = self.state.tokens, self.state.seconds
-        processes = accelerator.num_processes
-        micro_steps_per_process(training.accumulation_steps, processes)  # or they are refused
-        # Another number of processes may have halved it, to what does not divide the share of these.
-        self.state.batch_size = largest_micro_step(training, processes, self.state.batch_size or training.batch_size)
-        self.order = order or WindowOrder(len(train_tokens), training.context_length, training.seed)
-        self.planned_steps = plan_steps(training, self.order.windows_per_epoch)
-        if training.activation_checkpointing:
-            model.activation_checkpointing_enable()
-        model.to(accelerator.device).train()
-        optimizer = build_optimizer(
-            model,
-            training.optimizer,
-            learning_rate=training.learning_rate,
-            muon_learning_rate=training.muon_learning_rate,
-            weight_decay=training.weight_decay,
-            beta1=training.beta1,
-            beta2=training.beta2,
-        )
-        at_once = training.compile and not accelerator.is_fsdp2  # a model that is split is compiled in its blocks
-        step_loss = TrainingLoss(model, compile=at_once, chunked=training.loss == "chunked")
-        step_loss, self.optimizer = prepare(accelerator, step_loss, optimizer, training)
-        self.reporter = Reporter(accelerator.is_main_process)
-        retakes = not self.state.closed or self.finished()  # validation and samples of the step to start from
-        self.saver = Saver(
-            model=model,
-            tokenizer=tokenizer,
-            optimizer=self.optimizer,
-            training=training,
-            run=run,
-            log=RunLog(run, accelerator.is_main_process, self.state.step, retakes, mirror),
-            accelerator=accelerator,
-            identity=identity,
-            say=self.reporter.say,
-        )
+        self.updater, self.objective, self.saver, self.reporter, self.state = updater, objective, saver, reporter, state
+        self.training, self.accelerator, self.batches = updater.training, updater.accelerator, updater.batches
+        self.clock, self.watch, self.stop_request = updater.clock, updater.watch, updater.stop_request
+        self.push_every, self.pushes = push_every, pushes
+        peak = peak_flops(self.training.peak_tflops, self.training.precision)
+        self.peak_tokens_per_second = peak and self.accelerator.num_processes * peak / flops_per_token
+        self.first_tokens, self.first_seconds = state.tokens, state.seconds
+        self.planned_steps = plan_steps(self.training, self.batches.examples_per_epoch)
         self.validated: dict[str, float] = {}
-        self.watch = UpdateWatch(accelerator.device, self.state, training.skip_spikes)
-        self.stop_request, self.asked_to_stop = StopRequest(), False
+        self.asked_to_stop = False
         # What the hosts agree on after each update does not wait for their devices.
-        on_device = accelerator.num_processes > 1 and accelerator.device.type != "cpu"
+        on_device = self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu"
         self.hosts = torch.distributed.new_group(backend="gloo") if on_device else None
-        self.clock = Clock(self.state.seconds)
-        self.updater = Updater(
-            step_loss=step_loss,
-            optimizer=self.optimizer,
-            tokens=train_tokens,
-            order=self.order,
-            separator=tokenizer.eos_token_id if self.order.batching.within_documents else None,
-            training=training,
-            accelerator=accelerator,
-            state=self.state,
-            watch=self.watch,
-            clock=self.clock,
-            stop_request=self.stop_request,
-            say=self.reporter.say,
-        )
-        if training.compile:
-            self.updater.warm_up()
-        if checkpoint is not None:  # last, so that nothing above disturbs the random state
-            with self.clock.stopped():
-                load_training_state(checkpoint, accelerator, model, self.optimizer)
-            set_learning_rate(self.optimizer, self.state.rate_factor)  # a record of the last update may be due
 
     def run(self) -> dict[str, Any]:
         """Trains until the first limit is reached.
@@ -163,7 +79,7 @@ class TrainingLoop:
         with self.reporter, self.stop_request:
             while True:
                 progress = self.agree()
-                last = progress >= 1 or self.out_of_patience()
+                last = progress >= 1 or self.state.out_of_patience(self.training)
                 self.reporter.advance(progress)
                 if self.asked_to_stop:
                     self.stop(self.state)
@@ -176,60 +92,26 @@ class TrainingLoop:
         return {
             "steps": state.step,
             "tokens": state.tokens,
-            "epochs": state.windows / self.order.windows_per_epoch,
-            "sources": self.order.drawn(state.windows),
+            "epochs": state.windows / self.batches.examples_per_epoch,
+            "sources": self.batches.drawn(state.windows),
             "training_seconds": state.seconds,
             "tokens_per_second": (state.tokens - self.first_tokens) / seconds if seconds else None,
             "processes": self.accelerator.num_processes,
             "skipped_steps": state.skipped_steps,
-            "stopped_early": self.out_of_patience(),
+            "stopped_early": self.state.out_of_patience(self.training),
             "last": self.validated,
             "best": state.best,
         }
 
-    def close(self) -> None:
-        """Lets go of what was prepared, before the process group is destroyed.
-
-        The other way round, DistributedDataParallel is the last to hold the group, and frees it while it holds Python's
-        lock; gloo's thread may want that lock to free its last barrier, and both wait forever (torch 2.13, seen at one
-        in about sixty ends of two processes).
-        """
-        del self.updater
-        self.accelerator.free_memory()
-        if self.training.compile:
-            torch.compiler.reset()  # which keeps so many steps of a process at most, and refuses the next run's
-
-    # --- where a run stands ------------------------------------------------------------------------------------------
-
-    def agree(self) -> float:
-        """The share of the run that is done, by the limit nearest to its end; the same on every process.
-
-        Leaves in `asked_to_stop` whether any of them was: clocks and signals differ, and all must go on or stop.
-        """
-        seconds, stop = self.clock.seconds, float(bool(self.stop_request))
-        if self.accelerator.num_processes > 1:
-            told = torch.tensor([seconds * self.accelerator.is_main_process, stop], dtype=torch.float64)
-            torch.distributed.all_reduce(told, group=self.hosts)
-            seconds, stop = told.tolist()
-        self.asked_to_stop = stop > 0
-        return share_done(self.training, self.planned_steps, self.state.step, seconds)
-
-    def finished(self) -> bool:
-        """Whether the counters to start from are at the end already."""
-        done = share_done(self.training, self.planned_steps, self.state.step, self.state.seconds)
-        return done >= 1 or self.out_of_patience()
-
-    def due(self, every: int | None) -> bool:
-        """Whether something that happens `every` so many steps or tokens happens after this update."""
-        if every is None or self.state.closed:
-            return False
-        if self.training.interval_unit == "steps":
-            return self.state.step % every == 0
-        return self.state.tokens // every > (self.state.tokens - self.training.tokens_per_step) // every
-
-    def out_of_patience(self) -> bool:
-        """Whether too many validations in a row have brought no lower loss."""
-        return bool(self.training.patience) and self.state.validations_without_gain >= self.training.patience
+    def advance(self, progress: float) -> None:
+        """The next update of a run of which so much is done, at its rate and in rows of its length."""
+        state, factor = self.state, self.rate_factor(progress)
+        tokens = self.updater.update(state.windows, factor, row_length(self.training, progress))
+        if tokens is not None:  # otherwise it was interrupted, and all is as it was
+            state.step += 1
+            state.windows += self.training.windows_per_step
+            state.tokens += tokens
+            state.step_tokens, state.rate_factor, state.closed = tokens, factor, False
 
     def close_step(self, last: bool) -> bool:
         """Does what is due after an update: record, validation, samples, checkpoint; returns whether it was the last.
@@ -245,7 +127,7 @@ class TrainingLoop:
         before = replace(state)
         if last or self.due(training.evaluate_every):
             self.evaluate()
-            last = last or self.out_of_patience()
+            last = last or self.state.out_of_patience(self.training)
         if not self.asked_to_stop and (last or self.due(training.sample_every)):
             self.sample()
         if self.asked_to_stop:
@@ -260,29 +142,41 @@ class TrainingLoop:
                 self.save_checkpoint(state)
         return last
 
-    def stop(self, state: LoopState) -> None:
-        """Saves a state of a run that was asked to stop, and leaves it."""
-        reason = self.stop_request.reason or "another process was asked to"
-        if not state.step:
-            raise Interrupted(f"stopped ({reason}) before the first step; there is nothing to resume")
-        where = self.save_checkpoint(state)
-        raise Interrupted(f"stopped ({reason}) at step {state.step}; saved {where}, --resume goes on from it")
+    # --- where a run stands ------------------------------------------------------------------------------------------
 
-    # --- the update --------------------------------------------------------------------------------------------------
+    def agree(self) -> float:
+        """The share of the run that is done, by the limit nearest to its end; the same on every process.
 
-    def advance(self, progress: float) -> None:
-        """The next update of a run of which so much is done, at its rate and in rows of its length."""
-        self.set_rate(progress)
-        self.updater.update(row_length(self.training, progress))
+        Leaves in `asked_to_stop` whether any of them was: clocks and signals differ, and all must go on or stop.
+        """
+        seconds, stop = self.clock.seconds, float(bool(self.stop_request))
+        if self.accelerator.num_processes > 1:
+            sent = torch.tensor([seconds * self.accelerator.is_main_process, stop], dtype=torch.float64)
+            torch.distributed.all_reduce(sent, group=self.hosts)
+            seconds, stop = sent.tolist()
+        self.asked_to_stop = stop > 0
+        return self.share_done(seconds)
 
-    def set_rate(self, progress: float) -> None:
-        """Sets the learning rates of the next update."""
+    def share_done(self, seconds: float) -> float:
+        """The share of the run that is done after its updates and so many seconds."""
+        return share_done(self.training, self.planned_steps, self.state.step, seconds)
+
+    def due(self, every: int | None) -> bool:
+        """Whether something that happens `every` so many steps or tokens happens after this update."""
+        if every is None or self.state.closed:
+            return False
+        if self.training.interval_unit == "steps":
+            return self.state.step % every == 0
+        return self.state.tokens // every > (self.state.tokens - self.state.step_tokens) // every
+
+    def rate_factor(self, progress: float) -> float:
+        """The share of the peak learning rates that the next update is made at."""
         training = self.training
         decay_fraction = training.decay_fraction
         if training.cooldown_from:  # from where it began to the end of the run
             begin = (self.state.cooldown_step, self.state.cooldown_seconds)
             decay_fraction = 1 - share_done(training, self.planned_steps, *begin)
-        self.state.rate_factor = rate_factor(
+        return rate_factor(
             progress,
             self.state.step,
             schedule=training.schedule,
@@ -291,7 +185,6 @@ class TrainingLoop:
             decay_fraction=decay_fraction,
             final_fraction=training.final_learning_rate_fraction,
         )
-        set_learning_rate(self.optimizer, self.state.rate_factor)
 
     # --- what an update leaves ---------------------------------------------------------------------------------------
 
@@ -299,24 +192,23 @@ class TrainingLoop:
         """Writes and shows what happened since the last record.
 
         Raises:
-            UserError: too many updates in a row were left out; the state is saved.
+            UserError: too many updates in a row were skipped; the state is saved.
         """
-        state, training = self.state, self.training
+        state = self.state
         steps = state.step - state.logged_step
         if not steps:
             return
         skipped_before = state.skipped_steps
         bad_loss, bad_norm = self.watch.read(state)
         state.seconds = self.clock.seconds
-        seconds = state.seconds - state.logged_seconds
-        speed = steps * training.tokens_per_step / seconds
+        speed = (state.tokens - state.logged_tokens) / (state.seconds - state.logged_seconds)
         record = {
             "step": state.step,
             "tokens": state.tokens,
-            "epoch": state.windows / self.order.windows_per_epoch,
+            "epoch": state.windows / self.batches.examples_per_epoch,
             "seconds": state.seconds,
             "loss": state.nats_since_log / state.updates_since_log if state.updates_since_log else math.nan,
-            **learning_rates(self.optimizer),
+            **learning_rates(self.updater.optimizer),
             "gradient_norm": state.gradient_norm,
             "skipped_steps": state.skipped_steps,
             "tokens_per_second": speed,
@@ -325,29 +217,32 @@ class TrainingLoop:
         }
         self.watch.begin_record()
         state.nats_since_log, state.updates_since_log = 0.0, 0
-        state.logged_step, state.logged_seconds = state.step, state.seconds
+        state.logged_step, state.logged_tokens, state.logged_seconds = state.step, state.tokens, state.seconds
         self.saver.write("metrics", record)
-        done = share_done(training, self.planned_steps, state.step, state.seconds)
-        self.reporter.step(state.step, self.planned_steps, record, state.seconds * max(0.0, 1 / done - 1))
-        if state.skipped_steps == skipped_before:
-            return
-        numbers = f"loss {bad_loss:.4g}, gradient norm {bad_norm:.4g}"
-        self.reporter.say(f"left out {state.skipped_steps - skipped_before} of {steps} updates; the last: {numbers}")
-        if state.skipped_in_a_row >= training.max_skipped_steps:
-            self.save_checkpoint(state)
+        eta_seconds = state.seconds * max(0.0, 1 / self.share_done(state.seconds) - 1)
+        self.reporter.step(state.step, self.planned_steps, record, eta_seconds)
+        if state.skipped_steps > skipped_before:
+            self.report_skipped(state.skipped_steps - skipped_before, steps, bad_loss, bad_norm)
+
+    def report_skipped(self, skipped: int, steps: int, loss: float, norm: float) -> None:
+        """Says that some of the last updates were skipped, and ends a run that has no others any more."""
+        numbers = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+        self.reporter.say(f"left out {skipped} of {steps} updates; the last: {numbers}")
+        if self.state.skipped_in_a_row >= self.training.max_skipped_steps:
+            self.save_checkpoint(self.state)
             raise UserError(
-                f"the last {state.skipped_in_a_row} updates had no usable loss or gradient ({numbers}, before step "
-                f"{state.step}); lower training.learning_rate={training.learning_rate:g} in a new run, or --resume "
-                "this one from its last good checkpoint"
+                f"the last {self.state.skipped_in_a_row} updates had no usable loss or gradient ({numbers}, before "
+                f"step {self.state.step}); lower training.learning_rate={self.training.learning_rate:g} in a new run, "
+                "or --resume this one from its last good checkpoint"
             )
 
     def evaluate(self) -> None:
         """Scores the fixed set, and keeps the weights where it is the best so far."""
-        training, state = self.training, self.state
+        state = self.state
         with self.clock.stopped():
-            with whole(self.model) as model:
-                shape = (training.context_length, state.batch_size)
-                figures = self.validation.score(model, *shape, self.accelerator, lambda: bool(self.stop_request))
+            with whole(self.objective.model) as model:
+                size, interrupted = self.updater.batch_size, self.stop_request.__bool__
+                figures = self.objective.validate(model, size, self.accelerator, interrupted)
             if figures is None:
                 self.asked_to_stop = True
                 return
@@ -368,16 +263,16 @@ class TrainingLoop:
         """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own; the main process alone."""
         training = self.training
 
-        def look_up() -> None:
-            if self.stop_request:
-                raise Interrupted
-
         with self.clock.stopped():
-            with suppress(Interrupted), whole(self.model) as model:
+            with suppress(Interrupted), whole(self.objective.model) as model, evaluation_mode(model):
+                engine = Engine(model, self.saver.tokenizer)
                 for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
-                    seed = seed_of(training.seed, self.state.step, prompt)
-                    settings = {"max_new_tokens": training.sample_tokens, "seed": seed, **SAMPLING}
-                    text = sample(model, self.tokenizer, [prompt], heard=look_up, **settings)[0]
+                    seed, text = seed_of(training.seed, self.state.step, prompt), ""
+                    request = Request(prompt, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
+                    for token in engine.stream(request):
+                        text += token.text
+                        if self.stop_request:
+                            raise Interrupted
                     record = {"step": self.state.step, "prompt": prompt, "seed": seed, "text": text}
                     self.saver.write("samples", record)
                     self.reporter.say(f"\nsample | {prompt}{text}")
@@ -386,6 +281,20 @@ class TrainingLoop:
     def save_checkpoint(self, state: LoopState) -> Path:
         """Saves all that the next update depends on; returns where."""
         with self.clock.stopped():
-            state.seconds = self.clock.seconds
+            state.seconds, state.batch_size = self.clock.seconds, self.updater.batch_size
             self.watch.read(state)
             return self.saver.save_checkpoint(state)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
+    def stop(self, state: LoopState) -> None:
+        """Saves a state of a run that was asked to stop, and leaves it."""
+        reason = self.stop_request.reason or "another process was asked to"
+        if not state.step:
+            raise Interrupted(f"stopped ({reason}) before the first step; there is nothing to resume")
+        where = self.save_checkpoint(state)
+        raise Interrupted(f"stopped ({reason}) at step {state.step}; saved {where}, --resume goes on from it")
+
+    def close(self) -> None:
+        """Lets go of what the updater holds."""
+        self.updater.close()

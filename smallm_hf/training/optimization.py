@@ -8,31 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from smallm_hf.base.arithmetic import multiplies_well
+from smallm_hf.families import parameter_groups
 
 # A timed run does not know the length of its first updates: they warm up from this share of the run on, not from zero.
 FIRST_PROGRESS = 1e-3
 # `warmup_steps` of a long run would swallow a short one: no warm-up takes more than this share of a run.
 LONGEST_WARMUP = 0.1
-
-
-def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Sorts the trainable parameters by what they are.
-
-    Returns three lists: `hidden`, the matrices inside the blocks; `embedding`, the tables of tokens and positions and
-    the output head (one entry where tied); `vector`, biases and norms, which take no weight decay.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    if head is not None:
-        tables.add(id(head.weight))
-    groups: dict[str, list[nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            kind = "embedding" if id(parameter) in tables else "hidden" if parameter.ndim == 2 else "vector"
-            groups[kind].append(parameter)
-    return groups
 
 
 class Muon(torch.optim.Muon):
@@ -61,7 +45,7 @@ class Muon(torch.optim.Muon):
         rate = group["lr"]
         if hasattr(self, "found_inf"):
             rate = rate * (1 - self.found_inf)
-            kept = self.found_inf == 0  # a gradient that is no number must not reach the momentum
+            kept = self.found_inf == 0  # a gradient that is NaN must not reach the momentum
             gradients = [torch.where(kept, g, b) for g, b in zip(gradients, buffers, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         gradients = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
@@ -76,12 +60,12 @@ class Muon(torch.optim.Muon):
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that is split among processes, every one of which must ask; any other as it is."""
+    """The whole of a tensor that is split among processes, all of which must call this; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shared_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor that every process has, split among them as `like` is."""
+    """A tensor that every process holds, split among them as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -149,7 +133,7 @@ def parts_of(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
 
 
 def build_optimizer(
-    model: nn.Module,
+    model: PreTrainedModel,
     name: str,
     *,
     learning_rate: float,
@@ -165,16 +149,13 @@ def build_optimizer(
     Every group carries `initial_lr`, the rate that `set_learning_rate` scales.
     """
     groups = parameter_groups(model)
-    decayed = groups["embedding"] if name == "muon" else groups["hidden"] + groups["embedding"]
-    adamw_groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": groups["vector"], "weight_decay": 0.0},
-    ]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-        [group for group in adamw_groups if group["params"]], lr=learning_rate, betas=(beta1, beta2), fused=True
-    )
-    if name == "muon":
-        muon = Muon(groups["hidden"], lr=muon_learning_rate, weight_decay=weight_decay)
+    by_muon = groups["hidden"] if name == "muon" else []
+    decayed = ([] if by_muon else groups["hidden"]) + groups["embedding"] + groups["other"]
+    pairs = ((decayed, weight_decay), (groups["vector"], 0.0))
+    adamw_groups = [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+    optimizer = torch.optim.AdamW(adamw_groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
+    if by_muon:
+        muon = Muon(by_muon, lr=muon_learning_rate, weight_decay=weight_decay)
         optimizer = CombinedOptimizer([muon, optimizer])
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from smallm_hf.families import family_of, parameter_groups
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import accelerator_type, model_shares, resolve_compile
-from smallm_hf.training.optimization import parameter_groups
 
 # What a step holds in 16 bits, by whether it is compiled: bytes for each token, layer and channel; for each weight of
 # the attention, which dropout has a CPU keep; for each logit; and for the code. Least squares over the peaks of
@@ -23,23 +22,8 @@ def embedding_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in parameter_groups(model)["embedding"])
 
 
-def flops_per_token(model: PreTrainedModel, context_length: int) -> int:
-    """Floating-point operations of one training token, forward and backward.
-
-    6 per weight that multiplies (hidden matrices and the output head, tied or not; a table look-up is free) and
-    12 x layers x width x context for attention (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
-    Causal kernels skip up to half of the second term, which is counted in full.
-    """
-    multiplying = sum(parameter.numel() for parameter in parameter_groups(model)["hidden"])
-    head = model.get_output_embeddings()
-    if isinstance(head, nn.Linear):
-        multiplying += head.weight.numel()
-    config = model.config.get_text_config()
-    return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * context_length
-
-
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The size of a run.
 
     Attributes:
@@ -77,21 +61,21 @@ def make_plan(
     precision: str,
     steps: int | None,
     say: Callable[[str], None] = lambda line: None,
-) -> Plan:
+) -> RunPlan:
     """Counts a run on the meta device, every `auto` but that of compiling decided: needs no data, weights or memory.
 
     Raises:
         UserError: compiling was asked for and cannot be, see `resolve_compile`, which also gets `say`.
     """
     model = fresh_model(config, "meta")
-    flops = flops_per_token(model, training.context_length)
+    flops = family_of(config).flops_per_token(model, training.context_length)
     compiled = resolve_compile(
         training.compile,
         planned_flops=steps and steps * training.tokens_per_step * flops,
         planned_seconds=training.max_seconds,
         say=say,
     )
-    return Plan(
+    return RunPlan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         embedding_parameters=embedding_parameters(model),
         tokens_per_step=training.tokens_per_step,
@@ -114,14 +98,15 @@ def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: st
     moments = 2 * parameters - (sum(p.numel() for p in groups["hidden"]) if training.optimizer == "muon" else 0)
     config = model.config.get_text_config()
     tokens = training.batch_size * training.context_length
+    channels, attention_weights = family_of(model.config).activations(config, training.context_length)
     per_channel, per_weight, per_logit, constant = MEMORY[compiled]
     dropout = getattr(config, "attention_dropout", getattr(config, "attn_pdrop", 0.0))
     if not dropout or accelerator_type() != "cpu":
         per_weight = 0
-    layer = config.hidden_size * per_channel + config.num_attention_heads * training.context_length * per_weight
     if training.activation_checkpointing:  # a layer keeps its input alone (Korthikanti et al. 2022, section 5)
-        layer = config.hidden_size * 2
-    activations = tokens * config.num_hidden_layers * layer * (FLOAT32 if precision == "fp32" else 1)
+        per_channel, per_weight = 2, 0
+    kept = tokens * (channels * per_channel + attention_weights * per_weight)
+    activations = kept * (FLOAT32 if precision == "fp32" else 1)
     logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * per_logit
     shares = model_shares()
     held = 4 * (2 * parameters + moments) / shares + (4 * parameters if shares > 1 else 0)

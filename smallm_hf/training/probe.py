@@ -1,21 +1,24 @@
 """A few real updates on made-up tokens: what a run costs on this machine, measured before it begins."""
 
 import statistics
-import tempfile
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from accelerate.utils import set_seed
 from transformers import PreTrainedConfig
 
+from smallm_hf.data.batches.packed import PackedWindows
+from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.pretrained import fresh_model
+from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.clock import synchronize
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.devices import build_accelerator, peak_memory_bytes
-from smallm_hf.training.loop import TrainingLoop
+from smallm_hf.training.devices import peak_memory_bytes
+from smallm_hf.training.launch import build_accelerator
+from smallm_hf.training.objectives import LanguageModelling
+from smallm_hf.training.update import Updater
 
 UPDATES = 20
 UNCOUNTED = 2  # the first ones fill caches and make the optimizer's state
@@ -53,23 +56,17 @@ def probe(architecture: PreTrainedConfig, training: TrainingConfig, precision: s
     windows = UPDATES * training.windows_per_step
     vocab_size = architecture.get_text_config().vocab_size
     tokens = np.random.default_rng(training.seed).integers(0, vocab_size, windows * training.context_length + 1)
-    with tempfile.TemporaryDirectory() as run, ExitStack() as ends:
-        loop = TrainingLoop(
-            model=fresh_model(architecture),
-            tokenizer=None,
-            train_tokens=tokens.astype(np.uint32),
-            validation=None,
-            training=training,
-            run=Path(run),
-            accelerator=build_accelerator(precision),
-            flops_per_token=1.0,
-            identity={},
-        )
-        ends.enter_context(closing(loop))
+    accelerator = build_accelerator(precision)
+    order = WindowOrder(len(tokens), training.context_length, training.seed)
+    batches = PackedWindows(tokens.astype(np.uint32), order, pin_memory=accelerator.device.type == "cuda")
+    objective = LanguageModelling.of_run(fresh_model(architecture), training, accelerator)
+    with closing(Updater.build(objective, batches, training, accelerator, LoopState(), print)) as updater:
+        if training.compile:
+            updater.warm_up()
         set_up, seconds = time.perf_counter() - began, []
         for update in range(UPDATES):
             began = time.perf_counter()
-            loop.advance(1.0 - 1 / (update + 2))
+            updater.update(update * training.windows_per_step, 1.0, training.context_length)
             synchronize()
             seconds.append(time.perf_counter() - began)
     timed = seconds[UNCOUNTED:]

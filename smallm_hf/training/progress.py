@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar on a terminal or in a notebook, plain lines in a log, and its records."""
+"""What a run prints while it trains (a bar on a terminal or in a notebook, lines in a log), and its records."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import write_whole
 from smallm_hf.base.plain_json import json_text
 
 RECORDS = ("metrics", "samples")
@@ -20,18 +21,15 @@ NOTEBOOK_REDRAW_SECONDS = 0.25
 
 def duration(seconds: float) -> str:
     """Two units at most: `42s`, `7m05s`, `1h12m`, `3d04h`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02d}h"
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+    seconds = round(seconds)
+    for size, unit, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // part:02d}{smaller}"
+    return f"{seconds}s"
 
 
 def count(number: float) -> str:
-    """Three figures and a unit: `873`, `41.2k`, `2.62B`."""
+    """Three digits and a unit: `873`, `41.2k`, `2.62B`."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -39,10 +37,7 @@ def count(number: float) -> str:
 
 
 class NotebookProgress(Progress):
-    """A bar that stays in one output of a notebook cell and is redrawn there.
-
-    rich's own way needs `ipywidgets`, which is not in every kernel.
-    """
+    """A bar that is redrawn in one output of a notebook cell; rich's own needs `ipywidgets`, which kernels may lack."""
 
     def start(self) -> None:
         """Shows the bar."""
@@ -52,27 +47,27 @@ class NotebookProgress(Progress):
         self.drawn = time.monotonic()
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
-        """Changes the bar; it is redrawn a few times a second at most, because each time is a message."""
+        """Changes the bar; each redraw is a message to the browser, so there are only a few per second."""
         super().update(task_id, **fields)
         if time.monotonic() - self.drawn >= NOTEBOOK_REDRAW_SECONDS:
             self.stop()
             self.drawn = time.monotonic()
 
     def stop(self) -> None:
-        """Leaves the bar as it stands."""
+        """Draws the bar a last time."""
         self.output.update(self)
 
 
 class Reporter:
-    """The voice of the training loop.
+    """What the training loop prints.
 
-    On a terminal and in a notebook a bar shows loss, tokens/s and ETA and moves on every update; elsewhere one line is
-    printed at each logged step. Only the main process speaks.
+    On a terminal and in a notebook a bar shows loss, tokens/s and ETA and moves on every update; elsewhere each logged
+    step is a line. Only the main process prints.
     """
 
     def __init__(self, enabled: bool, console: Console | None = None):
         in_notebook = console is None and Console().is_jupyter
-        # Left to itself rich draws in a log where FORCE_COLOR is set, and makes every line of a notebook an output.
+        # By default rich draws bars into a log if FORCE_COLOR is set, and makes every line of a notebook an output.
         self.console = console or Console(
             quiet=not enabled,
             highlight=False,
@@ -102,16 +97,16 @@ class Reporter:
             self.bar.stop()
 
     def say(self, line: str) -> None:
-        """Prints one line above the bar; the text is taken literally."""
+        """Prints one line above the bar, without reading markup in it."""
         self.console.print(line, markup=False)
 
     def advance(self, progress: float) -> None:
-        """Moves the bar to `progress`, the share of the run that is done."""
+        """Moves the bar to `progress`, the fraction of the run that is done."""
         if self.bar:
             self.bar.update(self.task, completed=min(progress, 1.0))
 
     def step(self, step: int, planned: int | None, record: dict[str, float], eta_seconds: float) -> None:
-        """Shows one logged step: all of it in a log, what fits beside a bar on a terminal."""
+        """Shows one logged step: all of it in a log, what fits beside the bar on a terminal."""
         where = f"step {step}" + (f"/{planned}" if planned else "")
         loss = f"loss {record['loss']:.3f}"
         rate, norm = f"lr {record['learning_rate']:.2e}", f"grad {record['gradient_norm']:.2f}"
@@ -134,7 +129,15 @@ class Reporter:
 
 
 class RunLog:
-    """Appends records to the `.jsonl` files of a run folder; only the main process writes."""
+    """Appends records to the `.jsonl` files of a run folder, without those that the run is about to repeat.
+
+    Args:
+        run: the run folder; need not exist yet.
+        enabled: whether this process writes; the main one does.
+        first_step: updates done so far; later records are of an interrupted run.
+        finished: whether validation and samples of this very step remain to be done.
+        mirror: called with all that is written, as `write` is.
+    """
 
     def __init__(
         self,
@@ -144,15 +147,6 @@ class RunLog:
         finished: bool = False,
         mirror: Callable[[str, dict[str, Any]], None] | None = None,
     ):
-        """Opens the records of a run for writing, without those that the run is about to take again.
-
-        Args:
-            run: the run folder; need not exist yet.
-            enabled: whether this process writes.
-            first_step: updates done so far; later records are of an interrupted run.
-            finished: whether validation and samples of this very step are left to do.
-            mirror: is told all that is written, as `write` is.
-        """
         self.run, self.enabled, self.mirror = run, enabled, mirror
         for path in (run / f"{name}.jsonl" for name in RECORDS) if enabled else ():
             if path.exists():
@@ -161,12 +155,10 @@ class RunLog:
                     for record in read_records(run, path.stem)
                     if record["step"] < first_step + (not finished or "learning_rate" in record)
                 ]
-                fresh = path.with_suffix(".tmp")
-                fresh.write_text("".join(map(_line, kept)), encoding="utf-8")
-                fresh.replace(path)
+                write_whole(path, "".join(map(_line, kept)))
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        """Appends one record to `NAME.jsonl`, or on a full disk nothing of it."""
+        """Appends one record to `NAME.jsonl`, or on a full disk no part of it."""
         if self.enabled:
             path = self.run / f"{name}.jsonl"
             before = path.stat().st_size if path.exists() else 0
@@ -185,10 +177,10 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def read_records(run: Path, name: str) -> list[dict[str, Any]]:
-    """The records of `NAME.jsonl`, in order; a last line that a killed process left unfinished is not one.
+    """The records of `NAME.jsonl`, in order, without a last line that a killed process left unfinished.
 
     Raises:
-        UserError: a line that is no JSON.
+        UserError: a line that is not JSON.
     """
     path, records = run / f"{name}.jsonl", []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):

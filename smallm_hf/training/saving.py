@@ -1,14 +1,15 @@
-"""What a run leaves on the disk, and what becomes of it where that is full: records, weights, checkpoints."""
+"""What a run writes to disk, also when that is full: records, weights, checkpoints."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import DiskFull, is_disk_full
@@ -23,46 +24,40 @@ from smallm_hf.training.validation import write_validation
 
 
 class Pushes(Protocol):
-    """Something that takes weights elsewhere without a step that waits for them."""
+    """Something that sends weights elsewhere while training continues."""
 
     def push(self, folder: Path, step: int) -> None:
-        """Begins with a folder, which may be changed or removed at once, and returns."""
+        """Takes over a folder, to be removed once it is sent, and returns at once."""
 
 
+@dataclass(kw_only=True)
 class Saver:
     """Writes what a run leaves; every process calls it, and the main one writes.
 
     Args:
-        model: its weights are saved.
+        model: the model to save.
         tokenizer: saved beside the weights.
-        optimizer: of the checkpoints.
-        training: what is kept, and whether a run goes on where the disk is full.
+        optimizer: saved in checkpoints.
+        training: what is kept, and whether a run continues when the disk is full.
         run: the run folder; exists.
-        log: of the records there.
+        log: the records there.
         accelerator: knows the processes.
         identity: `config` and `fingerprints` of the run, for the manifests of its checkpoints.
-        say: is told what could not be written.
+        say: prints a line.
     """
 
-    def __init__(
-        self,
-        *,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        optimizer: torch.optim.Optimizer,
-        training: TrainingConfig,
-        run: Path,
-        log: RunLog,
-        accelerator: Accelerator,
-        identity: dict[str, Any],
-        say: Callable[[str], None],
-    ):
-        self.model, self.tokenizer, self.optimizer, self.training = model, tokenizer, optimizer, training
-        self.run_folder, self.log, self.accelerator = run, log, accelerator
-        self.identity, self.say = identity, say
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    optimizer: torch.optim.Optimizer
+    training: TrainingConfig
+    run: Path
+    log: RunLog
+    accelerator: Accelerator
+    identity: dict[str, Any]
+    say: Callable[[str], None]
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        """Appends to `NAME.jsonl`; on a full disk the run stops or goes on without the record."""
+        """Appends to `NAME.jsonl`; on a full disk the run stops or continues without the record."""
         try:
             self.log.write(name, record)
         except OSError as error:
@@ -71,63 +66,53 @@ class Saver:
             self.say(f"no space left for a record of {name}; going on without it")
 
     def save_checkpoint(self, state: LoopState) -> Path:
-        """Saves all that the next update depends on; returns where.
+        """Saves all that the next update depends on, and returns the folder.
 
         Raises:
             DiskFull: there is no space; see `spared_by_full_disk`.
         """
-        training = self.training
+        every = self.training.keep_every
 
         def kept(step: int) -> bool:
-            return bool(state.best and step == state.best["step"]) or bool(
-                training.keep_every and step % training.keep_every == 0
-            )
+            return bool((state.best and step == state.best["step"]) or (every and step % every == 0))
 
-        return save_checkpoint(
-            self.run_folder,
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            state,
-            **self.identity,
-            kept=kept,
-            newest=training.keep_checkpoints,
-        )
+        parts = (self.run, self.accelerator, self.model, self.optimizer, state)
+        return save_checkpoint(*parts, self.identity, kept=kept, newest=self.training.keep_checkpoints)
 
     def save_model(self, name: str, validated: dict[str, float]) -> None:
-        """Writes a plain `save_pretrained` folder with its tokenizer and the last validation, replaced whole."""
+        """Writes a `save_pretrained` folder with the tokenizer and the last validation, in one step or not at all."""
         with self.spared_by_full_disk():
             with whole(self.model) as model:
                 if self.accelerator.is_main_process:
-                    with replacing(self.run_folder / name) as folder:
+                    with replacing(self.run / name) as folder:
                         self._write_model(model, folder)
                         write_validation(folder, validated)
             self.accelerator.wait_for_everyone()
 
     def push(self, pushes: Pushes | None, step: int) -> None:
-        """Hands the weights to what pushes them while training goes on; only the main process has it."""
+        """Writes the weights and has them pushed while training continues; only the main process has `pushes`."""
         with whole(self.model) as model:
             if not pushes:
                 return
-            with TemporaryDirectory(dir=self.run_folder, prefix=".push-") as folder:
-                try:
-                    self._write_model(model, Path(folder))
-                except (OSError, RuntimeError, SafetensorError) as error:
-                    if not is_disk_full(error):
-                        raise
-                    self.say(f"no space left to push step {step}; going on without it")
-                    return
-                pushes.push(Path(folder), step)
+            folder = Path(tempfile.mkdtemp(dir=self.run, prefix=".push-"))
+            try:
+                self._write_model(model, folder)
+            except BaseException as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                if not is_disk_full(error):
+                    raise
+                self.say(f"no space left to push step {step}; going on without it")
+            else:
+                pushes.push(folder, step)
 
     def _write_model(self, model: PreTrainedModel, folder: Path) -> None:
-        """Writes model and tokenizer as `save_pretrained` does."""
         model.save_pretrained(folder)
         limit = position_limit(model) or self.training.context_length
         save_tokenizer(self.tokenizer, folder, model_max_length=limit)
 
     @contextmanager
     def spared_by_full_disk(self) -> Iterator[None]:
-        """Goes on without what could not be written, where the config says so."""
+        """Continues without what could not be written, if the config says so."""
         try:
             yield
         except DiskFull as error:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from smallm_hf.base.errors import DiskFull, is_disk_full, one_line
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.loss import TrainingLoss, compiled
+from smallm_hf.training.objectives import Objective, compiled
 from smallm_hf.training.optimization import parts_of, shared_out, whole_tensor
 
 # The folder of a checkpoint that holds the optimizer's state, a safetensors file from each process.
@@ -29,7 +29,7 @@ SHARDS = "optimizer"
 
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:
-    """How Accelerate splits a model: as its launcher was told, but for two things.
+    """How Accelerate splits a model: as its launcher was configured, but for two things.
 
     Precision is autocast's, as in every other run: weights travel and gradients are summed in float32. And every
     process reads all weights, which transformers would otherwise leave empty on all but the first.
@@ -40,19 +40,19 @@ def sharding_plugin() -> FullyShardedDataParallelPlugin:
 
 
 def prepare(
-    accelerator: Accelerator, step_loss: TrainingLoss, optimizer: torch.optim.Optimizer, training: TrainingConfig
-) -> tuple[TrainingLoss, torch.optim.Optimizer]:
+    accelerator: Accelerator, objective: Objective, optimizer: torch.optim.Optimizer, training: TrainingConfig
+) -> tuple[Objective, torch.optim.Optimizer]:
     """The two as Accelerate prepares them, and where it splits a model with what it leaves out: autocast, compiling.
 
     A model that is split is compiled block by block, inside of what gathers a block's weights and lets go of them.
     """
-    step_loss, optimizer = accelerator.prepare(step_loss, optimizer)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
     if accelerator.is_fsdp2:
-        step_loss.forward = accelerator.autocast()(step_loss.forward)
-        for block in step_loss.modules() if training.compile else ():
-            if isinstance(block, FSDPModule) and block is not step_loss:
-                block.forward = compiled(block.forward, step_loss.model)
-    return step_loss, optimizer
+        objective.forward = accelerator.autocast()(objective.forward)
+        for block in objective.modules() if training.compile else ():
+            if isinstance(block, FSDPModule) and block is not objective:
+                block.forward = compiled(block.forward, objective.model)
+    return objective, optimizer
 
 
 def is_sharded(model: PreTrainedModel) -> bool:

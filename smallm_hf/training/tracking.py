@@ -1,14 +1,17 @@
-"""Mirrors of a run's records in TensorBoard, Trackio and wandb, through Accelerate; the `.jsonl` files stay the record.
+"""Mirrors a run's records in TensorBoard, Trackio and wandb; the `.jsonl` files remain the record.
 
-A resumed run goes on in the same tracker run, and each step shows once. A tracker first forgets what the run takes
-again, as far as it can, and is then given all that it lacks of the record:
+A resumed run continues in the same tracker run, and each step is shown once. A tracker first drops what the run is
+about to repeat, as far as it can, and then receives all that it lacks of the record:
 
 - TensorBoard: the same folder; `purge_step` hides what was written from the checkpoint's step on.
-- Trackio: the same name. A local run is deleted and written again from the record; one on a Space or a server goes on
-  behind its last step.
-- wandb: the same id. Online, the server goes on behind its last step and refuses earlier ones, so a step it has shown
-  stays as it was first. Offline nothing can be resumed: the run is written again from the record, and the session
-  before it is removed, because `wandb sync` would upload one over the other.
+- Trackio: the same name. A local run is deleted and written again from the record; one on a Space or a server continues
+  after its last step.
+- wandb: the same id. Online, the server continues after its last step and refuses earlier ones, so a step it has shown
+  stays as it was first. Offline nothing can be resumed: the run is written again from the record, and the files of the
+  session before it are removed, because `wandb sync` would upload one over the other.
+
+The trackers are Accelerate's. `Accelerator.init_trackers`, `log` and `end_training` are not used: in them one tracker
+that raises ends the others and the run, and the last destroys the process group.
 """
 
 import html
@@ -22,91 +25,72 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from transformers.utils.generic import flatten_dict
 
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.training.configuration import TRACKER_NAMES, LoggingConfig
 from smallm_hf.training.progress import RECORDS, read_records
 
-PROJECT = "smallm_hf"
-IDENTITIES_FILE = "trackers.json"
-# Panels of a tracker; a name of the record that stands in none of them is of the training, `validation_` is a panel.
-PANELS = {"progress": ("tokens", "epoch", "seconds"), "speed": ("tokens_per_second", "mfu", "memory_bytes")}
-COMPARED = ("validation/loss", "validation/bits_per_byte")  # what TensorBoard sets beside the hyper-parameters
-SECRET = re.compile(r"(^|_)(token|key|password|secret)$")
-# wandb would wait without end for a network that has gone; what is missing then is left for `wandb sync`.
+DEFAULT_PROJECT = "smallm_hf"
+IDENTITIES_FILE = "trackers.json"  # what each tracker calls the run
+PANELS = {
+    **{"tokens": "progress", "epoch": "progress", "seconds": "progress"},
+    **{"tokens_per_second": "speed", "mfu": "speed", "memory_bytes": "speed"},
+}
+COMPARED_METRICS = ("validation/loss", "validation/bits_per_byte")  # shown by TensorBoard beside the hyperparameters
+SECRET = re.compile(r"(^|[_/])(token|key|password|secret)$")
+# wandb would wait forever for a network that is gone; `wandb sync` can upload the rest later.
 FINISH_SECONDS = 300
 
 
-# --- one class per tracker -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a tracker is told of this process's share of a run.
-
-    Args:
-        run: the run folder.
-        project: `logging.project`.
-        name: `logging.run_name`.
-        identity: what the tracker called this run before; None where it did not know it.
-        first_step: updates done so far; records of later steps are taken again.
-    """
-
-    run: Path
-    project: str | None
-    name: str | None
-    identity: str | None
-    first_step: int
+# --- the trackers: each knows its `identity`, the last step it has `held`, and a `hint` where to watch ---------------
 
 
 class TensorBoard(TensorBoardTracker):
     """Event files in `tensorboard/` of the run folder."""
 
-    def __init__(self, session: Session):
-        # Said in every session: TensorBoard takes the second word of this kind for a restart, never the first.
-        super().__init__(self.name, session.run, purge_step=session.first_step)
-        self.held = session.first_step - 1 if (session.run / self.name).exists() else -1
-        self.identity = self.name
-        self.hint = f"tensorboard --logdir {shlex.quote(str(session.run.parent))}"
+    def __init__(self, run: Path, logging: LoggingConfig, identity: str | None, first_step: int):
+        # Also in the first session: TensorBoard takes the second event of this kind for a restart, never the first.
+        super().__init__(self.name, run, purge_step=first_step)
+        self.identity, self.held = self.name, first_step - 1 if (run / self.name).exists() else -1
+        self.hint = f"tensorboard --logdir {shlex.quote(str(run.parent))}"
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Writes hyper-parameters into the run itself; Accelerate's way makes another run of them at every start."""
+        """Writes hyperparameters into the run itself; Accelerate creates another run for them at every start."""
         from torch.utils.tensorboard.summary import hparams
 
-        for summary in hparams(values, dict.fromkeys(COMPARED, 0.0)):
+        for summary in hparams(values, dict.fromkeys(COMPARED_METRICS, 0.0)):
             self.writer.file_writer.add_summary(summary)
 
     def sample(self, prompt: str, text: str) -> str:
-        """Markdown that shows a text as it is."""
+        """Markdown that shows a text verbatim."""
         return textwrap.indent(prompt + text, "    ")
 
 
 class Trackio(TrackioTracker):
     """A run in the Trackio project beside the run folder, in TRACKIO_DIR, or on TRACKIO_SPACE_ID or _SERVER_URL."""
 
-    def __init__(self, session: Session):
-        # Read once, when the library is imported: all runs of a folder of runs share it, as their dashboard does.
-        directory = os.environ.setdefault("TRACKIO_DIR", str(session.run.parent.resolve() / ".trackio"))
+    def __init__(self, run: Path, logging: LoggingConfig, identity: str | None, first_step: int):
+        # Trackio reads it once, at its import: all runs of a folder share it, as they share a dashboard.
+        directory = os.environ.setdefault("TRACKIO_DIR", str(run.parent.resolve() / ".trackio"))
+        project, self.identity, self.held = logging.project or DEFAULT_PROJECT, identity, -1
         self.local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
-        self.identity, self.held = session.identity, -1
-        project = session.project or PROJECT
-        resume = "never" if self.local or self.identity is None else "allow"
-        # embed: in a notebook the dashboard would be served from this process, under an address with a secret in it.
-        super().__init__(project, name=session.name or session.run.resolve().name, resume=resume, embed=False)
+        resume = "never" if self.local or identity is None else "allow"
+        # embed: a notebook's dashboard would be served by this process, at an address with a secret in it.
+        super().__init__(project, name=logging.run_name or run.resolve().name, resume=resume, embed=False)
         command = f"TRACKIO_DIR={shlex.quote(directory)} trackio show --project {shlex.quote(project)}"
         self.hint = command if self.local else None
 
     def start(self) -> None:
-        """Begins the run; what a local project had of it is removed."""
+        """Starts the run; a local project's earlier one is deleted."""
         import trackio
 
-        super().start()  # which ends, in a process that failed before, the run that is removed here
+        super().start()  # which ends the run that is deleted here, where this process failed in it
         for known in trackio.Api().runs(self.run_name) if self.local and self.identity else ():
             if known.id == self.identity:
                 known.delete()
@@ -115,11 +99,11 @@ class Trackio(TrackioTracker):
             self.held = self.run._next_step - 1
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Stores hyper-parameters; Accelerate's way adds an option of wandb's to them."""
+        """Stores hyperparameters; Accelerate adds an option of wandb's to them."""
         self.run.config.update(values)
 
     def finish(self) -> None:
-        """Ends the run for the library too, which would end it once more when Python exits."""
+        """Ends the run for the library too, which would end it a second time when Python exits."""
         import trackio
 
         trackio.finish()
@@ -134,21 +118,21 @@ class Trackio(TrackioTracker):
 class Wandb(WandBTracker):
     """A run of wandb, with its files in `wandb/` of the run folder or in WANDB_DIR."""
 
-    hint = None  # it says itself where it writes
+    hint = None  # wandb prints where it writes
 
-    def __init__(self, session: Session):
+    def __init__(self, run: Path, logging: LoggingConfig, identity: str | None, first_step: int):
         super().__init__(
-            session.project or os.environ.get("WANDB_PROJECT", PROJECT),
-            name=session.name or os.environ.get("WANDB_NAME", session.run.resolve().name),
-            dir=os.environ.get("WANDB_DIR", str(session.run)),
-            id=session.identity,
-            resume=None if session.identity is None else "allow",
+            logging.project or os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
+            name=logging.run_name or os.environ.get("WANDB_NAME", run.resolve().name),
+            dir=os.environ.get("WANDB_DIR", str(run)),
+            id=identity,
+            resume=None if identity is None else "allow",
             reinit="finish_previous",
             settings={"finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_SECONDS))},
         )
 
     def start(self) -> None:
-        """Begins or resumes the run."""
+        """Starts or resumes the run."""
         super().start()
         self.identity, self.held = self.run.id, self.run.starting_step - 1
         if self.run.offline:
@@ -158,7 +142,7 @@ class Wandb(WandBTracker):
                     shutil.rmtree(before, ignore_errors=True)
 
     def finish(self) -> None:
-        """Ends the run, with the mark of one that failed if it did."""
+        """Ends the run, marked as failed if it failed."""
         self.run.finish(exit_code=int(self.failed))
 
     def sample(self, prompt: str, text: str) -> Any:
@@ -172,11 +156,11 @@ class Wandb(WandBTracker):
 TRACKERS = dict(zip(TRACKER_NAMES, (TensorBoard, Trackio, Wandb), strict=True))
 
 
-# --- the whole -------------------------------------------------------------------------------------------------------
+# --- all of them -----------------------------------------------------------------------------------------------------
 
 
 class Trackers:
-    """Shows the records of a run in every tracker that was asked for; none of them can stop it.
+    """Shows the records of a run in every tracker of `logging.report_to`; none of them can stop the run.
 
     Args:
         logging: the section of the run config.
@@ -200,19 +184,26 @@ class Trackers:
 
     @contextmanager
     def mirroring(self, config: dict[str, Any], first_step: int = 0) -> Iterator[None]:
-        """Shows what is written inside, and first what the record holds already; the main process alone.
+        """Shows what the record holds, then what is written inside the block; in the main process only.
 
-        After an exception the run is shown as failed, where a tracker knows that word.
+        After an exception wandb shows the run as failed.
 
         Args:
-            config: the resolved run config, shown as hyper-parameters; without values whose key names a secret.
-            first_step: updates done so far; records of later steps are taken again.
+            config: the resolved run config, shown as hyperparameters without the values of secrets.
+            first_step: updates done so far; records of later steps will be repeated.
         """
         failed = True
         try:
             if is_main_process():
                 self._start(flat(config), first_step)
-                self._replay()
+                recorded = [
+                    (record, name)
+                    for name in RECORDS
+                    if self.active and (self.run / f"{name}.jsonl").exists()
+                    for record in read_records(self.run, name)
+                ]
+                for record, name in sorted(recorded, key=lambda item: item[0]["step"]):
+                    self.write(name, record)
             yield
             failed = False
         finally:
@@ -235,13 +226,12 @@ class Trackers:
 
     def _start(self, hyperparameters: dict[str, Any], first_step: int) -> None:
         file, identities = self.run / IDENTITIES_FILE, {}
-        with suppress(OSError, ValueError):  # the first session, or a file that says nothing
+        with suppress(OSError, ValueError):  # the first session, or a damaged file
             identities = json.loads(file.read_text(encoding="utf-8"))
         for name in self.logging.trackers:
             with self._guarded(name):
-                tracker = self.active[name] = TRACKERS[name](
-                    Session(self.run, self.logging.project, self.logging.run_name, identities.get(name), first_step)
-                )
+                tracker = TRACKERS[name](self.run, self.logging, identities.get(name), first_step)
+                self.active[name] = tracker
                 tracker.start()
                 tracker.store_init_configuration(hyperparameters)
                 identities[name] = tracker.identity
@@ -249,62 +239,46 @@ class Trackers:
                 if tracker.hint:
                     self.say(f"watch with: {tracker.hint}")
 
-    def _replay(self) -> None:
-        """Shows the record as it stands, in the order of its steps."""
-        files = [name for name in RECORDS if self.active and (self.run / f"{name}.jsonl").exists()]
-        recorded = [(name, record) for name in files for record in read_records(self.run, name)]
-        for name, record in sorted(recorded, key=lambda item: item[1]["step"]):
-            self.write(name, record)
-
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """Gives a tracker up, with one line, where it raises."""
+        """Drops a tracker that raises, with one line."""
         try:
             yield
-        except Exception as error:  # whatever its libraries raise, the training is worth more
+        except Exception as error:  # whatever its libraries raise, the training matters more
             self.active.pop(name, None)
             reason = one_line(error)
-            self.say(f"warning: {name} fails ({reason}); training goes on without it, the records are in {self.run}")
+            self.say(f"warning: {name} fails ({reason}); training continues without it, the records are in {self.run}")
 
 
 def metric_panels(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record of metrics under the names trackers show: `train/loss`, `validation/bits_per_byte`."""
+    """The finite numbers of a record of metrics, named as trackers show them: `train/loss`, `validation/loss`."""
     numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and math.isfinite(value)}
     del numbers["step"]
-    if "learning_rate" not in record:  # a validation repeats the tokens of its step, which must not show twice
+    if "learning_rate" not in record:  # a validation repeats the tokens of its step, which must not be shown twice
         numbers.pop("tokens", None)
-    return {_metric_panel(name): value for name, value in numbers.items()}
-
-
-def _metric_panel(name: str) -> str:
-    if name.startswith("validation_"):
-        return name.replace("_", "/", 1)
-    return next((f"{panel}/{name}" for panel, names in PANELS.items() if name in names), f"train/{name}")
+    return {
+        name.replace("_", "/", 1) if name.startswith("validation_") else f"{PANELS.get(name, 'train')}/{name}": value
+        for name, value in numbers.items()
+    }
 
 
 def sample_panel(prompt: str) -> str:
-    """The name under which what followed a prompt is shown, of characters every tracker takes: `samples/the_cat`."""
+    """The name that samples of a prompt are shown under, in characters every tracker takes: `samples/the_cat`."""
     return "samples/" + (re.sub(r"\W+", "_", prompt).strip("_")[:40] or "no_prompt")
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str | float | bool | None]:
-    """A nested config as `section/key: value`, lists as JSON; a value whose key names a secret is left out."""
-    values: dict[str, str | float | bool | None] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}/")
-        elif not SECRET.search(key):
-            plain = value is None or isinstance(value, str | int | float)
-            values[prefix + key] = value if plain else json.dumps(value, default=str)
-    return values
+def flat(config: dict[str, Any]) -> dict[str, str | float | bool | None]:
+    """A nested config as `section/key: value`, lists as JSON; keys that name a secret are left out."""
+    values = {key: value for key, value in flatten_dict(config, delimiter="/").items() if not SECRET.search(key)}
+    plain = str | int | float | None
+    return {key: value if isinstance(value, plain) else json.dumps(value, default=str) for key, value in values.items()}
 
 
 def _is_installed(name: str) -> bool:
     """By its metadata: an import would also find the folder `wandb/` that wandb leaves where it runs."""
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    return False
 
 
 def _require_account() -> None:

@@ -26,20 +26,25 @@ class ValidationSet:
     Attributes:
         tokens: of whole documents, each closed by eos.
         bytes: that they stand for, an eos counted as one.
+        context_length: tokens per window.
         separator: the eos, where the run attends within documents; None where it does not.
     """
 
     tokens: np.ndarray
     bytes: int
+    context_length: int
     separator: int | None = None
 
     @classmethod
-    def choose(cls, files: TokenFiles, limit: int | None, within_documents: bool = False) -> "ValidationSet":
+    def choose(
+        cls, files: TokenFiles, limit: int | None, context_length: int, within_documents: bool = False
+    ) -> "ValidationSet":
         """The whole documents among the first `limit` validation tokens, and the first one in any case.
 
         Args:
             files: hold them.
             limit: tokens; None takes all.
+            context_length: tokens per window.
             within_documents: whether the model is scored as `BatchingConfig.within_documents` trains it: across them it
                 would meet what it has never seen, and seem worse than it is.
         """
@@ -47,15 +52,11 @@ class ValidationSet:
         ends = tokens.cumsum()
         documents = len(ends) if limit is None else max(1, np.searchsorted(ends, limit, side="right"))
         separator = files.meta.eos_token_id if within_documents else None
-        return cls(files.validation[: ends[documents - 1]], int(size[:documents].sum() + documents), separator)
+        bytes_and_ends = int(size[:documents].sum() + documents)
+        return cls(files.validation[: ends[documents - 1]], bytes_and_ends, context_length, separator)
 
     def score(
-        self,
-        model: PreTrainedModel,
-        context_length: int,
-        batch_size: int,
-        accelerator: Accelerator,
-        interrupted: Callable[[], bool] = bool,
+        self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
     ) -> dict[str, float] | None:
         """Scores the set by the `packed` protocol, in the precision of the weights, shared over the processes.
 
@@ -70,7 +71,7 @@ class ValidationSet:
                 raise Interrupted
 
         shard = (accelerator.process_index, accelerator.num_processes)
-        options = {"context_length": context_length, "batch_size": batch_size, "separator": self.separator}
+        options = {"context_length": self.context_length, "batch_size": batch_size, "separator": self.separator}
         options |= {"shard": shard, "advance": look_up}
         try:
             sums, stops = score_token_stream(model, self.tokens, **options), 0

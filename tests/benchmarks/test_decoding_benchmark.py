@@ -5,13 +5,17 @@ import json
 import pytest
 import torch
 from rich.console import Console
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from smallm_hf.base import arithmetic
 from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.generate import _same, compare_decoding, multiplied_bytes, print_decoding
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+WORDS = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="a"))
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=WORDS, eos_token="</s>")
 
 
 def model(**changes) -> LlamaForCausalLM:
@@ -23,7 +27,9 @@ def test_a_quick_run_reports_every_way_beside_the_bound(monkeypatch):
     monkeypatch.setattr(arithmetic, "multiplies_well", lambda dtype, device: True)
     ours = model()
     before = {name: (tensor.clone(), tensor.stride()) for name, tensor in ours.state_dict().items()}
-    results = json.loads(json.dumps(compare_decoding(ours, batch_sizes=[1, 3], quick=True, say=lambda line: None)))
+    results = json.loads(
+        json.dumps(compare_decoding(ours, TOKENIZER, batch_sizes=[1, 3], quick=True, say=lambda line: None))
+    )
     assert set(results["ways"]) == {"1", "3"}
     for ways in results["ways"].values():
         assert list(ways) == ["generate, fp32", "ours, fp32", "generate, bf16", "ours, bf16"]
@@ -44,7 +50,7 @@ def test_a_quick_run_reports_every_way_beside_the_bound(monkeypatch):
 def test_weights_in_bfloat16_are_left_out_where_it_is_slow_and_that_is_said(monkeypatch):
     monkeypatch.setattr(arithmetic, "multiplies_well", lambda dtype, device: False)
     said = []
-    results = compare_decoding(model(), batch_sizes=[1], quick=True, say=said.append)
+    results = compare_decoding(model(), TOKENIZER, batch_sizes=[1], quick=True, say=said.append)
     assert list(results["ways"]["1"]) == ["generate, fp32", "ours, fp32"]
     assert said[0] == "leaving out bf16: this cpu multiplies bfloat16 far slower than float32"
 
@@ -65,10 +71,10 @@ def test_a_text_is_the_same_until_it_first_differs():
 def test_a_context_without_room_is_refused():
     config = LlamaConfig(vocab_size=100, max_position_embeddings=17, **SIZES)
     with pytest.raises(UserError, match="context of 17 tokens leaves no room behind 16 of a prompt"):
-        compare_decoding(LlamaForCausalLM(config), quick=True)
+        compare_decoding(LlamaForCausalLM(config), TOKENIZER, quick=True)
 
 
 def test_a_model_of_another_kind_is_refused(monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "_can_compile_fullgraph", False)
     with pytest.raises(UserError, match="LlamaForCausalLM is written with by generate alone"):
-        compare_decoding(model(), quick=True)
+        compare_decoding(model(), TOKENIZER, quick=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks import data
 from smallm_hf.benchmarks.data import LOOP, OURS, compare_preparing, print_preparing
-from smallm_hf.benchmarks.rounds import in_rounds, spread
+from smallm_hf.benchmarks.rounds import in_rounds, ratio_text
 
 STORIES = [
     f"Once upon a time there were {number} cats, and don't you forget it: {number * number}." for number in range(60)
@@ -58,4 +58,4 @@ def test_ways_take_turns_and_are_compared_within_a_round(monkeypatch):
     assert told == ["one", "two", "two", "one", "one", "two"]
     assert results["one"]["rates"] == [10, 20, 40] and results["one"]["rate"] == 20
     assert results["two"]["ratio"] == {"median": 1, "lowest": 0.5, "highest": 2}
-    assert spread(results["two"]["ratio"]) == "1.00 (0.50 to 2.00)"
+    assert ratio_text(results["two"]["ratio"]) == "1.00 (0.50 to 2.00)"

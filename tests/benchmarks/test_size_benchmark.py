@@ -46,5 +46,5 @@ def test_every_stage_and_the_memory_are_reported(source, gpt2_folder):
 
 def test_token_files_that_depend_on_the_number_of_processes_are_a_bug(source, gpt2_folder, monkeypatch):
     monkeypatch.setattr(size, "_measure", lambda text, size, workers, *rest: {"sha256": workers})
-    with pytest.raises(UserError, match="are others with another number of processes"):
+    with pytest.raises(UserError, match="depend on the number of processes"):
         measure_size(str(source), megabytes=0.02, tokenizer=str(gpt2_folder))

@@ -3,13 +3,14 @@ import itertools
 import time
 
 import pytest
+import torch
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.turns import Turns, take_turns
 
 
 def work(turns: Turns, *, seconds: float, amount: int) -> dict:
-    """Says when it was at work."""
+    """Returns when it was at work, and on how many threads."""
     times = []
     turns.begin()
     while turns.share < 1:
@@ -17,7 +18,7 @@ def work(turns: Turns, *, seconds: float, amount: int) -> dict:
         time.sleep(seconds)
         turns.did(amount)
         times.append((began, began + seconds))
-    return {"times": times}
+    return {"times": times, "threads": torch.get_num_threads()}
 
 
 def fail(turns: Turns) -> dict:
@@ -30,7 +31,8 @@ def test_one_works_at_a_time_and_each_has_its_seconds_and_its_rate():
         "many": functools.partial(work, seconds=0.01, amount=30),
         "few": functools.partial(work, seconds=0.01, amount=10),
     }
-    results = take_turns(contestants, seconds=0.6, turn=0.2, say=lambda line: None)
+    results = take_turns(contestants, seconds=0.6, turn=0.2, threads=1, say=lambda line: None)
+    assert all(result["threads"] == 1 and 0 <= result["set_up_seconds"] < 1 for result in results.values())
     spans = [(begin, end, name) for name, result in results.items() for begin, end in result["times"]]
     spans.sort()
     assert all(one[1] <= other[0] + 1e-3 for one, other in itertools.pairwise(spans))

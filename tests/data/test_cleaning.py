@@ -6,14 +6,17 @@ import re
 import sysconfig
 import tokenize
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.cleaning import cleaning
-from smallm_hf.data.cleaning.cleaning import Cleaner, CleaningConfig, clean_text, why_dropped
-from smallm_hf.data.cleaning.edits import apply_edits
+from smallm_hf.data.cleaning.cleaning import Cleaner, CleaningConfig, clean_text
+from smallm_hf.data.cleaning.edits import apply_rule
+from smallm_hf.data.cleaning.filters import characters_in_repeats, why_dropped
 from smallm_hf.data.cleaning.general_rules import (
     broken_unicode,
     find_repeated_lines,
@@ -33,7 +36,7 @@ ENGLISH = (
 
 def run(rule, text):
     """The text after one rule."""
-    return apply_edits(text, rule(text))
+    return apply_rule(rule, text)[0]
 
 
 def book(body):
@@ -297,11 +300,18 @@ def test_repetition_is_measured_as_gopher_does(text, reason):
     assert (why and why[0]) == reason
 
 
+def test_of_ngrams_that_come_equally_often_the_longest_counts():
+    others = iter(words(80))
+    text = " ".join(f"{next(others)} {next(others)} of the {next(others)} northern mountaineers" for _ in range(20))
+    why = why_dropped(text, CleaningConfig(repetition=True))
+    assert why == ("one 2-gram over and over", "share 0.435, at most 0.2")
+
+
 def test_shares_of_ngrams_equal_those_counted_by_hand():
     text = list("abcdefgabcdexy")
-    hashes = cleaning.np.array([hash(word) for word in text]).view(cleaning.np.uint64)
-    lengths = cleaning.np.ones(len(text), int)
-    assert [cleaning._duplicated(hashes, lengths, n) for n in (4, 5, 6)] == [5, 5, 0]
+    hashes = np.array([hash(word) for word in text]).view(np.uint64)
+    lengths = np.ones(len(text), int)
+    assert [characters_in_repeats(hashes, lengths, n) for n in (4, 5, 6)] == [5, 5, 0]
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
@@ -313,7 +323,7 @@ def test_a_stream_is_cleaned_and_all_is_counted():
     out = list(cleaner(documents(texts)))
     assert [document.text for document in out] == ["One\n\ntwo three", "It was night.", ""]
     assert [document.id for document in out] == ["d0", "d2", "d3"]
-    report = cleaner.report.as_dict()
+    report = asdict(cleaner.report)
     assert (report["documents_in"], report["documents_out"], report["gutenberg_books"]) == (6, 2, 1)
     assert report["words_out"] == 6
     assert {reason: dropped["documents"] for reason, dropped in report["dropped"].items()} == {

@@ -5,10 +5,10 @@ import pytest
 import smallm_hf.data.stages as stages
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
-from smallm_hf.data.finished_parts import parts_folder
-from smallm_hf.data.preparing import find_or_prepare, join_preparation
+from smallm_hf.data.prepare import find_or_prepare, parts_folder, shared_stages
 from smallm_hf.data.request import Request
 from smallm_hf.data.selection.select import SelectionConfig
+from smallm_hf.data.workers import Workers
 
 CONTENT = ("train.bin", "validation.bin", "tokenizer/tokenizer.json", "meta.json")
 
@@ -31,10 +31,10 @@ def content(folder):
 def test_tasks_that_share_the_work_leave_what_one_would(request_of_two, tmp_path):
     find_or_prepare(request_of_two, tmp_path / "one", 64)
     for rank in (1, 0, 2):
-        join_preparation(request_of_two, tmp_path / "many", 64, stages.Workers(1)).clean(rank, 3)
+        shared_stages(request_of_two, tmp_path / "many", 64, Workers(1)).clean(rank, 3)
         assert len(list(parts_folder(tmp_path / "many").glob("0?-?????"))) >= 3
     for rank in (2, 1, 0):
-        shared = join_preparation(request_of_two, tmp_path / "many", 64, stages.Workers(1))
+        shared = shared_stages(request_of_two, tmp_path / "many", 64, Workers(1))
         cleaned = shared.cleaned()
         selection = shared.choose(cleaned)
         shared.encode(cleaned, selection, shared.tokenizer(cleaned, selection), rank, 3)
@@ -44,9 +44,9 @@ def test_tasks_that_share_the_work_leave_what_one_would(request_of_two, tmp_path
 
 
 def test_parts_of_other_settings_are_not_shared(request_of_two, tmp_path):
-    join_preparation(request_of_two, tmp_path / "many", 64, stages.Workers(1))
+    shared_stages(request_of_two, tmp_path / "many", 64, Workers(1))
     with pytest.raises(UserError, match=r".many.parts holds parts of other settings, .*; remove it"):
-        join_preparation(request_of_two, tmp_path / "many", 128, stages.Workers(1))
+        shared_stages(request_of_two, tmp_path / "many", 128, Workers(1))
 
 
 def test_the_stages_run_on_the_local_executor_of_datatrove(request_of_two, tmp_path, monkeypatch):

@@ -20,18 +20,18 @@ from pyarrow import parquet
 
 import smallm_hf.data.reading.documents as documents_module
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.reading import formats
+from smallm_hf.data.reading import formats, hub, rows
 from smallm_hf.data.reading.documents import (
     Document,
     cut_pieces,
     fingerprint_source,
     has_splits,
-    python_docs,
     read_documents,
     read_texts,
 )
 from smallm_hf.data.reading.files import ReadingReport, local_files
 from smallm_hf.data.reading.formats import split_documents
+from smallm_hf.data.reading.python_docs import python_docs
 from smallm_hf.tokenizing.encoding import make_encoder
 from smallm_hf.tokenizing.loading import load_tokenizer
 
@@ -152,7 +152,7 @@ def test_json_rows_may_stand_in_lines_or_an_array_or_span_lines(tmp_path):
 
 
 def test_json_rows_longer_than_what_is_read_at_a_time_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 7)
+    monkeypatch.setattr(rows, "PIECE_CHARACTERS", 7)
     write_rows(tmp_path / "a.json", TEXTS * 3)
     assert list(read_texts(str(tmp_path / "a.json"))) == TEXTS * 3
 
@@ -808,8 +808,9 @@ def test_ragged_rows_are_named_by_their_line(tmp_path, rows):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.html", "a.jsonl"])
 def test_a_row_too_long_to_hold_is_named_before_it_fills_the_memory(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(formats, "LONGEST_ROW", 1000)
-    monkeypatch.setattr(formats, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(rows, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(rows, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(formats, "LONGEST_PAGE", 1000)
     before = '{"text": "' if name == "a.jsonl" else "text\n"
     (tmp_path / name).write_text(before + "x" * 5000)
     with pytest.raises(UserError, match=rf"{name} .*1000 characters"):
@@ -1020,7 +1021,7 @@ def test_a_revision_and_streaming_are_handed_on(monkeypatch):
         asked.update(options, arguments=arguments)
         return datasets.IterableDataset.from_generator(lambda: iter([{"text": "one"}, {"text": "two"}]))
 
-    monkeypatch.setattr(documents_module, "require_hub", lambda *_: None)
+    monkeypatch.setattr(hub, "require_hub", lambda *_: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert texts("a/b", configuration="small", revision="v1", streaming=True) == ["one", "two"]
     assert asked == {"arguments": ("a/b", "small"), "split": "train", "revision": "v1", "streaming": True}
@@ -1033,7 +1034,7 @@ def test_a_wrong_column_of_a_data_set_is_named(cached_data_set):
 
 
 def test_what_the_hub_has_not_got_is_told_in_one_line(monkeypatch):
-    monkeypatch.setattr(documents_module, "require_hub", lambda *_: None)
+    monkeypatch.setattr(hub, "require_hub", lambda *_: None)
     with pytest.raises(UserError, match=r"a/b is no file.*, and as a Hub data set.*split train.*cannot be") as info:
         next(read_documents("a/b"))
     assert "\n" not in str(info.value)

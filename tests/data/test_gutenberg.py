@@ -3,10 +3,14 @@ import time
 
 import pytest
 
-from smallm_hf.data.cleaning import gutenberg_lists, gutenberg_pages
 from smallm_hf.data.cleaning.cleaning import CleaningConfig, clean_text
-from smallm_hf.data.cleaning.edits import apply_edits
-from smallm_hf.data.cleaning.gutenberg import is_gutenberg
+from smallm_hf.data.cleaning.edits import apply_rule
+from smallm_hf.data.cleaning.gutenberg.back_matter import advertisements, indexes
+from smallm_hf.data.cleaning.gutenberg.contents import tables_of_contents, unnamed_tables
+from smallm_hf.data.cleaning.gutenberg.footnotes import footnotes
+from smallm_hf.data.cleaning.gutenberg.frame import is_gutenberg
+from smallm_hf.data.cleaning.gutenberg.lines import hard_wraps, hyphenation
+from smallm_hf.data.cleaning.gutenberg.marks import bracketed_tags, decorative_lines, emphasis, page_numbers
 
 DEFAULT = CleaningConfig()
 BOOK = CleaningConfig(gutenberg="always")
@@ -20,7 +24,7 @@ JOINED = PROSE.replace("\n", " ")
 
 def run(rule, text):
     """The text after one rule."""
-    return apply_edits(text, rule(text))
+    return apply_rule(rule, text)[0]
 
 
 def book(body, head="*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK ***", tail=None):
@@ -260,7 +264,7 @@ def test_a_sentence_that_begins_or_ends_like_a_mark_of_the_file_is_one_of_the_st
 
 def test_tags_go_over_lines_and_with_brackets_inside():
     text = "One.\n\n[Illustration: A cat\n\n[_see page 3_] on a mat]\n\n[Illustration]\n\nTwo [he said] three."
-    assert run(gutenberg_pages.bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
+    assert run(bracketed_tags, text).split() == ["One.", "Two", "[he", "said]", "three."]
 
 
 @pytest.mark.parametrize(
@@ -278,9 +282,7 @@ def test_tags_go_over_lines_and_with_brackets_inside():
     ],
 )
 def test_pictures_of_other_names_and_notes_in_the_margin_go(tag):
-    assert (
-        run(gutenberg_pages.bracketed_tags, f"One {tag} two [Greek: logos] [sic].") == "One  two [Greek: logos] [sic]."
-    )
+    assert run(bracketed_tags, f"One {tag} two [Greek: logos] [sic].") == "One  two [Greek: logos] [sic]."
 
 
 @pytest.mark.parametrize(
@@ -292,20 +294,18 @@ def test_pictures_of_other_names_and_notes_in_the_margin_go(tag):
     ],
 )
 def test_what_is_said_in_brackets_on_a_stage_stays(said):
-    assert run(gutenberg_pages.bracketed_tags, f"{said} Stand!") == f"{said} Stand!"
+    assert run(bracketed_tags, f"{said} Stand!") == f"{said} Stand!"
 
 
 def test_a_tag_between_the_lines_of_a_paragraph_does_not_part_them():
-    assert run(gutenberg_pages.bracketed_tags, "One\n[Illustration]\ntwo.\n\n[Music]\n\nThree") == (
-        "One\ntwo.\n\n\n\nThree"
-    )
-    assert run(gutenberg_pages.bracketed_tags, "One.\n[Illustration]\n\nTwo") == "One.\n\n\nTwo"
+    assert run(bracketed_tags, "One\n[Illustration]\ntwo.\n\n[Music]\n\nThree") == ("One\ntwo.\n\n\n\nThree")
+    assert run(bracketed_tags, "One.\n[Illustration]\n\nTwo") == "One.\n\n\nTwo"
 
 
 def test_names_of_pictures_go_that_stand_alone():
     text = "One.\n\n0023m\n\n\n\nTwo.\n\np012.jpg (99K)\n\nFull Size\n\nThree.\n\n1849\n\n12th\n\nIn 0023m of it."
-    assert run(gutenberg_pages.bracketed_tags, text).split("\n\n")[-3:] == ["1849", "12th", "In 0023m of it."]
-    assert run(gutenberg_pages.bracketed_tags, text).split()[:3] == ["One.", "Two.", "Three."]
+    assert run(bracketed_tags, text).split("\n\n")[-3:] == ["1849", "12th", "In 0023m of it."]
+    assert run(bracketed_tags, text).split()[:3] == ["One.", "Two.", "Three."]
 
 
 CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
@@ -335,12 +335,12 @@ CHAPTERS = "CHAPTER I. The Cat\n\nIt sat.\n\nCHAPTER II. The Mat\n\nIt lay."
 )
 def test_tables_of_contents_go_and_headings_stay(table):
     text = f"A BOOK\n\nby Somebody\n\n\n{table}\n\n\n\n\n{CHAPTERS}\n"
-    assert run(gutenberg_lists.tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
+    assert run(tables_of_contents, text).split() == f"A BOOK by Somebody {CHAPTERS}".split()
 
 
 def test_a_table_ends_where_prose_begins_and_takes_no_heading_with_it():
     text = f"CONTENTS\n\nThe Cat\n\nThe Mat\n\n\n\nPRELUDE\n\n{PROSE}\n\nAnd so on."
-    assert run(gutenberg_lists.tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
+    assert run(tables_of_contents, text) == f"PRELUDE\n\n{PROSE}\n\nAnd so on."
 
 
 def test_a_paragraph_of_somebody_who_says_i_is_no_entry():
@@ -351,19 +351,19 @@ def test_a_paragraph_of_somebody_who_says_i_is_no_entry():
         "the mat.\n\nAnd so on."
     )
     text = f"ILLUSTRATIONS\n\n1. The cat in the sun   3\n\n2. The mat in the sun   7\n\n\n\nPREFACE\n\n{story}"
-    assert run(gutenberg_lists.tables_of_contents, text) == f"PREFACE\n\n{story}"
+    assert run(tables_of_contents, text) == f"PREFACE\n\n{story}"
 
 
 def test_a_second_table_below_the_first_goes_too():
     entries = "INTRODUCTION\n\nCHAPTER I. THE CAT\n\n  Where it sits.\n  Why.\n\nCHAPTER II. THE MAT\n\n  Its use."
     text = f"CONTENTS\n\nINTRODUCTION\nI. THE CAT\nII. THE MAT\n\n\n{entries}\n\n\n\nINTRODUCTION\n\n{PROSE}"
-    assert run(gutenberg_lists.tables_of_contents, text) == f"INTRODUCTION\n\n{PROSE}"
+    assert run(tables_of_contents, text) == f"INTRODUCTION\n\n{PROSE}"
 
 
 def test_a_title_of_several_lines_said_again_stays():
     title = "THE CAT\nAND\nTHE MAT\n\n\n\n"
     text = f"{title}CONTENTS\n\nI. It sat   1\n\nII. It lay   7\n\n\n\nTHE CAT & THE MAT\n\n\n\nI\n\n{PROSE}"
-    assert run(gutenberg_lists.tables_of_contents, text) == f"{title}THE CAT & THE MAT\n\n\n\nI\n\n{PROSE}"
+    assert run(tables_of_contents, text) == f"{title}THE CAT & THE MAT\n\n\n\nI\n\n{PROSE}"
 
 
 NAMES = ["The Cat", "The Mat", "A Dog", "The Log", "An End"]
@@ -379,16 +379,14 @@ STORIES = "".join(f"{name.upper()}\n\n{PROSE}\n\n\n\n" for name in NAMES)
 )
 def test_a_table_without_a_heading_goes_if_its_lines_are_headings_later(table):
     text = f"A BOOK\n\nby Somebody\n\n\n\n{table}\n\n\n{STORIES}"
-    assert run(gutenberg_lists.unnamed_tables, text).split() == f"A BOOK by Somebody {STORIES}".split()
+    assert run(unnamed_tables, text).split() == f"A BOOK by Somebody {STORIES}".split()
 
 
 def test_a_table_of_pages_goes_though_no_line_of_it_is_a_heading():
     table = "".join(f"  {number}. It was there   {number * 7}\n\n" for number in range(1, 7))
     text = f"A BOOK\n\n\n\n{{}}{table}\n\n\n{STORIES}"
-    assert run(gutenberg_lists.unnamed_tables, text.format("CHAPTERS.\n\n")).split() == f"A BOOK {STORIES}".split()
-    assert (
-        run(gutenberg_lists.unnamed_tables, text.format("BALLADS.\n\n")).split() == f"A BOOK BALLADS. {STORIES}".split()
-    )
+    assert run(unnamed_tables, text.format("CHAPTERS.\n\n")).split() == f"A BOOK {STORIES}".split()
+    assert run(unnamed_tables, text.format("BALLADS.\n\n")).split() == f"A BOOK BALLADS. {STORIES}".split()
 
 
 @pytest.mark.parametrize(
@@ -402,14 +400,14 @@ def test_a_table_of_pages_goes_though_no_line_of_it_is_a_heading():
 )
 def test_a_numbered_list_that_is_no_table_stays(table):
     text = f"A BOOK\n\n\n\n{table}\n\n\n{STORIES}"
-    assert run(gutenberg_lists.unnamed_tables, text) == text
+    assert run(unnamed_tables, text) == text
 
 
 def test_the_persons_of_a_play_stay():
     persons = "".join(f"{number}. {name}\n" for number, name in enumerate(NAMES, 1))
     speeches = "".join(f"{name.upper()}\n\nI am here.\n\n" for name in NAMES * 3)
     text = f"PERSONS\n\n{persons}\n\n\nACT I\n\n{speeches}"
-    assert run(gutenberg_lists.unnamed_tables, text) == text
+    assert run(unnamed_tables, text) == text
 
 
 WORDS = ["Abbot", "Bear", "Cat", "Dog", "Eagle", "Fox", "Goat", "Hare", "Jackal", "King", "Monk", "Queen", "Rook"]
@@ -419,9 +417,7 @@ LONG = f"{PROSE}\n\n" * 12
 @pytest.mark.parametrize("between", ["\n", "\n\n"])
 def test_an_index_goes_and_what_follows_it_stays(between):
     index = between.join(f"{word}, {page}, {page + 9};\n  its house, 3" for page, word in enumerate(WORDS))
-    assert (
-        run(gutenberg_lists.indexes, f"{LONG}INDEX\n\n\n{index}\n\nNOTES\n\n1. One.") == f"{LONG}\n\nNOTES\n\n1. One."
-    )
+    assert run(indexes, f"{LONG}INDEX\n\n\n{index}\n\nNOTES\n\n1. One.") == f"{LONG}\n\nNOTES\n\n1. One."
 
 
 @pytest.mark.parametrize(
@@ -435,7 +431,7 @@ def test_an_index_goes_and_what_follows_it_stays(between):
     ids=["prose", "not in order", "another heading", "at the front"],
 )
 def test_what_is_no_index_stays(text):
-    assert run(gutenberg_lists.indexes, text) == text
+    assert run(indexes, text) == text
 
 
 SOLD = "A CAT. With six pictures. Crown 8vo, cloth, gilt edges, price 6s.\n\nA MAT. 12mo, boards, $1.25 net, postpaid."
@@ -451,7 +447,7 @@ SOLD = "A CAT. With six pictures. Crown 8vo, cloth, gilt edges, price 6s.\n\nA M
 )
 def test_what_publishers_say_behind_the_end_goes(back):
     story = f"{LONG}THE END"
-    assert run(gutenberg_lists.advertisements, f"{story}\n\n\n{back}\n").rstrip() == story
+    assert run(advertisements, f"{story}\n\n\n{back}\n").rstrip() == story
 
 
 @pytest.mark.parametrize(
@@ -466,41 +462,35 @@ def test_what_publishers_say_behind_the_end_goes(back):
 )
 def test_what_an_author_says_behind_the_end_stays(back):
     text = f"{LONG * 2}THE END\n\n\n{back}\n"
-    assert run(gutenberg_lists.advertisements, text) == text
-    assert (
-        run(gutenberg_lists.advertisements, f"{LONG}BOOKS BY THE FIRE\n\n{PROSE}")
-        == f"{LONG}BOOKS BY THE FIRE\n\n{PROSE}"
-    )
+    assert run(advertisements, text) == text
+    assert run(advertisements, f"{LONG}BOOKS BY THE FIRE\n\n{PROSE}") == f"{LONG}BOOKS BY THE FIRE\n\n{PROSE}"
 
 
 def test_other_books_of_the_author_go_from_the_front_and_his_preface_does_not():
     text = f"A BOOK\n\n_By the Same Author_\n\n  A CAT\n  A MAT\n  A DOG\n\n\n\nCHAPTER I\n\n{PROSE}"
-    assert run(gutenberg_lists.advertisements, text).split() == f"A BOOK CHAPTER I {PROSE}".split()
+    assert run(advertisements, text).split() == f"A BOOK CHAPTER I {PROSE}".split()
     preface = f"ADVERTISEMENT.\n\n{PROSE}\n\n\n\nCHAPTER I"
-    assert run(gutenberg_lists.advertisements, preface) == preface
+    assert run(advertisements, preface) == preface
     letter = f"STORIES BY THE FIRE\n\n{PROSE}\n\n\n\nCHAPTER I"
-    assert run(gutenberg_lists.advertisements, letter) == letter
+    assert run(advertisements, letter) == letter
 
 
 def test_the_title_said_again_behind_a_table_and_lists_of_other_things_stay():
     title = "EPOCH THE FIRST.\n\n1703.\n\n\n\nTHE CAT\n\n\n\n"
     text = f"The Cat\n\n\n\nCONTENTS\n\nEPOCH THE FIRST, 1703.\n\nI. It sat   1\n\n\n\n{title}{PROSE}"
-    assert run(gutenberg_lists.tables_of_contents, text) == f"The Cat\n\n\n\n{title}{PROSE}"
+    assert run(tables_of_contents, text) == f"The Cat\n\n\n\n{title}{PROSE}"
     words = "LIST OF WORDS\n\n  Cat    1842   C.\n  Mat    1843   M.\n\n\n\n"
     text = f"CONTENTS\n\nI. It sat   1\n\nII. It lay   7\n\n\n\n{words}CHAPTER I\n\n{PROSE}"
-    assert run(gutenberg_lists.tables_of_contents, text) == f"{words}CHAPTER I\n\n{PROSE}"
+    assert run(tables_of_contents, text) == f"{words}CHAPTER I\n\n{PROSE}"
 
 
 def test_a_table_may_stand_at_the_end():
-    assert (
-        run(gutenberg_lists.tables_of_contents, f"{PROSE}\n\n\nINDICE\n\nI. Il gatto  1\n\nII. La stuoia  7\n")
-        == f"{PROSE}\n\n\n"
-    )
+    assert run(tables_of_contents, f"{PROSE}\n\n\nINDICE\n\nI. Il gatto  1\n\nII. La stuoia  7\n") == f"{PROSE}\n\n\n"
 
 
 def test_a_heading_named_contents_without_a_table_stays():
     for text in (f"CONTENTS\n\n{PROSE}", "CONTENTS\n\n"):
-        assert run(gutenberg_lists.tables_of_contents, text) == text
+        assert run(tables_of_contents, text) == text
 
 
 @pytest.mark.parametrize(
@@ -542,70 +532,62 @@ def test_a_heading_named_contents_without_a_table_stays():
     ],
 )
 def test_footnotes_go_with_their_references_and_nothing_else(text, clean):
-    assert run(gutenberg_pages.footnotes, text).split() == (text if clean is None else clean).split()
+    assert run(footnotes, text).split() == (text if clean is None else clean).split()
 
 
 def test_page_numbers_in_brackets_go_and_lone_ones_if_they_count_and_interrupt():
-    assert (
-        run(gutenberg_pages.page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]")
-        == "one two three four [12]"
-    )
+    assert run(page_numbers, "one [Pg 12] two {p. xii} three [Page 13]four [12]") == "one two three four [12]"
     pages = "".join(f"words that go on and\n\n\n{page}\n\n\ninto the next. The end.\n\n" for page in range(5, 17))
-    assert run(gutenberg_pages.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
+    assert run(page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12
     poems = "\n\n".join(f"{number}\n\nA line of verse.\nAnother one." for number in range(1, 40))
-    assert run(gutenberg_pages.page_numbers, poems) == poems
+    assert run(page_numbers, poems) == poems
 
 
 def test_bracketed_numbers_that_count_up_are_pages_wherever_they_stand():
     pages = "".join(f"{{{page}}} Words that go on{{{page + 1}}} and on.\n\n" for page in range(1, 40, 2))
-    assert run(gutenberg_pages.page_numbers, pages).split() == ("Words that go on and on. " * 20).split()
+    assert run(page_numbers, pages).split() == ("Words that go on and on. " * 20).split()
     notes = "\n\n".join(f"[{note}] A note." for note in range(1, 30))
     text = " ".join(f"word[{note}]" for note in range(1, 30)) + "\n\n" + notes
-    assert run(gutenberg_pages.page_numbers, text) == text
+    assert run(page_numbers, text) == text
 
 
 def test_pages_of_other_languages_go_and_what_looks_like_them_stays():
-    assert run(gutenberg_pages.page_numbers, "one [S. 12] two [Seite 13] three [Blz. 14]") == "one two three"
-    assert run(gutenberg_pages.page_numbers, "one [sic] two [pix] three [s 5]") == "one [sic] two [pix] three [s 5]"
+    assert run(page_numbers, "one [S. 12] two [Seite 13] three [Blz. 14]") == "one two three"
+    assert run(page_numbers, "one [sic] two [pix] three [s 5]") == "one [sic] two [pix] three [s 5]"
 
 
 def test_pages_that_the_author_names_stay_and_lines_of_them_join_the_sentence_they_broke():
-    assert (
-        run(gutenberg_pages.page_numbers, "as said elsewhere (p. 57), and (page 12)")
-        == "as said elsewhere (p. 57), and (page 12)"
-    )
+    assert run(page_numbers, "as said elsewhere (p. 57), and (page 12)") == "as said elsewhere (p. 57), and (page 12)"
     for line in ("Page {}", "[{}]", "[Pg {}]", "- {} -", "| {} |"):
         pages = "".join(
             f"words that go on and\n\n{line.format(page)}\n\ninto the next. The end.\n\n" for page in range(5, 17)
         )
-        assert run(gutenberg_pages.page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12, (
-            line
-        )
+        assert run(page_numbers, pages) == "words that go on and\ninto the next. The end.\n\n" * 12, line
 
 
 def test_decorative_lines_go_and_words_between_stars_stay():
     text = "One.\n\n   *       *       *\n\nTwo.\n\n-----\n\n=====\nThree *stars*\n. . . . .\n* * * four\n____"
-    assert run(gutenberg_pages.decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
+    assert run(decorative_lines, text).split() == ["One.", "Two.", "Three", "*stars*", *"***", "four"]
 
 
 def test_marks_of_emphasis_go_and_names_keep_their_underscores():
     text = "_One_, sure_ly_, _two\nwords_ and =bold=; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
-    assert run(gutenberg_pages.emphasis, text) == (
+    assert run(emphasis, text) == (
         "One, surely, two\nwords and bold; a snake_case, Mr. ____, H_{2}O, x = y and a == b."
     )
 
 
 def test_marks_of_other_types_go_and_sums_and_numbers_stay():
-    assert run(gutenberg_pages.emphasis, "#Honesty# and +the cat+ on ~a mat~.") == "Honesty and the cat on a mat."
+    assert run(emphasis, "#Honesty# and +the cat+ on ~a mat~.") == "Honesty and the cat on a mat."
     text = "C# and F# are notes, #1 and #2, a + b + c = d, x+y+z, ~5 or ~6 days"
-    assert run(gutenberg_pages.emphasis, text) == text
+    assert run(emphasis, text) == text
     text = '#550. Signal. A sign.\n#551. Record. The mark "#", which means pounds, and +-----+ and +---+'
-    assert run(gutenberg_pages.emphasis, text) == text
+    assert run(emphasis, text) == text
 
 
 def test_divided_words_are_joined_with_a_hyphen_where_they_have_one():
     text = "to-day, having, wolf.\nHav-\ning come to-\n  day, the she-\nwolf went on--\nand X-\nRay qqq-\nzzz"
-    assert run(gutenberg_pages.hyphenation, text) == (
+    assert run(hyphenation, text) == (
         "to-day, having, wolf.\nHaving come to-day, the she-wolf went on--\nand X-\nRay qqqzzz"
     )
 
@@ -617,42 +599,42 @@ LETTER = "Dear Sir,\n\n10 High Street,\nLondon."
 
 
 def test_prose_is_joined_into_paragraphs():
-    assert run(gutenberg_pages.hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
+    assert run(hard_wraps, f"{PROSE}\n\n    {PROSE}") == f"{JOINED}\n\n{JOINED}"
 
 
 @pytest.mark.parametrize("text", [VERSE, RHYME, PLAY, LETTER])
 def test_verse_plays_and_addresses_stay_in_lines(text):
     whole = f"{PROSE}\n\n{text}\n\n{PROSE}\n\n{PROSE}"
-    lines = [line.strip() for line in run(gutenberg_pages.hard_wraps, whole).split("\n")]
+    lines = [line.strip() for line in run(hard_wraps, whole).split("\n")]
     assert [line.strip() for line in text.split("\n")] == lines[2:-4]
 
 
 def test_a_whole_book_of_verse_stays_in_lines_and_an_overlong_line_is_made_whole():
-    assert run(gutenberg_pages.hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
+    assert run(hard_wraps, "\n\n".join([VERSE] * 20)) == "\n\n".join([VERSE] * 20)
     long = "  Come, I will make the continent indissoluble, I will make the most\n      splendid race\n  The sun shone"
-    assert "make the most splendid race\nThe sun" in run(gutenberg_pages.hard_wraps, f"{PROSE}\n\n{long}")
+    assert "make the most splendid race\nThe sun" in run(hard_wraps, f"{PROSE}\n\n{long}")
 
 
 def test_capitals_of_any_alphabet_begin_verse():
     lines = ["À l'heure où le soleil se couche sur la mer et les bois"] * 6
     text = "\n\n".join(["\n".join(lines)] * 9)
-    assert run(gutenberg_pages.hard_wraps, text) == text
+    assert run(hard_wraps, text) == text
 
 
 def test_verse_of_small_letters_stays_in_lines():
     lines = ["In the midst of the road that we go", "i found me again in a wood", "for the straight way was lost to me"]
     text = "\n\n".join(["\n".join(lines)] * 20)
-    assert run(gutenberg_pages.hard_wraps, text) == text
+    assert run(hard_wraps, text) == text
 
 
 def test_paragraphs_told_by_indentation_alone_stay_apart():
     text = PROSE + "\n   Then came the morning, and with it a letter that had been on its way for a\n" + PROSE
-    assert run(gutenberg_pages.hard_wraps, text).count("\n") == 1
+    assert run(hard_wraps, text).count("\n") == 1
 
 
 def test_a_text_with_a_paragraph_in_each_line_is_not_joined():
     text = "\n".join([JOINED] * 5)
-    assert run(gutenberg_pages.hard_wraps, text) == text
+    assert run(hard_wraps, text) == text
 
 
 PIPES = "Letter |From the mill    |From the boat\n-------+-----------------+--------\nAM     |Bring the grain. |We do."
@@ -675,12 +657,12 @@ def test_tables_and_lists_stay_in_lines(table):
 
 
 def test_a_line_of_blanks_is_no_word():
-    assert run(gutenberg_pages.hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
+    assert run(hard_wraps, f"{PROSE}\n   \n\na\n \n  b").startswith(JOINED)
 
 
 def test_dashes_at_line_ends_are_joined_without_a_space():
     text = PROSE.replace("lived in\nthe", "lived in--\nthe")
-    assert "lived in--the town" in run(gutenberg_pages.hard_wraps, text)
+    assert "lived in--the town" in run(hard_wraps, text)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import pytest
 
 from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
-from smallm_hf.data.preparing import find_or_prepare
-from smallm_hf.data.report import merged, readable
+from smallm_hf.data.prepare import find_or_prepare
+from smallm_hf.data.report import readable
 from smallm_hf.data.request import Request
 from smallm_hf.data.selection.select import SelectionConfig
+from smallm_hf.data.stages import merged
 from smallm_hf.tokenizing.loading import save_tokenizer
 
 CATS = [f"The cat said {number} times that it was hungry." for number in range(40)]
@@ -71,10 +72,16 @@ def test_tokens_that_stand_for_the_unknown_are_counted(prepared, tmp_path):
     (tmp_path / "b.txt").write_text("the cat the cat")
     data = DataConfig(source=str(tmp_path / "a.txt"), validation_source=str(tmp_path / "b.txt"))
     request = Request(data, TokenizerConfig(str(tmp_path / "words")), 4)
-    files = find_or_prepare(request, tmp_path / "tokens", 64)
+    said = []
+    files = find_or_prepare(request, tmp_path / "tokens", 64, said.append)
     report = json.loads((files.folder / "report.json").read_text())
     assert report["tokenizer"]["unknown_rate"] == {"train": 10 / 41, "validation": 0}
     assert report["sources"][0]["train"]["unknown_tokens"] == 10
+    assert not report["tokenizer"]["lossless"]
+    assert "- not lossless: " in (files.folder / "report.md").read_text()
+    assert [line for line in said if "unknown" in line] == [
+        "24.3902% of the train tokens are unknown ones, which stand for what has no entry"
+    ]
 
 
 def test_the_page_to_read_has_what_matters(prepared):

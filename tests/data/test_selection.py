@@ -11,7 +11,7 @@ import smallm_hf.data.reading.documents as documents_module
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.documents import Document, cut_pieces, read_documents
 from smallm_hf.data.selection.features import FeatureBuilder
-from smallm_hf.data.selection.select import DUPLICATE, LEAKED, TRAIN, VALIDATION, SelectionConfig, select
+from smallm_hf.data.selection.select import DUPLICATE, LEAKED, TRAINS, VALIDATES, SelectionConfig, select
 
 
 def features_of(documents, config):
@@ -56,7 +56,7 @@ STORIES = [story(number) for number in range(40)]
 
 def test_the_first_of_equal_documents_stays_within_and_across_sources():
     first, second = STORIES[:25] + STORIES[3:5], STORIES[20:40]
-    chosen = choose(first, second, sides=(TRAIN, None), duplicates="exact")
+    chosen = choose(first, second, sides=(TRAINS, None), duplicates="exact")
     assert np.flatnonzero(chosen.sides[0] == DUPLICATE).tolist() == [25, 26]
     assert np.flatnonzero(chosen.sides[1] == DUPLICATE).tolist() == list(range(5))
     report = chosen.report["duplicates"]
@@ -70,14 +70,14 @@ def test_nearly_equal_documents_are_duplicates_only_where_that_is_asked_for():
     assert (choose(texts).sides[0][40:] == DUPLICATE).all()
     assert (choose(texts).sides[0][:40] != DUPLICATE).all()
     for duplicates in ("exact", "keep"):
-        assert (choose(texts, duplicates=duplicates, max_leakage=1).sides[0] <= VALIDATION).all()
+        assert (choose(texts, duplicates=duplicates, max_leakage=1).sides[0] <= VALIDATES).all()
 
 
 def test_a_text_copied_often_leaves_as_a_duplicate_before_it_could_pass_as_a_formula():
     copies = [f"{STORIES[0]} And number {number}." for number in range(8)]
-    sources, sides = ([*STORIES, *copies], [STORIES[0], story(99)]), (TRAIN, VALIDATION)
+    sources, sides = ([*STORIES, *copies], [STORIES[0], story(99)]), (TRAINS, VALIDATES)
     chosen = choose(*sources, sides=sides)
-    assert (chosen.sides[0][40:] == DUPLICATE).all() and chosen.sides[1].tolist() == [DUPLICATE, VALIDATION]
+    assert (chosen.sides[0][40:] == DUPLICATE).all() and chosen.sides[1].tolist() == [DUPLICATE, VALIDATES]
     kept = choose(*sources, sides=sides, duplicates="keep")
     assert kept.report["leakage"]["documents_mostly_formula"] == 1  # said in the report, and kept as asked for
 
@@ -89,24 +89,24 @@ def test_short_documents_are_duplicates_only_if_equal():
 
 def test_empty_documents_are_no_duplicates_and_train():
     chosen = choose(["", *STORIES, "", ""])
-    assert chosen.sides[0][[0, 41, 42]].tolist() == [TRAIN] * 3
+    assert chosen.sides[0][[0, 41, 42]].tolist() == [TRAINS] * 3
     assert chosen.report["duplicates"]["dropped"] == 0
 
 
 def test_all_is_kept_where_that_is_asked_for_and_equal_documents_are_on_one_side():
     sides = choose(STORIES * 2, duplicates="keep", max_leakage=1).sides[0]
     assert (sides[:40] == sides[40:]).all()
-    assert set(sides.tolist()) == {TRAIN, VALIDATION}
+    assert set(sides.tolist()) == {TRAINS, VALIDATES}
 
 
 def test_a_duplicate_of_training_text_leaves_a_given_validation_source_and_never_the_other_way():
     training, validation = STORIES[:20], [*STORIES[18:30], story(3, changed=0.005, seed=1)]
     for order in (1, -1):
-        sources, sides = [training, validation][::order], (TRAIN, VALIDATION)[::order]
+        sources, sides = [training, validation][::order], (TRAINS, VALIDATES)[::order]
         trains, validates = choose(*sources, sides=sides).sides[::order]
-        assert trains.tolist() == [TRAIN] * 20
-        assert validates.tolist() == [DUPLICATE] * 2 + [VALIDATION] * 10 + [DUPLICATE]
-    report = choose(training, validation, sides=(TRAIN, VALIDATION)).report["duplicates"]
+        assert trains.tolist() == [TRAINS] * 20
+        assert validates.tolist() == [DUPLICATE] * 2 + [VALIDATES] * 10 + [DUPLICATE]
+    report = choose(training, validation, sides=(TRAINS, VALIDATES)).report["duplicates"]
     assert report["of_validation_source_in_training"] == 3
 
 
@@ -122,7 +122,7 @@ def test_the_ratio_is_kept_and_two_editions_never_sit_on_both_sides(ratio, split
     first, second = chosen.sides[0].reshape(-1, 2).T
     assert (np.delete(first, np.flatnonzero(second == DUPLICATE)) == second[second != DUPLICATE]).all()
     assert (second == DUPLICATE).mean() < 0.2
-    assert abs((first == VALIDATION).mean() - ratio) < 0.06
+    assert abs((first == VALIDATES).mean() - ratio) < 0.06
 
 
 def test_documents_stay_on_their_side_when_others_are_appended():
@@ -138,13 +138,13 @@ def test_documents_stay_on_their_side_when_others_are_appended():
 def test_what_is_related_to_a_given_source_goes_to_its_side():
     given = [story(number, 400) for number in range(40)]
     related = [story(number, 400, changed=0.03, seed=1) for number in range(80)]
-    for side in (TRAIN, VALIDATION):
+    for side in (TRAINS, VALIDATES):
         chosen = choose(given, related, sides=(side, None), ratio=0.5, max_leakage=1)
         pairs = np.stack([chosen.sides[0], chosen.sides[1][:40]])
         pairs = pairs[:, (pairs != DUPLICATE).all(axis=0)]
         assert pairs.shape[1] > 30
         assert (pairs == side).all()
-        assert set(chosen.sides[1][40:].tolist()) == {TRAIN, VALIDATION}
+        assert set(chosen.sides[1][40:].tolist()) == {TRAINS, VALIDATES}
 
 
 def test_few_documents_are_cut_inside_and_duplicates_of_them_left_out():
@@ -161,12 +161,14 @@ def test_few_documents_are_cut_inside_and_duplicates_of_them_left_out():
 def test_what_duplicates_leave_of_a_source_among_others_trains():
     for texts in (STORIES, STORIES[1:]):  # all of the second source stands in the first, or all but one
         first, second = choose(texts, STORIES[:25], sides=(None, None)).sides
-        assert set(first.tolist()) == {TRAIN, VALIDATION}
-        assert second.tolist() == [TRAIN] * (len(STORIES) - len(texts)) + [DUPLICATE] * (25 - len(STORIES) + len(texts))
+        assert set(first.tolist()) == {TRAINS, VALIDATES}
+        assert second.tolist() == [TRAINS] * (len(STORIES) - len(texts)) + [DUPLICATE] * (
+            25 - len(STORIES) + len(texts)
+        )
     with pytest.raises(
         UserError, match=r"of 25 documents empty; all are near duplicates, so give data.validation_source"
     ):
-        choose(STORIES, STORIES[:25], sides=(TRAIN, None))
+        choose(STORIES, STORIES[:25], sides=(TRAINS, None))
 
 
 def test_parts_of_a_source_have_the_sides_of_the_whole():
@@ -198,16 +200,16 @@ def test_pieces_follow_their_document(monkeypatch):
 def test_documents_that_share_too_much_leave_validation_and_never_training():
     training = [f"{STORIES[number]} {STORIES[number + 10]}" for number in range(10)]  # two tales in one
     validation = [*STORIES[5:15], *STORIES[30:35]]
-    settings = {"sides": (TRAIN, VALIDATION), "similarity": 0.99}
+    settings = {"sides": (TRAINS, VALIDATES), "similarity": 0.99}
     trains, validates = choose(training, validation, **settings).sides
-    assert trains.tolist() == [TRAIN] * 10
-    assert validates.tolist() == [LEAKED] * 10 + [VALIDATION] * 5
+    assert trains.tolist() == [TRAINS] * 10
+    assert validates.tolist() == [LEAKED] * 10 + [VALIDATES] * 5
     chosen = choose(training, validation, **settings)
     report = chosen.report["leakage"]
     assert (report["documents_left_validation"], report["distribution"]["0.8-1"]) == (10, 10)
     assert len(report["examples"]) == 5
     assert report["examples"][0]["share"] == 1
-    assert choose(training, validation, max_leakage=1, **settings).sides[1].tolist() == [VALIDATION] * 15
+    assert choose(training, validation, max_leakage=1, **settings).sides[1].tolist() == [VALIDATES] * 15
     assert len(list(chosen.sided(1, [Document(text, text) for text in validation]))) == 5
 
 
@@ -218,8 +220,8 @@ def test_leakage_of_a_split_source_is_that_of_its_own_sides():
     with pytest.raises(UserError, match=r"no document of 40 is left for the validation side: 0 are .* 8 share more"):
         choose(texts, formula_documents=100)
     sides = choose([*texts, *(story(number) for number in range(2000, 2040))], formula_documents=100).sides[0]
-    assert set(sides[:40].tolist()) == {TRAIN, LEAKED}
-    assert set(sides[40:].tolist()) == {TRAIN, VALIDATION}
+    assert set(sides[:40].tolist()) == {TRAINS, LEAKED}
+    assert set(sides[40:].tolist()) == {TRAINS, VALIDATES}
 
 
 def test_nothing_leaves_a_source_that_is_cut_inside_but_leakage_is_measured():
@@ -248,7 +250,7 @@ def test_a_corpus_of_one_text_in_many_versions_leaves_nothing_to_validate_on():
     with pytest.raises(UserError, match=match):
         choose([story(0, 400), *texts], similarity=1)
     sides = choose([story(0, 400), *texts], duplicates="exact", max_leakage=1).sides[0]
-    assert set(sides.tolist()) == {TRAIN, VALIDATION}
+    assert set(sides.tolist()) == {TRAINS, VALIDATES}
 
 
 def test_a_validation_source_that_is_all_in_training_is_an_error():
@@ -256,11 +258,11 @@ def test_a_validation_source_that_is_all_in_training_is_an_error():
         r"no document of 25 is left for the validation side: 5 are duplicates \(selection.duplicates=near\), 0 share"
     )
     with pytest.raises(UserError, match=match):
-        choose(STORIES[:20], STORIES[:5], sides=(TRAIN, VALIDATION))
+        choose(STORIES[:20], STORIES[:5], sides=(TRAINS, VALIDATES))
     with pytest.raises(
         UserError, match=r"left for the validation side: 0 are .*, 5 share more than .*max_leakage=0.2 "
     ):
-        choose([" ".join(STORIES)], STORIES[:5], sides=(TRAIN, VALIDATION))
+        choose([" ".join(STORIES)], STORIES[:5], sides=(TRAINS, VALIDATES))
 
 
 @pytest.mark.parametrize(

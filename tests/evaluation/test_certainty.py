@@ -67,8 +67,8 @@ def test_long_documents_weigh_more():
     ("ours", "others", "message"),
     [
         ([1], [1], "1 document cannot be resampled"),
-        ([], [], "0 document cannot be resampled; give two or more, and no protocol packed"),
-        ([1, 2], [1, 2, 3], "2 and 3 documents, or not the same ones, are no pairs"),
+        ([], [], "0 document cannot be resampled; give two or more, by another protocol than packed"),
+        ([1, 2], [1, 2, 3], "2 and 3 documents, or not the same ones, cannot be paired"),
     ],
 )
 def test_what_cannot_be_resampled_is_told(ours, others, message):

@@ -10,7 +10,8 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import generated
 from smallm_hf.evaluation.generated import COPIED, Continuation, continue_documents, copy_rate, judge, likeness
 from smallm_hf.evaluation.variety import variety
-from smallm_hf.generation import sample, seed_of
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, seed_of
 
 SETTINGS = {"max_new_tokens": 6, "temperature": 0.8, "seed": 3}
 
@@ -22,7 +23,8 @@ def test_a_document_is_continued_from_the_first_half_of_its_words():
     assert left_out == ["not continued: 1 of 3 documents, which lack two words, one for each half"]
     assert (first.prompt, first.reference) == ("ab cd,", " e\nf")
     assert (second.prompt, second.reference) == ("a", " b c")
-    assert first.text == sample(model, tokenizer, ["ab cd,"], **SETTINGS | {"seed": seed_of(3, "ab cd,")})[0]
+    (written,) = Engine(model, tokenizer).write([Request("ab cd,", **SETTINGS | {"seed": seed_of(3, "ab cd,")})])
+    assert first.text == written.text
 
 
 def test_a_seq2seq_model_answers_its_source_and_the_text_is_the_reference():

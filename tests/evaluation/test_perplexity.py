@@ -1,6 +1,7 @@
 """The `evaluate` metric: of texts, of sums, and called as the stock one is."""
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import smallm_hf
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.scoring import Sums, score_documents, score_texts, summarize
+from smallm_hf.evaluation.scoring import Rules, ScoringPlan, Sums, score_documents, summarize
 
 FOLDER = str(Path(smallm_hf.__file__).parent / "evaluation" / "perplexity")
 TEXTS = ["Once upon a time there was a pumpkin.", "Ü", "One fish, two fish, " * 5]  # the last exceeds 16 tokens
@@ -45,7 +46,7 @@ def test_texts_sums_and_the_scorer_give_the_same_number(model, tokenizer, folder
     for protocol in ("documents", "packed"):
         of_texts = load().compute(predictions=TEXTS, model_id=folder, protocol=protocol)
         metric = load()
-        for sums in score_texts(model, tokenizer, TEXTS, protocol=protocol, context_length=None, batch_size=2):
+        for sums in ScoringPlan.make(model, tokenizer, Rules(protocol, batch_size=2)).score(TEXTS):
             metric.add_batch(predictions=[{"nats": sums.nats, "tokens": sums.tokens, "bytes": sums.bytes}])
         of_sums = metric.compute()
         scores = score_documents(model, tokenizer, TEXTS, protocol=protocol)
@@ -127,6 +128,14 @@ def test_the_corpus_figure_weighs_tokens_and_the_mean_figure_weighs_texts():
     assert (result["tokens"], result["bytes"]) == (3, 6)
 
 
+def test_sums_need_not_our_package(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("smallm_hf", "evaluate_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "smallm_hf", None)  # an import of it raises
+    result = load(keep_in_memory=True).compute(predictions=[{"nats": 6.0, "tokens": 3, "bytes": 12}])
+    assert result["perplexity"] == pytest.approx(math.e**2)
+
+
 def test_processes_add_their_sums_up(tmp_path):
     def work(rank: int):
         metric = load(num_process=2, process_id=rank, experiment_id="sums", cache_dir=str(tmp_path))
@@ -177,7 +186,7 @@ def test_an_unknown_protocol_is_told(model, tokenizer):
 
 
 def test_the_scorers_summary_is_the_metrics(model, tokenizer):
-    (sums,) = score_texts(model, tokenizer, TEXTS, protocol="packed", context_length=16, batch_size=2)
+    (sums,) = ScoringPlan.make(model, tokenizer, Rules("packed", context_length=16, batch_size=2)).score(TEXTS)
     result = load().compute(predictions=[{"nats": sums.nats, "tokens": sums.tokens, "bytes": sums.bytes}])
     assert summarize(sums)["perplexity"] == result["perplexity"]
 

@@ -20,7 +20,7 @@ from transformers import (
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import scoring
 from smallm_hf.evaluation.readers import CausalReader
-from smallm_hf.evaluation.scoring import Sums, score_documents, score_texts, score_token_stream, summarize
+from smallm_hf.evaluation.scoring import Sums, score_documents, score_token_stream, summarize
 from smallm_hf.evaluation.windows import Window
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary, make_encoder
@@ -154,7 +154,7 @@ def test_memory_does_not_depend_on_one_block_holding_all_texts(monkeypatch):
 
 def score_each(texts):
     options = {"protocol": "documents", "context_length": 8, "batch_size": 4}
-    return list(score_texts(gpt2(), letter_tokenizer(), texts, **options))
+    return list(scoring.ScoringPlan.make(gpt2(), letter_tokenizer(), scoring.Rules(**options)).score(texts))
 
 
 def test_each_text_gets_its_own_sums_in_order():
@@ -188,9 +188,9 @@ def test_a_token_file_and_its_texts_get_the_same_packed_score(tmp_path):
 
 
 def test_a_process_scores_every_other_text_and_all_of_them_score_each_once():
-    plan = scoring.Plan.make(gpt2(), letter_tokenizer(), scoring.Rules(context_length=8, batch_size=4))
-    whole = list(scoring.score_planned(plan, TEXTS))
-    halves = [list(scoring.score_planned(plan, TEXTS, shard=(rank, 2))) for rank in range(2)]
+    plan = scoring.ScoringPlan.make(gpt2(), letter_tokenizer(), scoring.Rules(context_length=8, batch_size=4))
+    whole = list(plan.score(TEXTS))
+    halves = [list(plan.score(TEXTS, shard=(rank, 2))) for rank in range(2)]
     assert [part.tokens for part in halves[0]] == [part.tokens for part in whole[::2]]
     assert sum(map(sum_of, halves)) == pytest.approx(sum_of(whole), rel=1e-6)
 
@@ -312,22 +312,22 @@ def test_the_default_context_is_the_models_own_and_is_stated():
     [
         ({"protocol": "paged"}, "protocol 'paged' is unknown; choose from documents, packed, sliding"),
         ({"context_length": 33}, "context_length=33 exceeds the model's 32 positions"),
-        ({"context_length": 0}, "context_length=0 is not a number of tokens"),
-        ({"within_documents": True}, "within_documents=true belongs to protocol packed and not to documents"),
+        ({"context_length": 0}, "context_length=0 is out of range"),
+        ({"within_documents": True}, "within_documents=true is for protocol packed and not for documents"),
         ({"protocol": "packed", "within_documents": True, "model": Table([[0.0] * 16] * 16)}, "keep documents apart"),
         ({"batch_size": 0}, "batch_size=0 is out of range; give 1 or more"),
         ({"stride": 4}, "stride=4 belongs to protocol sliding and not to documents"),
         ({"protocol": "sliding", "stride": 9, "context_length": 8}, "stride=9 must be from 1 to context_length=8"),
         ({"protocol": "sliding", "stride": 0}, "stride=0 must be from 1"),
-        ({"top_k": [1, 17]}, "top_k=17 is not from 1 to 16, the tokens of the vocabulary"),
-        ({"top_k": [0]}, "top_k=0 is not from 1"),
+        ({"top_k": [1, 17]}, "top_k=17 is out of range; give 1 to 16, the size of the vocabulary"),
+        ({"top_k": [0]}, "top_k=0 is out of range"),
         ({"sources": ["a"]}, "GPT2LMHeadModel is causal and reads no source text"),
         ({"texts": []}, "no token to score"),
         ({"texts": [" \n"]}, "no token to score"),
         ({"tokenizer": letter_tokenizer(bos_token="<s>"), "protocol": "packed"}, "no eos token, which protocol packed"),
         ({"tokenizer": letter_tokenizer(pad_token="</s>")}, "no eos token, which protocol documents"),
         ({"model": gpt2(vocab_size=6)}, "token id 6 is outside the model's vocabulary of 6"),
-        ({"model": Table(np.full((16, 16), math.nan).tolist())}, "not numbers"),
+        ({"model": Table(np.full((16, 16), math.nan).tolist())}, "logits are NaN"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(options, message):

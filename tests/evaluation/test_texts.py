@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import yaml
 from running import WORDS, train
-from small_models import letter_tokenizer
+from small_models import gpt2, letter_tokenizer
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation import texts
-from smallm_hf.evaluation.evaluating import Questions, evaluate_models
+from smallm_hf.evaluation.configuration import ScoringQuestions
+from smallm_hf.evaluation.model_scores import evaluate_models
+from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name
 
 
@@ -42,7 +44,7 @@ def test_the_number_of_a_runs_own_validation_comes_out_of_its_folder(run):
     rules = {"protocol": "packed", "context_length": 32}
     scored = {}
     for within in (True, False):
-        questions = Questions(**rules, within_documents=within)
+        questions = ScoringQuestions(**rules, within_documents=within)
         (scored[within],) = evaluate_models([str(run / "best")], str(run), questions, {"device": "cpu"})["models"]
     assert scored[True]["tokens"] == stated["validation_tokens"] <= 500
     assert scored[True]["bytes"] == stated["validation_bytes"]
@@ -95,7 +97,7 @@ def test_token_files_that_are_gone_or_others_are_told_before_a_model_is_loaded(r
     with pytest.raises(UserError, match=r"nowhere holds no token files"):
         require_texts(str(copy))
     (copy / "results.json").unlink()
-    with pytest.raises(UserError, match=r"run is a run that has not ended \(no results.json\); give the folder of its"):
+    with pytest.raises(UserError, match=r"run is a run that has not ended \(it has no results.json\); give the folder"):
         require_texts(str(copy))
     with pytest.raises(UserError, match=r"no such file"):
         require_texts(os.path.join(tmp_path, "text.txt"))
@@ -103,5 +105,13 @@ def test_token_files_that_are_gone_or_others_are_told_before_a_model_is_loaded(r
 
 def test_a_tokenizer_that_does_not_give_the_text_back_is_told(run, monkeypatch):
     monkeypatch.setattr(texts, "decode_documents", lambda *_: iter(["shorter"]))
-    with pytest.raises(UserError, match=r"gives back 7 of \d+ bytes of the validation text; give the text itself"):
+    with pytest.raises(UserError, match=r"gives back 7 of \d+ bytes of validation document 1; give the text itself"):
         list(read_scored_texts(str(run.parent / "tokens")))
+
+
+def test_what_the_tokenizer_has_no_entry_for_is_said_once(capsys):
+    tokenizer = letter_tokenizer()
+    model = gpt2()
+    for _ in range(2):
+        list(score_documents(model, tokenizer, ["abc", "a?c?"]))
+    assert capsys.readouterr().err.count("the tokenizer has no entry for some of the text") == 1

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from small_models import gpt2, save
 
-from smallm_hf.evaluation.evaluating import Questions, evaluate_models
+from smallm_hf.evaluation.configuration import ScoringQuestions
+from smallm_hf.evaluation.model_scores import evaluate_models
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TEXTS = [f"{'abc fed ' * (number % 4)}bad {'cafe' * number}. deaf 日" for number in range(23)]
@@ -53,7 +54,7 @@ def launched(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", RULES)
 def test_two_processes_count_the_same_and_find_the_same_nats_as_one(launched, name):
     two = json.loads((launched / f"{name}.json").read_text(encoding="utf-8"))
-    questions = Questions(**{"protocol": name} | RULES[name])
+    questions = ScoringQuestions(**{"protocol": name} | RULES[name])
     data, model = (str(launched / file) for file in ("texts.jsonl", "model"))
     (one,) = evaluate_models([model], data, questions, {"device": "cpu"})["models"]
     assert (two["processes"], one["processes"], two["dtype"]) == (2, 1, "float32")

@@ -8,16 +8,15 @@ from small_models import TEXTS, bert, gpt2, letter_tokenizer, mask_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from smallm_hf.evaluation.scoring import score_corpus
-from smallm_hf.evaluation.word_loss import NO_WORD, WordLoss, count_words, spell
+from smallm_hf.evaluation.word_loss import WordLoss, count_words, spell
 from smallm_hf.tokenizing.encoding import encode_placed
 
 
 def test_a_token_belongs_to_the_word_it_begins_in_and_white_space_to_the_word_behind_it():
     words = WordLoss()
-    numbers = words.number("A cat ,A\n", [0, 1, 3, 5, 6, 7, 8])  # tokens A, " c", at, " ", ",", A and the line break
-    assert words.numbers == {"a": 0, "cat": 1}
-    assert numbers.tolist() == [0, 1, 1, 0, 0, 0, NO_WORD]
-    assert words.occurrences == [2, 1]
+    found = words.find("A cat ,A\n", [0, 1, 3, 5, 6, 7, 8])  # tokens A, " c", at, " ", ",", A and the line break
+    assert found.tolist() == ["a", "cat", "cat", "a", "a", "a", None]
+    assert words.occurrences == {"a": 2, "cat": 1}
 
 
 def test_words_are_counted_in_small_letters_without_the_marks_at_their_ends():
@@ -28,8 +27,8 @@ def test_words_are_counted_in_small_letters_without_the_marks_at_their_ends():
 
 def test_nats_of_all_tokens_of_a_word_are_divided_by_its_occurrences_and_binned_by_powers_of_ten():
     words = WordLoss()
-    numbers = words.number("a a b", [0, 1, 2, 3, 4])
-    words.add(np.array([*numbers, NO_WORD]), np.array([1.0, 0.5, 0.5, 4.0, 2.0, 99.0]))
+    found = words.find("a a b", [0, 1, 2, 3, 4])
+    words.add(np.append(found, None), np.array([1.0, 0.5, 0.5, 4.0, 2.0, 99.0]))
     (only,) = words.table()
     assert only == {"from": 1, "to": 9, "words": 3, "loss": pytest.approx(8 / 3), "entries": 2}
     never, often = words.table({"a": 1000})
@@ -39,10 +38,13 @@ def test_nats_of_all_tokens_of_a_word_are_divided_by_its_occurrences_and_binned_
 
 def test_the_parts_of_two_processes_add_up():
     first, second = WordLoss(), WordLoss()
-    first.add(first.number("a b", [0, 2]), np.array([1.0, 2.0]))
-    second.add(second.number("b c", [0, 2]), np.array([3.0, 4.0]))
+    first.add(first.find("a b", [0, 2]), np.array([1.0, 2.0]))
+    second.add(second.find("b c", [0, 2]), np.array([3.0, 4.0]))
     first += second
-    assert first == WordLoss({"a": 0, "b": 1, "c": 2}, [1, 2, 1], [1.0, 5.0, 4.0])
+    assert first == WordLoss({"a": 1, "b": 2, "c": 1}, {"a": 1.0, "b": 5.0, "c": 4.0})
+    third = WordLoss()
+    third.find("a b", [0, 2], counted=False)
+    assert third.occurrences == {}
 
 
 @pytest.mark.parametrize("protocol", ["documents", "sliding", "packed"])
@@ -71,10 +73,9 @@ def test_two_vocabularies_have_the_same_words(gpt2_folder):
     model = GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=8, n_layer=1, n_head=2))
     pairs = ((model, tokenizer), (gpt2(n_positions=64), letter_tokenizer()))
     counted = [score_corpus(*pair, [text]).profile.by_word for pair in pairs]
-    assert counted[0].numbers == counted[1].numbers
-    assert counted[0].occurrences == counted[1].occurrences == [2, 1, 2, 1, 1, 1]
+    assert counted[0].occurrences == counted[1].occurrences
+    assert list(counted[0].occurrences.values()) == [2, 1, 2, 1, 1, 1]
     ((ids, starts),) = encode_placed(tokenizer, [text])
-    of_word = WordLoss().number(text, starts)
-    ids = np.array(ids)
-    spelled = [tokenizer.decode(ids[of_word == number]) for number in range(6)]
+    found, ids = WordLoss().find(text, starts), np.array(ids)
+    spelled = [tokenizer.decode(ids[found == word]) for word in counted[0].occurrences]
     assert spelled == ["The\n\nThe", " naïve", " cat cat.", " 🐱", " said:", "  “Don't!”"]

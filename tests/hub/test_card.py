@@ -98,9 +98,9 @@ def test_the_licence_of_the_text_is_stated_known_or_said_to_be_unknown(run):
 def test_a_text_of_the_hub_is_named_and_scored_under_its_name(run):
     source = "roneneldan/TinyStories"
     edit(run / "results.json", data__source=source, config__data__source=source, data__on_hub=True)
-    told = card(run, repo="user/tiny")
-    assert told.data.datasets == [source] and "cdla-sharing-1.0" in told.text
-    assert {result.dataset_type for result in told.data.eval_results} == {source}
+    named = card(run, repo="user/tiny")
+    assert named.data.datasets == [source] and "cdla-sharing-1.0" in named.text
+    assert {result.dataset_type for result in named.data.eval_results} == {source}
     results = json.loads((run / "results.json").read_text())
     entries = parse_eval_result_entries(eval_results(results, find_weights(run, "best"), Statements(), "user/tiny"))
     scores = {entry.task_id: entry.value for entry in entries}
@@ -163,8 +163,8 @@ def test_exports_are_published_with_their_parity(run, tmp_path):
     ("source", "seconds", "message"),
     [
         (None, 0, r"--exports .* holds no export \(no parity.json\)"),
-        ("final", 1e10, r"was made from .*final, not from .*best as it is; export it anew"),
-        ("best", 0, r"was made from .*best, not from .*best as it is; export it anew"),  # the weights are newer
+        ("final", 1e10, r"was made from .*final, not from .*best as it is; export it again"),
+        ("best", 0, r"was made from .*best, not from .*best as it is; export it again"),  # the weights are newer
     ],
 )
 def test_an_export_of_other_weights_is_refused(run, tmp_path, source, seconds, message):
@@ -233,7 +233,7 @@ def test_the_script_ends_with_one_line_and_status_2(run):
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith(
-        f"error: {run}/best/README.md line 1 says '1.23', the run's records say '---'; take"
+        f"error: {run}/best/README.md line 1 says '1.23', the run's records say '---'; undo"
     )
     assert result.stderr.count("\n") == 1
 
@@ -259,7 +259,7 @@ def test_template_and_licence_are_those_of_the_checkout():
     assert [top_file(name) for name in ("model_card.md", "LICENSE")] == [top / "model_card.md", top / "LICENSE"]
 
 
-def test_an_installation_is_given_them():
+def test_an_installation_includes_them():
     top = Path(__file__).resolve().parent.parent.parent
     settings = configparser.ConfigParser()
     settings.read(top / "setup.cfg")
@@ -271,7 +271,7 @@ def test_a_package_without_its_checkout_takes_them_from_the_installation(install
     assert "# tiny, installed" in card(finished_run).text
 
 
-def test_an_installation_that_lacks_one_is_told_in_one_line(installed):
+def test_an_installation_that_lacks_one_is_reported_in_one_line(installed):
     with pytest.raises(UserError, match="installation of smallm_hf lacks LICENSE; install it from a") as error:
         top_file("LICENSE")
     assert "\n" not in str(error.value)

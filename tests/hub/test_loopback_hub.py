@@ -89,7 +89,7 @@ def test_a_repository_is_made_once(api):
     api.create_repo("user/model", repo_type="dataset")
 
 
-def test_who_may_not_write_is_told_so(hub, api, folder):
+def test_who_may_not_write_is_refused(hub, api, folder):
     api.create_repo("user/model")
     with pytest.raises(HfHubHTTPError, match=r"403(.|\n)*You don't have the rights to create a model under the"):
         api.create_repo("other/model")

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements, find_weights
-from smallm_hf.evaluation.evaluating import evaluate_models
-from smallm_hf.evaluation.reporting import report_results
+from smallm_hf.evaluation.model_scores import evaluate_models
+from smallm_hf.evaluation.results_page import report_results
 from smallm_hf.hub import checks, publishing
 from smallm_hf.hub.publishing import publish
 from smallm_hf.hub.staging import CURVES, TOKENIZER_FILES, copy_files, stage
-from smallm_hf.plots import FIGURES
+from smallm_hf.plots import PLOTS
 
 STATED = Statements(license="mit", language="en")
 TREE = {
@@ -119,7 +119,7 @@ def test_the_card_on_the_hub_has_metadata_that_the_hub_reads(published, finished
 
 
 def test_the_figures_of_a_run_are_those_that_its_records_give():
-    assert tuple(FIGURES) == CURVES
+    assert tuple(PLOTS) == CURVES
 
 
 def scored(run, data):
@@ -127,7 +127,7 @@ def scored(run, data):
     report_results(evaluate_models([f"{run}/best"], str(data), loading={"device": "cpu"}), page=f"{run}/report.html")
 
 
-def test_a_page_of_scores_on_the_runs_own_validation_text_goes_along_without_paths_and_the_card_links_it(
+def test_a_page_of_scores_on_the_runs_own_validation_text_is_published_without_paths_and_the_card_links_it(
     hub, run, unchecked, capsys
 ):
     scored(run.resolve(), run)
@@ -178,7 +178,7 @@ def test_a_second_time_nothing_is_sent(published, finished_run, unchecked, capsy
 
 def test_a_dry_run_shows_all_and_needs_neither_network_nor_token(run, monkeypatch, capsys, unchecked, tree):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/dev/null/home/token")  # a home that is no folder
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/dev/null/home/token")  # a home that is not a folder
     publish(run, "user/tiny", dry_run=True)
     said = capsys.readouterr().out
     assert "user/tiny, branch main, tags best, step-3, step-6, final:" in said
@@ -248,8 +248,8 @@ def test_a_run_that_has_not_ended_is_refused(hub, run):
         publish(run, "user/tiny")
 
 
-def test_what_is_no_run_is_refused(hub, tmp_path):
-    with pytest.raises(UserError, match=r"is no run folder \(no config.yaml\)"):
+def test_a_folder_that_is_not_a_run_is_refused(hub, tmp_path):
+    with pytest.raises(UserError, match=r"is not a run folder \(no config.yaml\)"):
         publish(tmp_path, "user/tiny")
 
 
@@ -262,7 +262,7 @@ def test_a_run_without_best_is_refused(hub, run, missing):
 
 @pytest.mark.parametrize("name", ["user/tiny/again", "user/ti ny", "user/a--b", "-tiny", "user/tiny.git"])
 def test_a_name_the_hub_does_not_allow_is_refused(run, name):
-    with pytest.raises(UserError, match="is no name for a repository of the Hub: .*; give user/name") as error:
+    with pytest.raises(UserError, match="is not a name for a repository of the Hub: .*; give user/name") as error:
         publish(run, name, dry_run=True)
     assert "\n" not in str(error.value)
 
@@ -282,25 +282,25 @@ def test_without_a_token_nothing_is_sent(hub, run, monkeypatch):
             "user/tiny",
             r"the Hub does not know this token \(.*Invalid.*\); run hf auth login or set HF_TOKEN",
         ),
-        ("hf_reader", "user/tiny", "the token of user may read only; take one with write permission"),
+        ("hf_reader", "user/tiny", "the token of user is read-only; create one with write permission"),
         (
             "hf_writer",
             "other/tiny",
-            r"this token may not write to other/tiny \(.*under the namespace \"other\"\); take",
+            r"this token may not write to other/tiny \(.*under the namespace \"other\"\); create",
         ),
     ],
 )
-def test_a_token_that_may_not_write_is_told_so(hub, run, unchecked, monkeypatch, token, repo, message):
+def test_a_token_that_may_not_write_is_refused(hub, run, unchecked, monkeypatch, token, repo, message):
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(UserError, match=message) as error:
         publish(run, repo)
     assert "\n" not in str(error.value) and not hub.repositories
 
 
-def test_a_token_that_lost_its_right_is_told_so(hub, run, unchecked, monkeypatch):
+def test_a_token_that_lost_its_permission_is_refused(hub, run, unchecked, monkeypatch):
     HfApi().create_repo("user/tiny")
     monkeypatch.setitem(hub.tokens, "hf_writer", ("colleague", "write"))
-    with pytest.raises(UserError, match=r"this token may not write to user/tiny \(Forbidden: pass .*\); take one"):
+    with pytest.raises(UserError, match=r"this token may not write to user/tiny \(Forbidden: pass .*\); create one"):
         publish(run, "user/tiny")
 
 
@@ -327,7 +327,7 @@ def test_a_public_repository_does_not_take_what_is_to_be_private(hub, run, unche
         publish(run, "user/tiny", private=True)
 
 
-def test_metadata_the_hub_refuses_is_told(hub, run, unchecked):
+def test_metadata_the_hub_refuses_is_reported(hub, run, unchecked):
     with pytest.raises(UserError, match=r"the Hub refuses the card of user/tiny: .*\"datasets\" with value"):
         publish(run, "user/tiny", Statements(data_set="not a data set"))
 
@@ -372,7 +372,7 @@ def test_a_run_that_went_on_after_its_results_is_refused(hub, run):
 def test_damaged_weights_are_refused(hub, run):
     path = run / "best" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"best cannot be loaded \(.*\); bring back the files of the run") as error:
+    with pytest.raises(UserError, match=r"best cannot be loaded \(.*\); restore the files of the run") as error:
         publish(run, "user/tiny")
     assert "\n" not in str(error.value)
 
@@ -382,7 +382,7 @@ def test_a_token_in_a_record_is_never_published(hub, run, unchecked):
         (run / "samples.jsonl").write_text(json.dumps({"step": 6, "prompt": "", "text": f" {secret} "}) + "\n")
         (run / "best" / "README.md").unlink(missing_ok=True)
         (run / "final" / "README.md").unlink(missing_ok=True)
-        with pytest.raises(UserError, match=r"\w of the run holds an access token; revoke it, and take it out"):
+        with pytest.raises(UserError, match=r"\w of the run holds an access token; revoke it, and remove it"):
             publish(run, "user/tiny")
     assert hub.bytes_received == 0
 

@@ -86,7 +86,7 @@ def test_text_that_is_not_to_be_given_away_is_refused(run, tmp_path, change, sta
 def test_a_tokenizer_that_loses_something_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(text, "decode_blocks", lambda tokens, tokenizer: [["a"]])
     results = json.loads((run / "results.json").read_text())
-    with pytest.raises(UserError, match=r"does not give the train text back: 1 documents of 1 bytes, \d+ of"):
+    with pytest.raises(UserError, match=r"does not reproduce the train text: 1 documents of 1 bytes, \d+ of"):
         stage_text(results, tmp_path, GIVEN, "user/text")
 
 

@@ -1,6 +1,8 @@
 """Weights reach the Hub while a run trains, and the run never waits for it or dies of it."""
 
+import errno
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load, load_file
 from smallm_hf.base.errors import UserError
 from smallm_hf.hub.configuration import HubConfig
 from smallm_hf.hub.training_push import TrainingPush
+from smallm_hf.training.saving import Saver
 
 CONFIG = HubConfig(repo="user/tiny", push_every=2)
 
@@ -20,10 +23,15 @@ def said():
     return []
 
 
+def taken(folder: Path) -> Path:
+    """A copy for a push to take over, where a run writes it."""
+    return Path(shutil.copytree(folder, folder.parent / f".push-{folder.name}"))
+
+
 def test_a_push_brings_weights_code_and_tokenizer_to_the_branch_training(hub, run, said):
     (run / "best" / "optimizer.pt").write_text("not for others")
     push = TrainingPush(CONFIG, said.append)
-    push.push(run / "best", 2)
+    push.push(taken(run / "best"), 2)
     push.wait()
     files = hub.files("user/tiny", "training")
     assert files["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
@@ -33,17 +41,17 @@ def test_a_push_brings_weights_code_and_tokenizer_to_the_branch_training(hub, ru
     assert not list(run.glob(".push-*"))
 
 
-def test_the_loop_goes_on_at_once_and_one_push_is_under_way_at_a_time(hub, run, said):
+def test_a_push_returns_at_once_and_one_runs_at_a_time(hub, run, said):
     push = TrainingPush(CONFIG, said.append)
     hub.open.clear()
-    push.push(run / "best", 2)  # returns, though the Hub does not answer
-    shutil.rmtree(run / "best")  # as the next best weights do
-    push.push(run / "final", 4)
+    push.push(taken(run / "best"), 2)  # returns, though the Hub does not answer
+    push.push(taken(run / "final"), 4)
+    assert [path.name for path in run.glob(".push-*")] == [".push-best"]
     hub.open.set()
     push.wait()
-    push.push(run / "final", 6)
+    push.push(taken(run / "final"), 6)
     push.wait()
-    assert said[0] == "step 4 is not pushed to the Hub: step 2 is still under way"
+    assert said[0] == "step 4 is not pushed to the Hub: step 2 is still on its way"
     assert [line[:13] for line in said[1:]] == ["step 2 pushed", "step 6 pushed"]
     assert len(hub.repositories["model", "user/tiny"].commits) == 1 + 2
 
@@ -52,7 +60,7 @@ def test_a_hub_that_goes_away_costs_one_line(hub, run, said, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     push = TrainingPush(CONFIG, said.append)
     hub.close()
-    push.push(run / "best", 2)
+    push.push(taken(run / "best"), 2)
     push.wait()
     assert [line.partition(": ")[0] for line in said] == ["step 2 is not pushed to the Hub"]
     assert "\n" not in said[0] and not list(run.glob(".push-*"))
@@ -60,18 +68,18 @@ def test_a_hub_that_goes_away_costs_one_line(hub, run, said, monkeypatch):
 
 def test_a_folder_without_a_model_leaves_the_branch_as_it_was(hub, run, said):
     push = TrainingPush(CONFIG, said.append)
-    push.push(run / "best", 2)
+    push.push(taken(run / "best"), 2)
     push.wait()
     push.push(run / "none", 4)
     push.wait()
-    assert said[1].startswith("step 4 is not pushed to the Hub: ") and "config.json" in said[1]
+    assert said[1].startswith("step 4 is not pushed to the Hub: ") and "none" in said[1]
     assert "model.safetensors" in hub.files("user/tiny", "training") and not list(run.glob(".push-*"))
 
 
 def test_waiting_has_an_end(hub, run, said):
     push = TrainingPush(CONFIG, said.append)
     hub.open.clear()
-    push.push(run / "best", 2)
+    push.push(taken(run / "best"), 2)
     push.wait(timeout_seconds=0.05)
     assert said == ["step 2 did not reach the Hub in 0.05 seconds; given up"]
     assert push.thread.daemon  # the process may end
@@ -82,22 +90,24 @@ def test_waiting_has_an_end(hub, run, said):
 
 def test_what_can_be_known_is_refused_before_the_training(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    with pytest.raises(UserError, match="the token of user may read only"):
+    with pytest.raises(UserError, match="the token of user is read-only"):
         TrainingPush(CONFIG, print)
 
 
 def test_publishing_finds_the_repository_its_own(hub, run, said):
     push = TrainingPush(HubConfig(repo="tiny", push_every=2, private=True), said.append)
-    push.push(run / "best", 2)
+    push.push(taken(run / "best"), 2)
     push.wait()
     assert HfApi().model_info("user/tiny").private
-    TrainingPush(CONFIG, said.append).push(run / "best", 4)
+    again = TrainingPush(CONFIG, said.append)
+    again.push(taken(run / "best"), 4)
+    again.wait()
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"repo": "a/b/c"}, "'a/b/c' is no name for a repository of the Hub"),
+        ({"repo": "a/b/c"}, "'a/b/c' is not a name for a repository of the Hub"),
         ({"push_every": 5}, "hub.push_every=5 names no repository; set hub.repo to user/name"),
         ({"repo": "user/tiny", "push_every": 0}, "hub.push_every=0 is out of range; set it to a number above 0"),
     ],
@@ -117,7 +127,24 @@ def test_a_run_pushes_its_weights_while_it_trains(hub, finished_run, tmp_path, c
     assert not list((tmp_path / "run").glob(".push*"))
 
 
-def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing_behind(
+def test_a_full_disk_costs_the_push_and_not_the_run(hub, finished_run, tmp_path, monkeypatch, capsys):
+    write = Saver._write_model
+
+    def full(saver, model, folder):
+        (folder / "half").write_text("written before the disk was full")
+        if folder.name.startswith(".push-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (folder / "half").unlink()
+        write(saver, model, folder)
+
+    monkeypatch.setattr(Saver, "_write_model", full)
+    words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
+    train(finished_run.parent / "recipe.yaml", tmp_path / "run", *words)
+    assert "no space left to push step 4; going on without it" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.json").is_file() and not list((tmp_path / "run").glob(".push*"))
+
+
+def test_a_run_that_fails_while_it_pushes_waits_a_little_and_leaves_nothing(
     hub, finished_run, tmp_path, monkeypatch, capsys
 ):
     def fail(loop):
@@ -142,7 +169,7 @@ def test_what_a_killed_process_left_of_a_push_is_cleared_away_by_the_next(run, f
     assert not list(run.glob(".push-*"))
 
 
-def test_a_repository_that_refuses_is_told_before_the_run_begins(hub, finished_run, tmp_path, monkeypatch):
+def test_a_repository_that_refuses_ends_the_run_before_it_begins(hub, finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nobody")
     words = ["--hub.repo", CONFIG.repo, "--hub.push_every", 4]
     with pytest.raises(UserError, match="token"):

@@ -24,6 +24,7 @@ from transformers import (
 from smallm_hf.base.errors import UserError
 from smallm_hf.pictures import attention
 from smallm_hf.pictures.attention import draw_attention, habit, read_attention
+from smallm_hf.pictures.configuration import AttentionPictures
 
 
 def test_each_row_is_a_share_of_what_came_before(any_model, bpe):
@@ -97,11 +98,15 @@ def test_the_grid_has_a_row_for_each_layer_and_a_column_for_each_head_and_can_be
 
 
 def test_files_are_named_after_what_was_asked_and_the_same_each_time(model, bpe, tmp_path):
-    first = draw_attention(model, bpe, text="The $cat$ 🐱", layer=1, head=0, output_dir=tmp_path / "first")
-    second = draw_attention(model, bpe, text="The $cat$ 🐱", layer=1, head=0, output_dir=tmp_path / "second")
+    first = draw_attention(
+        model, bpe, AttentionPictures(text="The $cat$ 🐱", layer=1, head=0, output_dir=tmp_path / "first")
+    )
+    second = draw_attention(
+        model, bpe, AttentionPictures(text="The $cat$ 🐱", layer=1, head=0, output_dir=tmp_path / "second")
+    )
     assert [file.name for file in first] == [f"attention_layer1_head0.{suffix}" for suffix in ("png", "svg", "html")]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
-    assert draw_attention(model, bpe, text="The", output_dir=tmp_path)[0].name == "attention.png"
+    assert draw_attention(model, bpe, AttentionPictures(text="The", output_dir=tmp_path))[0].name == "attention.png"
 
 
 def content(page: str) -> dict:
@@ -135,7 +140,7 @@ def test_a_token_that_is_touched_shows_where_each_head_looks_from_it(model, bpe,
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no chromium here to run the script of the page")
-    *_, page = draw_attention(model, bpe, text="The cat sat", output_dir=tmp_path)
+    *_, page = draw_attention(model, bpe, AttentionPictures(text="The cat sat", output_dir=tmp_path))
     touch = "<script>document.querySelectorAll('.attention .heads p')[1].children[2].click()</script>"
     page.write_text(page.read_text() + touch)
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
@@ -158,7 +163,7 @@ def test_a_token_that_is_touched_shows_where_each_head_looks_from_it(model, bpe,
 )
 def test_what_is_not_there_is_told_in_one_line(model, bpe, asked, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        draw_attention(model, bpe, **asked, output_dir=tmp_path)
+        draw_attention(model, bpe, AttentionPictures(**asked, output_dir=tmp_path))
 
 
 def test_a_masked_model_reads_the_text_between_the_tokens_it_was_trained_with():
@@ -175,18 +180,18 @@ def test_a_masked_model_reads_the_text_between_the_tokens_it_was_trained_with():
     assert (read.tokens[0], read.tokens[-1], read.left_out) == ("[CLS]", "[SEP]", 40 - attention.SHOWN_TOKENS + 2)
     assert np.triu(read.maps, k=1).any()  # it looks ahead too
     picture, _ = attention.attention_pictures(model, tokenizer, "the cat")
-    assert "The first token stands before the text. The last one stands behind it." in picture.caption
+    assert "The first token precedes the text. The last one follows it." in picture.caption
 
 
 def test_models_without_maps_are_refused(bpe):
-    with pytest.raises(UserError, match="is seq2seq; attention is drawn of causal and masked"):
+    with pytest.raises(UserError, match="is seq2seq; attention is drawn for causal and masked"):
         read_attention(T5ForConditionalGeneration(T5Config(vocab_size=300, d_model=8, num_layers=1)), bpe, "The cat")
     config = MambaConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, state_size=4)
-    with pytest.raises(UserError, match="MambaForCausalLM gives no attention maps"):
+    with pytest.raises(UserError, match="MambaForCausalLM returns no attention maps"):
         read_attention(MambaForCausalLM(config).eval(), bpe, "The cat")
     damaged = gpt2()
     damaged.transformer.wte.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="the model's attention is not numbers"):
+    with pytest.raises(UserError, match="the model's attention is NaN"):
         read_attention(damaged, bpe, "The cat")
     with pytest.raises(UserError, match=r"token id \d+ is outside the model's vocabulary of 9"):
         read_attention(gpt2(9), bpe, "The cat")

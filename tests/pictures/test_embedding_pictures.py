@@ -11,6 +11,7 @@ from picture_models import KINDS, STORY, WORDS, gpt2
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.pictures import embeddings
+from smallm_hf.pictures.configuration import EmbeddingPictures
 from smallm_hf.pictures.embeddings import (
     Words,
     draw_embeddings,
@@ -150,8 +151,8 @@ def test_the_page_holds_all_words_and_nothing_of_them_is_run():
 def test_the_same_seed_gives_the_same_files_also_with_words_that_look_like_formulas(bpe, model, tmp_path):
     (tmp_path / "words.txt").write_text("cat the $x$ Lily\nmat </script> cat 猫")
     options = {"words": tmp_path / "words.txt", "clusters": 2}
-    first = draw_embeddings(model, bpe, **options, output_dir=tmp_path / "first")
-    second = draw_embeddings(model, bpe, **options, output_dir=tmp_path / "second")
+    first = draw_embeddings(model, bpe, EmbeddingPictures(**options, output_dir=tmp_path / "first"))
+    second = draw_embeddings(model, bpe, EmbeddingPictures(**options, output_dir=tmp_path / "second"))
     named = [f"embeddings_{way}.{suffix}" for way in ("tsne", "pca") for suffix in ("png", "svg")]
     assert [file.name for file in first] == [*named, "embeddings.html"]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
@@ -197,7 +198,7 @@ def test_what_cannot_be_drawn_is_told_in_one_line(model, bpe, tmp_path, asked, m
         (tmp_path / "words.txt").write_text(asked["words"])
         asked = asked | {"words": tmp_path / "words.txt"}
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        draw_embeddings(model, bpe, **asked, output_dir=tmp_path / "figures")
+        draw_embeddings(model, bpe, EmbeddingPictures(**asked, output_dir=tmp_path / "figures"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "figures").exists()
 
@@ -208,12 +209,12 @@ def test_words_models_and_files_that_do_not_fit_are_refused(model, bpe, words, t
     with pytest.raises(UserError, match="0 words make no readable picture"):
         frequent_words(model, bpe, ["1 2 3", ""], top=5)
     with pytest.raises(UserError, match=r"--words .*nowhere.txt: cannot be read \(.*\); give a text file of words"):
-        draw_embeddings(model, bpe, words=tmp_path / "nowhere.txt")
+        draw_embeddings(model, bpe, EmbeddingPictures(words=tmp_path / "nowhere.txt"))
     with pytest.raises(UserError, match="is outside the model's vocabulary of 9"):
         given_words(gpt2(9), bpe, STORY.split())
     with pytest.raises(UserError, match="the 6 words have one and the same vector"):
         map_words(Words(list("abcdef"), np.ones((6, 4)) / 2, 0, ""), clusters=1)
     damaged = gpt2()
     damaged.transformer.wte.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="the model's embeddings are not numbers"):
+    with pytest.raises(UserError, match="the model's embeddings are NaN"):
         given_words(damaged, bpe, STORY.split())

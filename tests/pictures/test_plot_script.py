@@ -97,7 +97,7 @@ def test_help_names_what_can_be_asked(plot, command, words):
         (["attention"], "required: attention.model, attention.text"),
         (["tokens", "--model", "nowhere/at/all", "--text", "x"], "nowhere/at/all is not a folder"),
         (["tokens", "--modell", "x"], "--modell"),
-        (["embedding"], "embedding is no run with metrics"),
+        (["embedding"], "embedding is not a run with metrics"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(plot, arguments, message):

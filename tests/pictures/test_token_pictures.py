@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.pictures import tokens
+from smallm_hf.pictures.configuration import TokenPictures
 from smallm_hf.pictures.tokens import draw_tokens, heat_map, probability_figure, read_along
 
 HOSTILE = "The cat </script><script>alert(1)</script> & <b>ran</b> {{ 7 * 7 }} $x$ “\"'"
@@ -54,9 +55,7 @@ def test_the_nats_add_up_to_what_scoring_says_of_the_text_in_one_window_or_many(
     assert len(nats) == scores["tokens"] > 7
     assert sum(nats) / len(nats) == pytest.approx(scores["loss"], rel=1e-6)
     assert np.mean([token.rank == 1 for token in reading.tokens]) == pytest.approx(scores["top1_accuracy"])
-    assert f"{scores['bits_per_byte']:.3f} bits per byte, {scores['loss']:.3f} nats per token" in heat_map(
-        model, bpe, STORY
-    )
+    assert f"{scores['bits_per_byte']:.3f} bits per byte, {scores['loss']:.3f} nats per token" in heat_map(reading)
 
 
 def test_every_kind_of_model_is_read(any_model, bpe):
@@ -94,7 +93,7 @@ def test_the_choices_are_those_of_the_softmax(model, bpe):
 
 def test_the_heat_map_holds_the_text_and_nothing_of_it_is_run(model, bpe):
     for text in (STORY, HOSTILE):
-        page = heat_map(model, bpe, text)
+        page = heat_map(read_along(model, bpe, text))
         spans = Spans(page)
         assert spans.open == []
         assert spans.text == text
@@ -106,11 +105,9 @@ def test_the_heat_map_holds_the_text_and_nothing_of_it_is_run(model, bpe):
 
 def test_the_heat_is_the_surprise_and_full_from_ten_bits_on(words):
     model = gpt2(len(WORDS), initializer_range=3.0)
-    read = read_along(model, words, "cat dog she he ran a sat").tokens
-    heats = [
-        float(heat) for heat in re.findall(r"--heat: ([\d.]+)", heat_map(model, words, "cat dog she he ran a sat"))
-    ]
-    assert heats == pytest.approx([min(1, token.bits / 10) for token in read], abs=1e-3)
+    reading = read_along(model, words, "cat dog she he ran a sat")
+    heats = [float(heat) for heat in re.findall(r"--heat: ([\d.]+)", heat_map(reading))]
+    assert heats == pytest.approx([min(1, token.bits / 10) for token in reading.tokens], abs=1e-3)
     assert max(heats) == 1 > min(heats)
 
 
@@ -121,11 +118,11 @@ def test_the_drawing_shows_each_probability_and_says_what_it_leaves_out(model, b
     assert came == [token.probability for token in reading.tokens]
     entropy = [bar.get_width() for bar in figure.axes[2].patches]
     assert entropy == [token.entropy_bits for token in reading.tokens]
-    assert "Drawn are" not in figure.get_supxlabel()
+    assert "are drawn" not in figure.get_supxlabel()
     monkeypatch.setattr(tokens, "DRAWN_TOKENS", 5)
     cut = probability_figure(reading, "a title")
     assert len(cut.axes[0].patches) == 5
-    assert "Drawn are the first 5 of them." in cut.get_supxlabel().replace("\n", " ")
+    assert "The first 5 of them are drawn." in cut.get_supxlabel().replace("\n", " ")
 
 
 def test_what_exceeds_a_page_is_left_out_and_counted(model, bpe, monkeypatch):
@@ -139,8 +136,8 @@ def test_what_exceeds_a_page_is_left_out_and_counted(model, bpe, monkeypatch):
 
 
 def test_drawing_twice_gives_the_same_files(model, bpe, tmp_path):
-    first = draw_tokens(model, bpe, text=HOSTILE, output_dir=tmp_path / "first")
-    second = draw_tokens(model, bpe, text=HOSTILE, output_dir=tmp_path / "second")
+    first = draw_tokens(model, bpe, TokenPictures(text=HOSTILE, output_dir=tmp_path / "first"))
+    second = draw_tokens(model, bpe, TokenPictures(text=HOSTILE, output_dir=tmp_path / "second"))
     assert [file.name for file in first] == ["tokens.png", "tokens.svg", "tokens.html"]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
@@ -148,7 +145,7 @@ def test_drawing_twice_gives_the_same_files(model, bpe, tmp_path):
 def test_documents_of_a_file_are_numbered_and_share_a_page(model, bpe, tmp_path):
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"The cat {n}"}) + "\n" for n in "abc"))
     options = {"data": str(tmp_path / "texts.jsonl"), "output_dir": tmp_path}
-    files = draw_tokens(model, bpe, max_documents=2, **options)
+    files = draw_tokens(model, bpe, TokenPictures(max_documents=2, **options))
     assert [file.name for file in files] == [
         "tokens_1.png",
         "tokens_1.svg",
@@ -157,14 +154,15 @@ def test_documents_of_a_file_are_numbered_and_share_a_page(model, bpe, tmp_path)
         "tokens.html",
     ]
     assert files[-1].read_text().count('<figure class="heat-map">') == 2
-    assert [file.name for file in draw_tokens(model, bpe, **options)] == ["tokens.png", "tokens.svg", "tokens.html"]
+    files = draw_tokens(model, bpe, TokenPictures(**options))
+    assert [file.name for file in files] == ["tokens.png", "tokens.svg", "tokens.html"]
 
 
 def test_a_page_fills_its_panel_in_a_browser(model, bpe, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no chromium here to run the script of the page")
-    *_, page = draw_tokens(model, bpe, text=HOSTILE, output_dir=tmp_path)
+    *_, page = draw_tokens(model, bpe, TokenPictures(text=HOSTILE, output_dir=tmp_path))
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     finished = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     hottest = max(read_along(model, bpe, HOSTILE).tokens, key=lambda token: token.bits)
@@ -187,7 +185,7 @@ TEXT = {"text": "The cat"}
 )
 def test_what_cannot_be_read_is_told_in_one_line(model, bpe, tmp_path, asked, message):
     with pytest.raises(UserError, match=message) as error:
-        draw_tokens(model, bpe, **asked, output_dir=tmp_path / "figures")
+        draw_tokens(model, bpe, TokenPictures(**asked, output_dir=tmp_path / "figures"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "figures").exists()
 
@@ -195,7 +193,7 @@ def test_what_cannot_be_read_is_told_in_one_line(model, bpe, tmp_path, asked, me
 def test_models_and_tokenizers_that_cannot_answer_are_refused(model, bpe, words, tmp_path):
     sizes = {"vocab_size": 300, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BertConfig(intermediate_size=16, max_position_embeddings=64, **sizes)
-    with pytest.raises(UserError, match="BertForMaskedLM is masked and does not go along a text; give a causal model"):
+    with pytest.raises(UserError, match="BertForMaskedLM is masked and does not read along a text; give a causal"):
         read_along(BertForMaskedLM(config).eval(), bpe, "The cat")
     with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
         read_along(BertLMHeadModel(config).eval(), bpe, "The cat")
@@ -207,4 +205,4 @@ def test_models_and_tokenizers_that_cannot_answer_are_refused(model, bpe, words,
         read_along(damaged, bpe, "The cat")
     (tmp_path / "tokens.png").mkdir()
     with pytest.raises(UserError, match=r"tokens.png cannot be written: .*; give another --output_dir"):
-        draw_tokens(model, bpe, **TEXT, output_dir=tmp_path)
+        draw_tokens(model, bpe, TokenPictures(**TEXT, output_dir=tmp_path))

@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smallm_hf import plots
 from smallm_hf.base.command_line import EXIT_INTERRUPTED
+from smallm_hf.data.batches.packed import PackedWindows
 from smallm_hf.training.checkpoints import damage, list_checkpoints
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.progress import read_records
-from smallm_hf.training.update import Updater
 
 if not hasattr(os, "fork"):
     pytest.skip("forks its processes, and this system cannot", allow_module_level=True)
@@ -33,6 +33,7 @@ WORDS = [
     *("--training.evaluate_every", 4, "--training.checkpoint_every", 5, "--training.log_every", 1),
     *("--training.cpu_threads", 1),
 ]
+WINDOWS = 12  # of an update
 HELD_TOO_LONG = 9
 DROPOUT = ["--model.preset", "classic", "--model.dropout", 0.2]
 SMALL_RATES = ["--training.learning_rate", 3e-4, "--training.muon_learning_rate", 1e-3]
@@ -51,12 +52,12 @@ def run_rank(
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in world.items()} | {"MASTER_ADDR": "127.0.0.1"})
     plots.draw_runs = lambda folders: []
-    batch, advance = Updater.batch, TrainingLoop.advance
+    at, advance = PackedWindows.at, TrainingLoop.advance
 
-    def noted(updater: Updater, starts, row_length):
+    def noted(batches: PackedWindows, first: int, count: int, row_length: int):
         with (folder / f"windows-{rank}").open("a") as file:
-            file.write(json.dumps([updater.state.step, starts.tolist()]) + "\n")
-        return batch(updater, starts, row_length)
+            file.write(json.dumps([first, batches.order.starts(first, count).tolist()]) + "\n")
+        return at(batches, first, count, row_length)
 
     def slow(loop: TrainingLoop, progress: float):
         if loop.state.step == slow_step:
@@ -72,7 +73,7 @@ def run_rank(
         destroy(*group)
 
     torch.distributed.destroy_process_group = destroy_last
-    Updater.batch, TrainingLoop.advance = noted, slow
+    PackedWindows.at, TrainingLoop.advance = noted, slow
     changed(rank, folder)
     sys.argv = [TRAIN, *words]
     runpy.run_path(TRAIN, run_name="__main__")
@@ -141,8 +142,8 @@ def windows_of(folder: Path, size: int) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     ranks = [map(json.loads, (folder / f"windows-{rank}").read_text().splitlines()) for rank in range(size)]
     for micro_step in zip(*ranks, strict=True):
-        for step, starts in micro_step:
-            found.setdefault(step, []).extend(starts)
+        for first, starts in micro_step:
+            found.setdefault(first // WINDOWS, []).extend(starts)
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from running import train
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, LlamaConfig, T5Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, LlamaConfig, T5Config, ViTConfig
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
@@ -102,7 +102,9 @@ def test_a_tensor_too_few_is_refused_and_one_too_many_where_it_must_be_exact(pre
     config = pretrained_config(str(source))
     weights = load_file(source / "model.safetensors")
     save_file({**weights, "model.layers.9.extra": torch.ones(1)}, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"holds weights that LlamaForCausalLM has not, model.layers.9.extra for one"):
+    with pytest.raises(
+        UserError, match=r"holds weights that LlamaForCausalLM does not have, model.layers.9.extra for one"
+    ):
         load_weights(source, config, exact=True)
     weights.pop("model.norm.weight")
     save_file(weights, source / "model.safetensors", {"format": "pt"})
@@ -118,10 +120,34 @@ def test_a_table_smaller_than_its_tokenizer_is_refused(pretrained, recipe, tmp_p
 def test_a_model_that_predicts_no_next_token_is_refused(pretrained, recipe, tmp_path):
     source = pretrained()
     T5Config(d_model=16, num_layers=1).save_pretrained(source)
-    with pytest.raises(UserError, match="model type 't5'|T5Config|model_type=t5"):
+    with pytest.raises(
+        UserError, match=r"model.init_from=\S+, a t5, is seq2seq, and only causal models can be trained"
+    ):
         train(recipe, tmp_path / "run", "--model.init_from", source)
-    with pytest.raises(UserError, match="model.model_type=t5 does not predict the next token"):
-        parse_command_line("test", ["--training.max_steps", "1", "--model.model_type", "t5"], training=True)
+    ViTConfig(hidden_size=16, num_hidden_layers=1).save_pretrained(source)
+    with pytest.raises(UserError, match="cannot be loaded as a language model: .*ViTConfig"):
+        train(recipe, tmp_path / "run", "--model.init_from", source)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["t5"],
+            r"model.model_type=t5 is seq2seq, and only causal models can be trained so far; take one of smallm",
+        ),
+        (["bart"], r"model.model_type=bart is seq2seq"),
+        (["bert"], r"model.model_type=bert is masked, .* or set model.is_decoder=true"),
+        (["modernbert"], r"model.model_type=modernbert is masked, .* gpt2 \.\.\.$"),
+        (["vit"], r"model.model_type=vit does not predict the next token; take one of smallm, llama"),
+    ],
+)
+def test_a_model_type_of_another_kind_is_refused_before_any_work(words, message):
+    words = ["--training.max_steps", "1", "--model.vocab_size", "300", "--model.model_type", *words]
+    if "vit" in words:
+        words = [word for word in words if word not in ("--model.vocab_size", "300")]
+    with pytest.raises(UserError, match=message):
+        parse_command_line("test", words, training=True)
 
 
 def test_a_folder_without_model_or_tokenizer_is_refused(pretrained, recipe, tmp_path):

@@ -56,7 +56,7 @@ def test_a_run_leaves_the_process_as_it_found_it_however_it_ends(recipe, tmp_pat
             train(recipe, tmp_path / "stopped", *words)  # of another run
         assert settings_of_the_process() == before
         train(recipe, tmp_path / "stopped", "--resume", *words, "--training.precision", "bf16")
-        assert [hasattr(loop, "updater") for loop in closed] == [False] * 4
+        assert [hasattr(loop.updater, "objective") for loop in closed] == [False] * 4
         train(recipe, tmp_path / "again", *words)
         assert outcome(tmp_path / "again") == outcome(tmp_path / "ended")
     finally:

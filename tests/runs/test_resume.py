@@ -14,8 +14,7 @@ import torch
 from running import HARD, interrupt_at, outcome, tensors, train
 
 from smallm_hf.base.errors import Interrupted, UserError
-from smallm_hf.training import loop as loop_module
-from smallm_hf.training import optimization, watch
+from smallm_hf.training import objectives, optimization, watch
 from smallm_hf.training.checkpoints import damage, list_checkpoints, load_state, read_manifest
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.update import Updater
@@ -77,7 +76,7 @@ def test_so_is_one_of_another_kind(whole, recipe, tmp_path, monkeypatch, words):
 
 def test_a_signal_between_micro_steps_does_not_wait_for_the_update(recipe, tmp_path, monkeypatch):
     passes = []
-    forward = loop_module.TrainingLoss.forward
+    forward = objectives.LanguageModelling.forward
 
     def counted(self, *arguments, **batch):
         passes.append(1)
@@ -85,7 +84,7 @@ def test_a_signal_between_micro_steps_does_not_wait_for_the_update(recipe, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
         return forward(self, *arguments, **batch)
 
-    monkeypatch.setattr(loop_module.TrainingLoss, "forward", counted)
+    monkeypatch.setattr(objectives.LanguageModelling, "forward", counted)
     with pytest.raises(Interrupted, match="at step 1;"):
         train(recipe, tmp_path / "run", *HARD)
     assert len(passes) == 3
@@ -254,13 +253,13 @@ def test_the_newest_the_best_and_every_so_many_checkpoints_stay(recipe, tmp_path
 
 
 def poison(monkeypatch, *steps: int, value: float = math.nan) -> None:
-    """Makes the loss of some updates no number."""
+    """Makes the loss of some updates NaN."""
     gradients = Updater.gradients
 
-    def poisoned(self, row_length):
-        loss = gradients(self, row_length)
-        if self.state.step + 1 in steps:
-            for parameter in self.step_loss.parameters():
+    def poisoned(self, first, *arguments):
+        loss = gradients(self, first, *arguments)
+        if first // self.training.windows_per_step + 1 in steps:
+            for parameter in self.model.parameters():
                 parameter.grad.fill_(value)
             return loss * value
         return loss
@@ -311,14 +310,14 @@ def test_a_spike_is_left_out(recipe, tmp_path, monkeypatch):
 def test_where_memory_runs_out_the_micro_step_is_halved_and_the_update_stays(recipe, tmp_path, monkeypatch, capsys):
     constant = ["--training.schedule", "constant"]
     train(recipe, tmp_path / "whole", *constant)
-    forward = loop_module.TrainingLoss.forward
+    forward = objectives.LanguageModelling.forward
 
     def limited(self, input_ids, **batch):
         if len(input_ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return forward(self, input_ids, **batch)
 
-    monkeypatch.setattr(loop_module.TrainingLoss, "forward", limited)
+    monkeypatch.setattr(objectives.LanguageModelling, "forward", limited)
     train(recipe, tmp_path / "run", *constant, "--training.max_steps", 3)
     said = capsys.readouterr().out
     assert "out of memory with 4 windows per micro-step; going on with 2" in said
@@ -335,7 +334,7 @@ def test_one_window_that_does_not_fit_is_refused(recipe, tmp_path, monkeypatch):
     def full(self, **batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(loop_module.TrainingLoss, "forward", full)
+    monkeypatch.setattr(objectives.LanguageModelling, "forward", full)
     with pytest.raises(UserError, match="out of memory with training.batch_size=1 windows of training.context_length="):
         train(recipe, tmp_path / "run")
 

@@ -18,7 +18,8 @@ from smallm_hf.card import find_weights, read_results
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.generation import sample, seed_of
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, seed_of
 from smallm_hf.hub.checks import check_card, check_record, load_own_class
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run
@@ -425,11 +426,11 @@ def test_every_prompt_and_step_is_sampled_by_a_seed_of_its_own(recipe, tmp_path)
     samples = read_records(tmp_path / "run", "samples")
     assert [record["step"] for record in samples] == [3] * 5 + [6] * 5
     assert len({record["text"] for record in samples}) == 10
-    loaded = load_causal_lm(str(tmp_path / "run" / "final"), dtype="float32", device="cpu")
+    engine = Engine(*load_causal_lm(str(tmp_path / "run" / "final"), dtype="float32", device="cpu"))
     for record in samples[5:]:
         assert record["seed"] == seed_of(42, 6, record["prompt"])
         options = {"seed": record["seed"], "max_new_tokens": 8, **SAMPLING}
-        assert sample(*loaded, [record["prompt"]], **options) == [record["text"]]
+        assert engine.write([Request(record["prompt"], **options)])[0].text == record["text"]
 
 
 def test_what_overflows_is_null_in_every_json_and_the_run_goes_on_from_it(recipe, tmp_path, monkeypatch):
@@ -482,7 +483,7 @@ def test_a_model_that_sees_later_tokens_is_refused(recipe, tmp_path):
         **{"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32},
     }
     recipe.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match="BertLMHeadModel is not causal"):
+    with pytest.raises(UserError, match=r"model.model_type=bert is masked, .*; take .* or set model.is_decoder=true"):
         train(recipe, tmp_path / "run")
 
 

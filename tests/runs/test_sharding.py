@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from smallm_hf import runs
 from smallm_hf.training import sharding
 from smallm_hf.training.checkpoints import list_checkpoints
-from smallm_hf.training.devices import build_accelerator
+from smallm_hf.training.launch import build_accelerator
 from smallm_hf.training.loop import TrainingLoop
 from smallm_hf.training.optimization import whole_tensor
 from smallm_hf.training.progress import read_records
@@ -41,11 +41,15 @@ def split(rank: int, folder: Path) -> None:
         return accelerator
 
     def noted(loop: TrainingLoop) -> None:
-        states = sharding._states(loop.model, loop.optimizer).values()
-        split_tensors = [*loop.model.parameters(), *(t for state in states for t in state.values() if t.ndim)]
+        model = loop.objective.model
+        states = sharding._states(model, loop.updater.optimizer).values()
+        split_tensors = [*model.parameters(), *(t for state in states for t in state.values() if t.ndim)]
         held = [sum(t.to_local().numel() for t in split_tensors), sum(t.numel() for t in split_tensors)]
         (folder / f"held-{rank}").write_text(json.dumps(held))
-        torch.save({name: whole_tensor(p) for name, p in loop.model.named_parameters()}, folder / f"gathered-{rank}.pt")
+        torch.save(
+            {name: whole_tensor(p) for name, p in model.named_parameters()},
+            folder / f"gathered-{rank}.pt",
+        )
         close(loop)
 
     close, TrainingLoop.close = TrainingLoop.close, noted

@@ -22,7 +22,7 @@ def test_a_resumed_run_shows_each_step_once(recipe, tmp_path):
 
     run, words = tmp_path / "run", ["--logging.report_to", "tensorboard"]
     train(recipe, run, *words)
-    shutil.rmtree(run / "checkpoints" / "step-6")  # as if the run had died behind its last record
+    shutil.rmtree(run / "checkpoints" / "step-6")  # as if the run had died after its last record
     train(recipe, run, *words, "--resume")
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     records = read_records(run, "metrics")

@@ -11,14 +11,15 @@ from transformers import AutoModelForCausalLM
 from smallm_hf import SmaLLMForCausalLM
 from smallm_hf.base.errors import UserError
 from smallm_hf.card import write_card
-from smallm_hf.comparison.configuration import Questions
+from smallm_hf.comparison.configuration import SideBySide
 from smallm_hf.comparison.measuring import measure_model
-from smallm_hf.comparison.reporting import figures
-from smallm_hf.evaluation.configuration import Questions as ScoreQuestions
-from smallm_hf.evaluation.evaluating import evaluate_models
-from smallm_hf.evaluation.reporting import print_results, render
+from smallm_hf.comparison.report import FIGURES, tabulate
+from smallm_hf.evaluation.configuration import ScoringQuestions
+from smallm_hf.evaluation.model_scores import evaluate_models
+from smallm_hf.evaluation.results_page import print_results, render
 from smallm_hf.export.exporting import export_model
-from smallm_hf.generation import stream_samples
+from smallm_hf.generation.engine import Engine, stream_samples
+from smallm_hf.generation.request import Request
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.training.progress import read_records
 
@@ -36,7 +37,7 @@ def run(tmp_path_factory, stories):
 
 @pytest.fixture(scope="module")
 def scored(run, stories):
-    return evaluate_models([str(run / "best")], str(stories), ScoreQuestions(max_documents=5))
+    return evaluate_models([str(run / "best")], str(stories), ScoringQuestions(max_documents=5))
 
 
 def test_its_windows_are_the_default_and_are_said(run, stories, scored):
@@ -46,16 +47,16 @@ def test_its_windows_are_the_default_and_are_said(run, stories, scored):
     print_results(scored, console)
     assert re.search(r"window \(tokens\) +│ 16 \(trained at 16\)", console.export_text())
     assert "windows of 16 (trained at 16) tokens" in render(scored)
-    (longer,) = evaluate_models([str(run / "best")], str(stories), ScoreQuestions(context_length=32))["models"]
+    (longer,) = evaluate_models([str(run / "best")], str(stories), ScoringQuestions(context_length=32))["models"]
     assert (longer["context_length"], longer[KEY]) == (32, 16)
-    questions = Questions(max_new_tokens=2, num_samples=1, speed_tokens=2, repetitions=1, max_documents=5)
+    questions = SideBySide(max_new_tokens=2, num_samples=1, speed_tokens=2, repetitions=1, max_documents=5)
     compared = measure_model(str(run / "best"), ["the cat"], str(stories), questions, {})
     assert compared["scores"]["bits_per_byte"] == row["bits_per_byte"]
-    assert figures([compared | {"label": "best"}])["scored window (tokens)"] == ["16 (trained at 16)"]
+    assert tabulate([compared | {"label": "best"}], FIGURES)["scored window (tokens)"] == ["16 (trained at 16)"]
 
 
 def test_a_run_scores_its_own_validation_text_as_it_did_itself(run):
-    question = ScoreQuestions(protocol="packed")
+    question = ScoringQuestions(protocol="packed")
     (row,) = evaluate_models([str(run / "final")], str(run), question, {"dtype": "float32"})["models"]
     validated = [record for record in read_records(run, "metrics") if "validation_loss" in record][-1]
     assert row["loss"] == pytest.approx(validated["validation_loss"], rel=1e-5)
@@ -86,10 +87,10 @@ def test_exports_and_the_card_know_it(run, tmp_path):
 
 
 def test_a_text_that_may_grow_beyond_it_is_announced_on_stderr(run, capsys):
-    loaded, written = load_causal_lm(str(run / "best")), []
-    stream_samples(*loaded, "the cat", written.append, max_new_tokens=4)
+    engine, written = Engine(*load_causal_lm(str(run / "best"))), []
+    stream_samples(engine, Request("the cat", max_new_tokens=4), written.append)
     assert capsys.readouterr().err == ""
-    stream_samples(*loaded, "the cat", written.append, max_new_tokens=20)
+    stream_samples(engine, Request("the cat", max_new_tokens=20), written.append)
     assert (
         "the model was trained on 16 tokens at once, and prompt and continuation take up to 2"
         in capsys.readouterr().err

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import Interrupted, UserError
-from smallm_hf.data.batches.ordering import WindowOrder
 from smallm_hf.data.batches.packed import positions_in_documents
+from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.configuration import BatchingConfig
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.describing import describe_results
 from smallm_hf.hub.checks import verify_card
-from smallm_hf.training import loop as loop_module
-from smallm_hf.training.loss import TrainingLoss
+from smallm_hf.training import objectives
+from smallm_hf.training.objectives import LanguageModelling
 
 
 @pytest.fixture
@@ -83,13 +83,13 @@ def test_so_is_one_over_a_mixture_that_begins_a_source_again(mixture, tmp_path, 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_trains_on_the_windows_of_its_order(recipe, tmp_path, monkeypatch, way):
     seen = []
-    forward = loop_module.TrainingLoss.forward
+    forward = objectives.LanguageModelling.forward
 
     def watched(self, input_ids, **batch):
         seen.append({"input_ids": input_ids, **batch})
         return forward(self, input_ids, **batch)
 
-    monkeypatch.setattr(loop_module.TrainingLoss, "forward", watched)
+    monkeypatch.setattr(objectives.LanguageModelling, "forward", watched)
     results = train(recipe, tmp_path / "run", *WAYS[way])
     files = open_token_files(tmp_path / "tokens")
     batching = BatchingConfig(**results["config"]["batching"])
@@ -121,7 +121,7 @@ def test_the_loss_is_that_of_each_document_alone(chunked, compiled):
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
     tokens = torch.tensor([[5, 6, 0, 7, 8, 9, 3, 0, 4], [0, 8, 8, 3, 4, 0, 7, 7, 7]])
     input_ids, targets = tokens[:, :-1], tokens[:, 1:]
-    loss = TrainingLoss(model, compile=compiled, chunked=chunked)
+    loss = LanguageModelling(model, compile=compiled, chunked=chunked)
     positions = positions_in_documents(input_ids, eos_token_id=0)
     packed = loss(input_ids=input_ids, targets=targets, position_ids=positions)
     packed.backward()

@@ -6,12 +6,10 @@ import torch
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.training import devices
+from smallm_hf.training import devices, launch
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import (
     accelerator_type,
-    build_accelerator,
-    check_launch,
     peak_flops,
     resolve_batch_size,
     resolve_compile,
@@ -20,6 +18,7 @@ from smallm_hf.training.devices import (
     resolve_precision,
     set_cpu_threads,
 )
+from smallm_hf.training.launch import build_accelerator, check_launch
 from smallm_hf.training.sharding import sharding_plugin
 
 
@@ -30,7 +29,7 @@ def no_launcher(monkeypatch):
             "MASTER_ADDR",
             "WORLD_SIZE",
             "LOCAL_WORLD_SIZE",
-            *devices.MPI_SIZES,
+            *launch.MPI_SIZES,
         ):
             monkeypatch.delenv(name)
 
@@ -41,6 +40,7 @@ def on(monkeypatch):
 
     def pretend(device: str, **features: bool) -> None:
         monkeypatch.setattr(devices, "accelerator_type", lambda: device)
+        monkeypatch.setattr(launch, "accelerator_type", lambda: device)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: features.get("onednn", True))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: features.get("bf16", False))
@@ -71,7 +71,7 @@ def test_fp16_on_a_cpu_is_refused(on):
         resolve_precision("fp16")
 
 
-def test_auto_takes_what_the_launcher_was_told(on, monkeypatch):
+def test_auto_takes_what_the_launcher_was_given(on, monkeypatch):
     on("cpu")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert resolve_precision("auto") == "bf16"
@@ -268,7 +268,7 @@ def test_an_engine_that_the_loop_does_not_know_is_refused_also_where_it_would_be
     monkeypatch.setenv(variable, "false")
     check_launch()
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(UserError, match=rf"told to use {engine}, which .* not written for.*accelerate/fsdp2\.yaml"):
+    with pytest.raises(UserError, match=rf"asked to use {engine}, which .* not written for.*accelerate/fsdp2\.yaml"):
         check_launch()
 
 
@@ -284,7 +284,7 @@ def fsdp(on, monkeypatch):
 def test_fsdp_is_refused_on_a_cpu_where_it_would_be_ignored(on, fsdp):
     check_launch()
     on("cpu")
-    with pytest.raises(UserError, match=r"told to use FSDP, which it does not on a CPU.*cpu_2_processes\.yaml"):
+    with pytest.raises(UserError, match=r"asked to use FSDP, which it does not on a CPU.*cpu_2_processes\.yaml"):
         check_launch()
 
 
@@ -296,18 +296,18 @@ def test_fsdp_is_refused_on_a_cpu_where_it_would_be_ignored(on, fsdp):
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", r"set training\.activation_checkpointing"),
     ],
 )
-def test_what_fsdp_is_told_against_the_loop_is_refused(fsdp, monkeypatch, variable, value, fix):
+def test_what_fsdp_is_given_against_the_loop_is_refused(fsdp, monkeypatch, variable, value, fix):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(UserError, match=f"told {variable.lower()}={value}, and .*; {fix}"):
+    with pytest.raises(UserError, match=f"given {variable.lower()}={value}, and .*; {fix}"):
         check_launch()
 
 
 def test_fsdp_that_does_not_come_about_is_refused(fsdp, monkeypatch):
     found = SimpleNamespace(num_processes=1, is_fsdp2=True)
-    monkeypatch.setattr(devices, "Accelerator", lambda **_: found)
+    monkeypatch.setattr(launch, "Accelerator", lambda **_: found)
     assert build_accelerator("fp32") is found
     found.is_fsdp2 = False
-    with pytest.raises(UserError, match=r"told to use FSDP and does not \(processes: 1\); raise --num_processes"):
+    with pytest.raises(UserError, match=r"asked to use FSDP and does not \(processes: 1\); raise --num_processes"):
         build_accelerator("fp32")
 
 
@@ -364,7 +364,7 @@ def test_more_processes_than_gpus_are_refused(on, monkeypatch):
 
 
 def test_processes_that_have_not_found_each_other_are_refused(monkeypatch):
-    monkeypatch.setattr(devices, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr(launch, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
     assert build_accelerator("fp32").num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"started 2 processes \(WORLD_SIZE\) and Accelerate finds 1"):
@@ -390,16 +390,16 @@ def test_a_gpu_that_the_launcher_hides_is_not_used(monkeypatch):
         (["--gpu_ids", "0"], "--gpu_ids"),
     ],
 )
-def test_gpus_that_the_launcher_was_told_and_are_not_here_are_refused(on, monkeypatch, tmp_path, words, asked):
+def test_gpus_that_the_launcher_was_given_and_are_not_here_are_refused(on, monkeypatch, tmp_path, words, asked):
     (tmp_path / "gpu.yaml").write_text('distributed_type: "NO"\nnum_processes: 1\n')
     (tmp_path / "cpu.yaml").write_text("distributed_type: MULTI_GPU\nuse_cpu: true\n")
     monkeypatch.chdir(tmp_path)
     line = ["python", "accelerate", "launch", *words, "scripts/train.py", "--config", "recipe.yaml"]
-    monkeypatch.setattr(devices.psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: line))
+    monkeypatch.setattr(launch.psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: line))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     on("cpu")
     if asked:
-        with pytest.raises(UserError, match=f"accelerate was told {asked}, which is for GPUs, and torch .* finds none"):
+        with pytest.raises(UserError, match=f"was given {asked}, which is for GPUs, and torch .* finds none"):
             check_launch()
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     check_launch()

@@ -11,12 +11,14 @@ from accelerate import Accelerator
 
 from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.batches.ordering import WindowOrder
+from smallm_hf.data.batches.packed import PackedWindows
+from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.training import watch
 from smallm_hf.training.checkpoints import LoopState
 from smallm_hf.training.clock import Clock
 from smallm_hf.training.configuration import TrainingConfig, micro_steps_per_process, plan_steps, row_length
 from smallm_hf.training.loop import TrainingLoop
+from smallm_hf.training.objectives import LanguageModelling
 from smallm_hf.training.update import Updater
 from smallm_hf.training.validation import ValidationSet
 
@@ -40,24 +42,20 @@ def make_loop(accelerator, tmp_path):
     """A loop over random tokens, stepped by hand."""
 
     def make(model=None, tokens=TOKENS, state=None, **training) -> TrainingLoop:
-        return TrainingLoop(
-            model=model or tiny_model(),
-            tokenizer=None,
-            train_tokens=tokens,
-            validation=None,
-            training=TrainingConfig(**{"max_steps": 9, "context_length": 8, "compile": False, **training}),
-            run=tmp_path,
-            accelerator=accelerator,
-            flops_per_token=1.0,
-            identity={"config": {}, "fingerprints": {}},
-            state=state,
-        )
+        training = TrainingConfig(**{"max_steps": 9, "context_length": 8, "compile": False, **training})
+        state = state or LoopState()
+        batches = PackedWindows(tokens, WindowOrder(len(tokens), training.context_length, training.seed))
+        objective = LanguageModelling.of_run(model or tiny_model(), training, accelerator)
+        updater = Updater.build(objective, batches, training, accelerator, state, print)
+        if training.compile:
+            updater.warm_up()
+        return TrainingLoop(updater, objective, None, None, state, flops_per_token=1.0)
 
     return make
 
 
 def loss_of(loop: TrainingLoop) -> float:
-    loop.updater.update(8)
+    loop.advance(0.5)
     loop.watch.read(loop.state)
     loop.watch.begin_record()
     return loop.state.nats_since_log
@@ -65,7 +63,9 @@ def loss_of(loop: TrainingLoop) -> float:
 
 def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[float]:
     """Losses of some steps of gradient descent, which shows gradients as they are."""
-    loop.updater.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), lr=rate, fused=True))
+    descent = torch.optim.SGD(loop.objective.model.parameters(), lr=rate, fused=True)
+    descent.param_groups[0]["initial_lr"] = rate
+    loop.updater.optimizer = loop.accelerator.prepare(descent)
     return [loss_of(loop) for _ in range(steps)]
 
 
@@ -73,8 +73,8 @@ def test_accumulation_gives_the_update_of_one_large_batch(make_loop):
     whole = make_loop(batch_size=4, accumulation_steps=1, max_gradient_norm=0)
     shared = make_loop(batch_size=1, accumulation_steps=4, max_gradient_norm=0)
     assert plain_steps(whole) == pytest.approx(plain_steps(shared), rel=1e-6)
-    for name, expected in whole.model.state_dict().items():
-        torch.testing.assert_close(shared.model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+    for name, expected in whole.objective.model.state_dict().items():
+        torch.testing.assert_close(shared.objective.model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_of_an_update_is_the_mean_over_its_targets(make_loop):
@@ -86,6 +86,22 @@ def test_the_loss_of_an_update_is_the_mean_over_its_targets(make_loop):
     assert losses[0] == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_an_update_is_divided_by_the_targets_that_count_in_all_of_its_micro_steps(make_loop):
+    mask = np.random.default_rng(1).random(len(TOKENS)) < 0.3  # not as many in one micro-step as in another
+    losses = []
+    for size, steps in ((6, 1), (2, 3)):
+        loop = make_loop(batch_size=size, accumulation_steps=steps)
+        loop.batches.mask = mask
+        batch = loop.batches.at(0, 6)
+        logits = tiny_model()(**batch.inputs).logits
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+        assert 0 < batch.counted < 24 and len({loop.batches.counted(first, 2) for first in (0, 2, 4)}) > 1
+        losses += plain_steps(loop, steps=1)
+        assert losses[-1] == pytest.approx(expected.item(), rel=1e-5)
+        assert loop.state.tokens == batch.counted
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_an_update_moves_the_counters(make_loop):
     loop = make_loop(batch_size=3, accumulation_steps=2)
     plain_steps(loop, steps=2)
@@ -94,11 +110,14 @@ def test_an_update_moves_the_counters(make_loop):
 
 def test_gradients_are_clipped_to_the_norm(make_loop):
     free, clipped = make_loop(max_gradient_norm=0), make_loop(max_gradient_norm=0.01)
-    before = {name: tensor.clone() for name, tensor in free.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in free.objective.model.state_dict().items()}
     moves = []
     for loop in (free, clipped):
         plain_steps(loop, rate=1.0, steps=1)
-        changed = [(loop.model.state_dict()[name] - before[name]).norm() for name, _ in loop.model.named_parameters()]
+        changed = [
+            (loop.objective.model.state_dict()[name] - before[name]).norm()
+            for name, _ in loop.objective.model.named_parameters()
+        ]
         moves.append(torch.stack(changed).norm().item())
     assert moves[1] == pytest.approx(0.01, rel=1e-3)
     assert moves[0] > 0.05
@@ -115,13 +134,13 @@ def test_every_position_is_trained_the_last_one_too(make_loop):
 @pytest.mark.parametrize("preset", ["modern", "classic"])
 def test_warming_up_changes_neither_weights_nor_random_state_nor_counters(make_loop, preset):
     loop = make_loop(tiny_model(preset=preset))
-    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in loop.objective.model.state_dict().items()}
     random_state = torch.get_rng_state()
     loop.updater.warm_up()
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert loop.state == LoopState(batch_size=16)
-    assert all(parameter.grad is None for parameter in loop.model.parameters())
-    for name, tensor in loop.model.state_dict().items():
+    assert (loop.state, loop.updater.batch_size) == (LoopState(), 16)
+    assert all(parameter.grad is None for parameter in loop.objective.model.parameters())
+    for name, tensor in loop.objective.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
@@ -135,11 +154,10 @@ def test_a_few_steps_on_one_text_lower_its_loss(make_loop, name):
 
 def test_shorter_rows_hold_the_tokens_of_the_whole_windows(make_loop):
     loop = make_loop(length_warmup=[2], batch_size=3)
-    starts = loop.order.starts(0, 3)
-    whole, rows = loop.updater.batch(starts, 8), loop.updater.batch(starts, 2)
-    assert rows["input_ids"].shape == (12, 2)
-    for name in whole:
-        assert torch.equal(rows[name].flatten(), whole[name].flatten()), name
+    whole, rows = loop.batches.at(0, 3, 8), loop.batches.at(0, 3, 2)
+    assert rows.inputs["input_ids"].shape == rows.targets.shape == (12, 2)
+    assert torch.equal(rows.inputs["input_ids"].flatten(), whole.inputs["input_ids"].flatten())
+    assert torch.equal(rows.targets.flatten(), whole.targets.flatten())
 
 
 def test_each_length_is_compiled_once_before_the_first_update_and_none_again(make_loop, monkeypatch):
@@ -185,26 +203,26 @@ def test_a_length_that_does_not_cut_windows_into_rows_is_refused(length):
 
 def test_an_update_without_a_usable_gradient_leaves_weights_and_is_counted(make_loop):
     loop = make_loop()
-    loop.updater.update(8)
-    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
-    step_loss = loop.updater.step_loss
-    loop.updater.step_loss = lambda **batch: step_loss(**batch) * math.nan
-    loop.updater.step_loss.parameters = step_loss.parameters
-    loop.updater.update(8)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.model.state_dict().items())
-    loop.updater.step_loss = step_loss
-    loop.updater.update(8)
+    loop.advance(0.5)
+    before = {name: tensor.clone() for name, tensor in loop.objective.model.state_dict().items()}
+    objective = loop.updater.objective
+    loop.updater.objective = lambda **batch: objective(**batch) * math.nan
+    loop.updater.objective.parameters = objective.parameters
+    loop.advance(0.5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.objective.model.state_dict().items())
+    loop.updater.objective = objective
+    loop.advance(0.5)
     loop.watch.read(loop.state)
     assert (loop.state.step, loop.state.skipped_steps, loop.state.updates_since_log) == (3, 1, 2)
-    assert not any(torch.equal(tensor, before[name]) for name, tensor in loop.model.named_parameters())
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in loop.objective.model.named_parameters())
 
 
 def test_an_update_asks_the_device_for_no_number(make_loop, monkeypatch):
     loop = make_loop(skip_spikes=5.0)
-    loop.updater.update(8)  # the optimizer makes its state
+    loop.advance(0.5)  # the optimizer makes its state
     for name in ("item", "tolist", "__bool__", "__float__", "numpy", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    loop.updater.update(8)
+    loop.advance(0.5)
 
 
 def refuse(*arguments, **options):
@@ -261,7 +279,7 @@ def validation_files(*documents: tuple[int, int]) -> SimpleNamespace:
 )
 def test_a_validation_set_is_of_whole_documents_and_their_own_bytes(limit, tokens, size):
     files = validation_files((3, 7), (2, 2), (3, 98))  # an eos is one byte more
-    chosen = ValidationSet.choose(files, limit)
+    chosen = ValidationSet.choose(files, limit, 8)
     assert (chosen.tokens.tolist(), chosen.bytes) == (files.validation[:tokens].tolist(), size)
 
 
@@ -275,14 +293,14 @@ def scaler(accelerator) -> torch.amp.GradScaler:
 
 def update_multiplied_by(loop: TrainingLoop, factor: float) -> bool:
     """Whether an update whose loss is so many times what it would be changes any weight."""
-    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
-    step_loss = loop.updater.step_loss
-    loop.updater.step_loss = lambda **batch: step_loss(**batch) * factor
-    loop.updater.step_loss.parameters = step_loss.parameters
-    loop.updater.update(8)
-    loop.updater.step_loss = step_loss
+    before = {name: tensor.clone() for name, tensor in loop.objective.model.state_dict().items()}
+    objective = loop.updater.objective
+    loop.updater.objective = lambda **batch: objective(**batch) * factor
+    loop.updater.objective.parameters = objective.parameters
+    loop.advance(0.5)
+    loop.updater.objective = objective
     loop.watch.read(loop.state)
-    return not all(torch.equal(tensor, before[name]) for name, tensor in loop.model.state_dict().items())
+    return not all(torch.equal(tensor, before[name]) for name, tensor in loop.objective.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -322,14 +340,14 @@ def test_nothing_of_a_pass_that_did_not_fit_is_held_when_room_is_made(make_loop,
 
     make_room = Updater.make_room
     monkeypatch.setattr(Updater, "make_room", looked_at)
-    monkeypatch.setattr("smallm_hf.training.loss.TrainingLoss.forward", forward)
+    monkeypatch.setattr("smallm_hf.training.objectives.LanguageModelling.forward", forward)
     loop = make_loop(batch_size=8)
     if compiles:
         loop.updater.warm_up()
     else:
-        loop.updater.update(8)
+        loop.advance(0.5)
     assert made == [[None], [None, None]]
-    assert loop.state.batch_size == 2
+    assert loop.updater.batch_size == 2
 
 
 def test_another_number_of_processes_loses_no_window_of_a_halved_micro_step(make_loop, monkeypatch):
@@ -341,7 +359,9 @@ def test_another_number_of_processes_loses_no_window_of_a_halved_micro_step(make
         monkeypatch.setattr(Accelerator, "process_index", rank)
         # One process had 9 windows in each of 4 micro-steps, of which memory held 4.
         loop = make_loop(state=LoopState(batch_size=4), batch_size=9, accumulation_steps=4)
-        batch = loop.updater.batch
-        loop.updater.batch = lambda starts, length, batch=batch: read.extend(starts) or batch(starts, length)
-        loop.updater.gradients(8)
-    assert sorted(read) == sorted(loop.order.starts(0, 36))
+        at = loop.batches.at
+        loop.batches.at = lambda first, count, length, at=at: (
+            read.extend(range(first, first + count)) or at(first, count, length)
+        )
+        loop.updater.gradients(0, 36 * 8, 8)
+    assert sorted(read) == list(range(36))

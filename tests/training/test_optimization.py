@@ -3,11 +3,11 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from smallm_hf.families import parameter_groups
 from smallm_hf.training.optimization import (
     CombinedOptimizer,
     Muon,
     build_optimizer,
-    parameter_groups,
     rate_factor,
     set_learning_rate,
 )

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from smallm_hf import SmaLLMConfig
+from smallm_hf.data.batches.packed import PackedWindows
 from smallm_hf.training import probe as probe_module
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.probe import probe
-from smallm_hf.training.update import Updater
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -24,13 +24,13 @@ def test_a_probe_times_whole_updates_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_probe_trains_rows_of_full_length(monkeypatch):
     shapes = []
-    forward = Updater.batch
+    at = PackedWindows.at
 
-    def noted(self, starts, row_length):
+    def noted(self, first, count, row_length):
         shapes.append(row_length)
-        return forward(self, starts, row_length)
+        return at(self, first, count, row_length)
 
-    monkeypatch.setattr(Updater, "batch", noted)
+    monkeypatch.setattr(PackedWindows, "at", noted)
     torch.manual_seed(0)
     probe(SHAPE, TRAINING, "fp32")
     assert set(shapes[probe_module.UNCOUNTED :]) == {8}

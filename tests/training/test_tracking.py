@@ -117,7 +117,7 @@ def wandb_records(run: Path) -> list:
 
 
 def parse_wandb(data: bytes) -> list:
-    """LevelDB's log format behind 7 bytes of header."""
+    """LevelDB's log format after 7 bytes of header."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     position, whole, records = 7, b"", []
@@ -185,7 +185,7 @@ def test_a_tracker_shows_every_number_of_the_record_at_its_step(tracker, run):
 
 
 @pytest.mark.parametrize("dies", [True, False])
-def test_steps_taken_again_after_a_resume_show_once_and_as_they_were_taken_last(tracker, run, dies):
+def test_steps_repeated_after_a_resume_show_once_and_as_they_were_last(tracker, run, dies):
     train(run, tracker, [10, 20, 30, 40], loss=3.0, dies=dies)
     train(run, tracker, [30, 40, 50, 60], loss=2.0, first_step=20)
     expected = [(10, 3.0), (20, 3.0), (30, 2.0), (40, 2.0), (50, 2.0), (60, 2.0)]
@@ -193,7 +193,7 @@ def test_steps_taken_again_after_a_resume_show_once_and_as_they_were_taken_last(
     assert shown(tracker, run) == recorded(run)
 
 
-def test_a_closing_validation_taken_again_shows_once_beside_its_step(tracker, run):
+def test_a_repeated_closing_validation_shows_once_beside_its_step(tracker, run):
     train(run, tracker, [10, 20], loss=3.0)
     train(run, tracker, [20], loss=2.0, first_step=20, finished=True)
     assert shown(tracker, run)["train/loss"] == [(10, 3.0), (20, 3.0)]
@@ -214,7 +214,7 @@ def test_a_tracker_asked_for_at_a_resume_shows_the_whole_record(tracker, run):
     assert shown(tracker, run) == recorded(run)
 
 
-def test_a_server_that_goes_on_behind_its_last_step_is_sent_no_step_twice(run, monkeypatch):
+def test_a_server_that_continues_after_its_last_step_receives_no_step_twice(run, monkeypatch):
     """wandb online and Trackio on a Space hold their steps; here a stand-in for both."""
     sent = []
 
@@ -238,7 +238,7 @@ def test_a_server_that_goes_on_behind_its_last_step_is_sent_no_step_twice(run, m
 
 
 @pytest.mark.parametrize("dies", [True, False])
-def test_a_tracker_is_ended_with_its_run_and_told_how_that_ended(run, monkeypatch, dies):
+def test_a_tracker_ends_with_its_run_and_knows_whether_that_failed(run, monkeypatch, dies):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     ended = []
     monkeypatch.setattr(tracking.TensorBoard, "finish", lambda tracker: ended.append(tracker.failed))
@@ -304,7 +304,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_line(run, monkeypatch, moment
     train(run, "tensorboard", [10, 20, 30], loss=2.0, say=said.append)
     warnings = [line for line in said if line.startswith("warning")]
     assert warnings == [
-        f"warning: tensorboard fails (the disk is gone); training goes on without it, the records are in {run}"
+        f"warning: tensorboard fails (the disk is gone); training continues without it, the records are in {run}"
     ]
     assert [record["step"] for record in read_records(run, "metrics") if "loss" in record] == [10, 20, 30]
 
@@ -333,7 +333,7 @@ def test_an_exception_of_the_run_is_not_hidden(run):
 
 def test_only_the_main_process_mirrors(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(TensorBoardTracker, "start", lambda self: pytest.fail("another process speaks"))
+    monkeypatch.setattr(TensorBoardTracker, "start", lambda self: pytest.fail("another process mirrors"))
     monkeypatch.setattr(tracking, "_is_installed", lambda name: True)
     with Trackers(LoggingConfig("tensorboard"), run).mirroring(CONFIG):
         pass
@@ -350,21 +350,21 @@ def test_no_tracker_leaves_no_file(run):
 
 def test_everything_stays_beside_the_run_unless_the_environment_says_otherwise(run, monkeypatch):
     monkeypatch.delenv("TRACKIO_DIR")
-    session = tracking.Session(run, None, None, None, 0)
-    assert tracking.Wandb(session).init_kwargs["dir"] == str(run)
-    tracking.Trackio(session)
+    arguments = (run, LoggingConfig(), None, 0)
+    assert tracking.Wandb(*arguments).init_kwargs["dir"] == str(run)
+    tracking.Trackio(*arguments)
     assert os.environ["TRACKIO_DIR"] == str(run.parent / ".trackio")
 
     monkeypatch.setenv("WANDB_DIR", "elsewhere")
     monkeypatch.setenv("TRACKIO_DIR", "elsewhere")
-    assert tracking.Wandb(session).init_kwargs["dir"] == "elsewhere"
-    tracking.Trackio(session)
+    assert tracking.Wandb(*arguments).init_kwargs["dir"] == "elsewhere"
+    tracking.Trackio(*arguments)
     assert os.environ["TRACKIO_DIR"] == "elsewhere"
 
 
 def test_names_come_from_the_config_then_the_environment_then_the_folder(run, monkeypatch):
     def named(project, name):
-        tracker = tracking.Wandb(tracking.Session(run, project, name, None, 0))
+        tracker = tracking.Wandb(run, LoggingConfig(project=project, run_name=name), None, 0)
         return tracker.run_name, tracker.init_kwargs["name"]
 
     assert named(None, None) == ("smallm_hf", run.name)
@@ -409,7 +409,7 @@ def test_an_unknown_tracker_like_no_other_is_refused_with_all():
         LoggingConfig("all")
 
 
-def test_a_missing_package_is_told_before_any_work(run, monkeypatch):
+def test_a_missing_package_is_reported_before_any_work(run, monkeypatch):
     monkeypatch.setattr(tracking, "_is_installed", lambda name: name == "wandb")
     with pytest.raises(UserError, match="report_to=trackio needs a package .* pip install trackio tensorboard$"):
         Trackers(LoggingConfig(["trackio", "wandb", "tensorboard"]), run)
@@ -423,7 +423,7 @@ def test_a_folder_named_like_a_package_is_not_the_package(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("answer", ["no", "refused"])
-def test_wandb_without_an_account_is_told_before_any_work(run, monkeypatch, answer):
+def test_wandb_without_an_account_is_refused_before_any_work(run, monkeypatch, answer):
     wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 
     def login(**options):
@@ -456,7 +456,7 @@ def test_metrics_stand_in_panels():
     assert metric_panels(validation) == {"validation/bits_per_byte": 1.1, "validation/top1_accuracy": 0.4}
 
 
-def test_what_is_no_number_is_not_shown():
+def test_only_finite_numbers_are_shown():
     record = {"step": 1, "loss": 2.0, "learning_rate": 0.1, "gradient_norm": float("inf"), "mfu": None}
     assert metric_panels(record) == {"train/loss": 2.0, "train/learning_rate": 0.1}
 

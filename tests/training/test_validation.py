@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.data.configuration import DataConfig, SelectionConfig, TokenizerConfig
-from smallm_hf.data.preparing import find_or_prepare
+from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.request import Request
 from smallm_hf.training.validation import ValidationSet
 

@@ -1,6 +1,7 @@
-"""Windows over the token files: how they are cut, and how they become a batch."""
+"""Packed windows of the token files as batches: every position has a target, unless a mask leaves it out."""
 
 from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,27 +9,63 @@ from numpy.lib.stride_tricks import sliding_window_view
 from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches.base import IGNORED, Batch
+from smallm_hf.data.batches.windows import WindowOrder
 
 
-def next_token_batch(
-    tokens: np.ndarray, starts: np.ndarray, context_length: int, *, pin_memory: bool = False
-) -> dict[str, torch.Tensor]:
-    """Returns `input_ids` and `targets`, (B, T) int64: target t is the token that follows input t.
+class PackedWindows:
+    """The windows of a text in their order.
 
-    The targets reach one token beyond the window. Shifted labels within it would leave its last position without one,
-    so that a table of learned positions kept its last row as it was initialised.
+    The targets reach one token beyond a window. Shifted labels within it would leave its last position without one, so
+    that a table of learned positions kept its last row as it was initialised.
 
     Args:
-        tokens: the token file, memory-mapped.
-        starts: first tokens of the windows.
-        context_length: tokens per window.
-        pin_memory: whether a GPU is to fetch them while the host goes on.
+        tokens: (N,) token ids, memory-mapped.
+        order: of the windows.
+        separator: the eos, where attention stays within documents (`positions_in_documents`); None where it does not.
+        mask: (N,) whether each token counts as a target; None counts all.
+        pin_memory: whether a GPU is to fetch batches while the host goes on.
     """
-    windows = sliding_window_view(np.asarray(tokens), context_length + 1)[starts]  # one read, in the file's dtype
-    windows = torch.from_numpy(windows)
-    batch = torch.empty((2, len(starts), context_length), dtype=torch.int64, pin_memory=pin_memory)
-    batch[0], batch[1] = windows[:, :-1], windows[:, 1:]
-    return {"input_ids": batch[0], "targets": batch[1]}
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        order: WindowOrder,
+        separator: int | None = None,
+        mask: np.ndarray | None = None,
+        pin_memory: bool = False,
+    ):
+        self.tokens, self.order, self.separator, self.mask, self.pin_memory = tokens, order, separator, mask, pin_memory
+        self.examples_per_epoch = order.windows_per_epoch
+
+    def at(self, first: int, count: int, row_length: int | None = None) -> Batch:
+        """The windows `first ... first + count - 1`, each cut into rows of `row_length` tokens."""
+        length = self.order.context_length
+        windows = self._windows(self.tokens, first, count)
+        ids = torch.empty((2, count, length), dtype=torch.int64, pin_memory=self.pin_memory)
+        ids[0], ids[1] = windows[:, :-1], windows[:, 1:]
+        if self.mask is not None:
+            ids[1].masked_fill_(~self._windows(self.mask, first, count)[:, 1:].bool(), IGNORED)
+        input_ids, targets = ids.view(2, -1, row_length or length)
+        inputs = {"input_ids": input_ids}
+        if self.separator is not None:
+            inputs["position_ids"] = positions_in_documents(input_ids, self.separator)
+        return Batch(inputs, targets, self.counted(first, count))
+
+    def counted(self, first: int, count: int) -> int:
+        """All of their targets, or those of the mask."""
+        if self.mask is None:
+            return count * self.order.context_length
+        return int(self._windows(self.mask, first, count)[:, 1:].bool().sum())
+
+    def _windows(self, stream: np.ndarray, first: int, count: int) -> torch.Tensor:
+        """Windows of something that runs along the tokens, and one beyond, from one read in its own dtype."""
+        windows = sliding_window_view(np.asarray(stream), self.order.context_length + 1)
+        return torch.from_numpy(windows[self.order.starts(first, count)])
+
+    def drawn(self, count: int) -> list[dict[str, Any]]:
+        """What the first so many windows hold of each source, see `WindowOrder.drawn`."""
+        return self.order.drawn(count)
 
 
 def positions_in_documents(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:

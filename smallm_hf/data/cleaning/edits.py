@@ -1,17 +1,18 @@
-"""Edits of a text, `(start, end, new)`, in its own positions and in those of the text that many rules ago was raw."""
+"""Edits of a text, `(start, end, new)`, in its own positions and in those of the raw text before all rules."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-Edit = tuple[int, int, str]  # what stands from start to end becomes the string
-Rule = Callable[[str], Iterable[Edit]]
+Edit = tuple[int, int, str]  # the text from start to end becomes the string
+Rule = Callable[[str], Iterable[Edit]]  # the edits come in any order; one that begins inside another does not count
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of the raw text that a rule removed or changed, and what stands there now."""
+    """A stretch of the raw text that a rule removed or changed, and what it became."""
 
     rule: str
     start: int
@@ -20,8 +21,8 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Cleaned:
-    """A cleaned text and the edits that led to it, rule by rule, each rule's in positions of the text it was given."""
+class CleanedText:
+    """A cleaned text and the edits that led to it, rule by rule, in positions of the text that the rule was given."""
 
     text: str
     stages: tuple[tuple[str, list[Edit]], ...]
@@ -39,7 +40,7 @@ class Cleaned:
 
 
 def _back(edits: list[Edit]) -> Callable[[int, bool], int]:
-    """Returns the way back through one rule: from a position behind it to the position before it."""
+    """Returns the way back through one rule: from a position after it to the position before it."""
     starts, ends = np.array([edit[:2] for edit in edits]).T
     grown = np.cumsum([len(new) - (end - start) for start, end, new in edits])
     new_ends = ends + grown
@@ -56,10 +57,20 @@ def _back(edits: list[Edit]) -> Callable[[int, bool], int]:
     return step
 
 
-def apply_edits(text: str, edits: Iterable[Edit]) -> str:
-    """Returns the text with edits, which are in order and do not overlap, carried out."""
-    parts, position = [], 0
-    for start, end, new in edits:
-        parts += [text[position:start], new]
-        position = end
-    return "".join(parts) + text[position:]
+def apply_rule(rule: Rule, text: str) -> tuple[str, list[Edit]]:
+    """Returns the text after a rule, and the rule's edits in order, without those that begin inside another."""
+    edits, parts, position = [], [], 0
+    for edit in sorted(rule(text), key=lambda edit: (edit[0], -edit[1])):
+        start, end, new = edit
+        if start >= position:
+            edits.append(edit)
+            parts += [text[position:start], new]
+            position = end
+    return "".join(parts) + text[position:], edits
+
+
+def removal(text: str, match: re.Match) -> Edit:
+    """Returns the edit that removes a match, with the space before it unless a letter follows."""
+    start, end = match.span()
+    follows = text[end : end + 1]
+    return start - (text[start - 1 : start] == " " and not follows.isalnum()), end, ""

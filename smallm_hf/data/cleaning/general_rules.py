@@ -1,6 +1,6 @@
-"""Rules for any text: broken letters, blanks, what web pages leave, and lines that many documents have.
+"""Rules for any text: broken letters, blanks, remains of web pages, and lines that many documents have.
 
-Each is a pure function from a text to its edits, see `edits`; `cleaning` says which run, and in which order.
+Each is a pure function from a text to its edits; `cleaning` says which run, and in which order.
 """
 
 import html
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import ftfy
 import ftfy.badness
 
-from smallm_hf.data.cleaning.edits import Edit
+from smallm_hf.data.cleaning.edits import Edit, Rule
 from smallm_hf.data.reading.documents import Document
 
 LINE_ENDS = re.compile(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -20,12 +20,13 @@ CONTROLS = [*range(0x09), *range(0x0E, 0x1C), 0x1F, *range(0x7F, 0x85), *range(0
 INVISIBLE = "".join(map(chr, [*CONTROLS, 0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD)]))
 NO_BREAK = "\xa0\u202f"
 UNSEEN = re.compile(f"[{re.escape(INVISIBLE)}]+|[{NO_BREAK}]")
-# A letter of two bytes or more, decoded as single ones, is a run of them; ftfy's own test costs ten times as much.
+# A letter of several bytes, decoded one by one, is a run of these; ftfy's own test costs ten times as much.
 SUSPECT = re.compile(r"[^\0-\x7f]{2}|[ÃÂ] ")
-LOST_QUOTE = re.compile(r"â€(?=[\sA-Za-z,.!?]|\Z)")  # the last byte of ” is no character of Windows-1252: many drop it
+LOST_QUOTE = re.compile(r"â€(?=[\sA-Za-z,.!?]|\Z)")  # the last byte of ” is not in Windows-1252, and often dropped
 NON_ASCII = re.compile(r"[^\0-\x7f]")
 MENDING = ftfy.TextFixerConfig(uncurl_quotes=False)
 TRAILING_SPACES = re.compile(r"(?<![ \t])[ \t]++(?=\n|\Z)")
+LINE_WITH_END = re.compile(r"[^\n]*\n|[^\n]+")
 BLANK_LINES = re.compile(r"\n{3,}")
 CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
 ENTITY = r"(?P<entity>&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[a-zA-Z][a-zA-Z0-9]{1,15});|\#39;|\bquot;)"
@@ -34,18 +35,16 @@ TAG_NAMES = f"{BLOCK_TAGS}|b|i|u|em|strong|span|a|font|img|td|th|tbody|small|sup
 ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|&quot;[^<>]{0,300}?&quot;|[^\s<>&"']+)"""
 TAG = rf"(?P<tag>(?:<|&lt;)/?(?P<name>(?i:{TAG_NAMES}))(?:{ATTRIBUTE})*\s*/?(?:>|&gt;))"
 ENTITIES = re.compile(r"&#?\w+;")
-PAGE = re.compile(
-    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b[^<>]*>", re.DOTALL | re.IGNORECASE
-)
-HTML = re.compile(f"{CODE}|{TAG}|{ENTITY}", re.DOTALL)
-EDGE_LINES = 20  # at either end of a document, where lines repeated over documents are looked for
-SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 5000, 1 << 26  # looked at for them, whichever is reached first
-FEWEST_DOCUMENTS = 10  # that a repeated line stands in
-REPEATED_WORDS = 3  # of the shortest line that may count as repeated
+WEB_PAGE = re.compile(r"(?is)\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b[^<>]*>")
+HTML = re.compile(f"(?s){CODE}|{TAG}|{ENTITY}")
+EDGE_LINES = 20  # at either end of a document, among which repeated lines are
+SAMPLE_DOCUMENTS, SAMPLE_CHARACTERS = 5000, 1 << 26  # searched for them, whichever is reached first
+FEWEST_REPEATS = 10  # that have a repeated line
+REPEATED_WORDS = 3  # a shorter line does not count as repeated
 
 
 def line_ends(text: str) -> Iterator[Edit]:
-    """Gives all lines the one end that is a newline."""
+    """Ends all lines with a newline."""
     return ((*match.span(), "\n") for match in LINE_ENDS.finditer(text))
 
 
@@ -78,8 +77,8 @@ def broken_unicode(text: str) -> Iterator[Edit]:
 
 
 def is_html(text: str) -> bool:
-    """Tells whether a text is a page of the web as it was written, by how it begins."""
-    return bool(PAGE.match(text))
+    """Returns whether a text is the source of a web page, by how it begins."""
+    return bool(WEB_PAGE.match(text))
 
 
 def html_remains(text: str) -> Iterator[Edit]:
@@ -90,7 +89,7 @@ def html_remains(text: str) -> Iterator[Edit]:
         if match["tag"]:
             yield *match.span(), "\n" if re.fullmatch(BLOCK_TAGS, match["name"], re.IGNORECASE) else ""
         elif match["entity"]:
-            lost = match[0][0] != "&"  # some pipelines put a space in the place of the ampersand
+            lost = match[0][0] != "&"  # some pipelines put a space in place of the ampersand
             new = html.unescape(f"&{match[0]}" if lost else match[0])
             start = match.start() - (lost and text[match.start() - 1 : match.start()] == " ")
             if new[-1] != ";":
@@ -108,35 +107,30 @@ def blank_lines(text: str) -> Iterator[Edit]:
     return ((*match.span(), "\n\n") for match in BLANK_LINES.finditer(text))
 
 
-def repeated_lines(text: str, known: frozenset[str]) -> Iterator[Edit]:
-    """Removes the `known` lines from the first and the last lines of a document; see `find_repeated_lines`."""
-    for start, line in _edge_lines(text) if known else ():
-        if line.strip() in known:
-            yield start, start + len(line), ""
+def repeated_lines(known: frozenset[str]) -> Rule:
+    """Returns the rule that removes lines found by `find_repeated_lines` from both ends of a document."""
+
+    def repeated_lines(text: str) -> Iterator[Edit]:
+        for start, line in _edge_lines(text) if known else ():
+            if line.strip() in known:
+                yield start, start + len(line), ""
+
+    return repeated_lines
 
 
 def _edge_lines(text: str) -> list[tuple[int, str]]:
-    """Returns (position, line with its end) of the first and the last lines."""
-    head, position = [], 0
-    while len(head) < EDGE_LINES and position < len(text):
-        end = text.find("\n", position) + 1 or len(text)
-        head.append((position, text[position:end]))
-        position = end
-    tail, end = [], len(text)
-    while len(tail) < EDGE_LINES and end > position:
-        start = text.rfind("\n", position, end - 1) + 1 or position
-        tail.append((start, text[start:end]))
-        end = start
-    return head + tail[::-1]
+    """(position, line with its end) of the first and the last lines."""
+    lines = [(match.start(), match[0]) for match in LINE_WITH_END.finditer(text)]
+    return lines[:EDGE_LINES] + lines[EDGE_LINES:][-EDGE_LINES:]
 
 
 def find_repeated_lines(documents: Iterable[Document], share: float) -> frozenset[str]:
-    """Finds the lines that stand at the head or the foot of many of the first 5,000 documents.
+    """Finds the lines at the head or the foot of many of the first 5,000 documents.
 
     Args:
         documents: as they are read; those in several pieces are passed over, and so are rows and source code, where
-            what is said again and again belongs to each.
-        share: of the documents that a line has to stand in, and of at least 10.
+            what is repeated belongs to each.
+        share: of the documents that a line has to be in, and in at least 10.
     """
     if not share:
         return frozenset()
@@ -150,5 +144,5 @@ def find_repeated_lines(documents: Iterable[Document], share: float) -> frozense
         number += 1
         lines = {line.strip() for _, line in _edge_lines(document.text)}
         counts.update(line for line in lines if len(line.split()) >= REPEATED_WORDS)
-    fewest = max(FEWEST_DOCUMENTS, share * number)
+    fewest = max(FEWEST_REPEATS, share * number)
     return frozenset(line for line, count in counts.items() if count >= fewest)

@@ -1,10 +1,10 @@
-"""Documents that say the same: exact duplicates by a hash, near duplicates by MinHash, joined to clusters."""
+"""Exact duplicates by a hash, near duplicates by MinHash, joined to clusters."""
 
 import numpy as np
 import rensa
 
 SEED = 1
-BAND = 3  # entries of their signatures that documents have to share to be compared
+BAND = 3  # signature entries that documents must share to be compared
 COMPARED = 1 << 16  # pairs at a time
 
 
@@ -14,8 +14,8 @@ def minhash(numbers: np.ndarray, rows: np.ndarray, number: int, permutations: in
     Args:
         numbers: uint64, the members of all sets.
         rows: the set that each belongs to, ascending.
-        number: how many sets there are.
-        permutations: 0 gives signatures of no length.
+        number: of sets.
+        permutations: length of a signature; may be 0.
     """
     if not permutations or not number:
         return np.zeros((number, permutations), np.uint32)
@@ -24,29 +24,26 @@ def minhash(numbers: np.ndarray, rows: np.ndarray, number: int, permutations: in
     return np.array(matrix.to_rows(), np.uint32)
 
 
-# --- clusters --------------------------------------------------------------------------------------------------------
-
-
 def equal_to(hashes: np.ndarray) -> np.ndarray:
-    """Returns for each document the first that is equal to it, itself if none is before it; (N,) int64."""
+    """Returns the first document equal to each, which may be itself; (N,) int64."""
     _, firsts, groups = np.unique(hashes, return_index=True, return_inverse=True)
     return firsts[groups]
 
 
 def join_similar(signatures: np.ndarray, among: np.ndarray, thresholds: tuple[float, ...]) -> list[np.ndarray]:
-    """Joins documents whose signatures agree, directly or by way of others, at each of several thresholds.
+    """Joins documents whose signatures agree, directly or through others, at each of several thresholds.
 
-    Documents are compared that share a band of their signatures: with the one before them that does, and with the
-    first. Two of a Jaccard similarity of 0.4 meet in one of the 42 bands by a chance of 0.93, of 0.5 by 0.996, of 0.6
-    and more by 0.9999.
+    A document is compared with the previous and the first one that share a band of its signature. Two documents of
+    Jaccard similarity 0.4 meet in one of the 42 bands with probability 0.93, of 0.5 with 0.996, of 0.6 or more with
+    0.9999.
 
     Args:
         signatures: (N, 128) uint16.
-        among: ascending, which of the documents are looked at.
-        thresholds: shares of the signature that have to be equal, the estimate of the Jaccard similarity.
+        among: which of the documents are compared, ascending.
+        thresholds: shares of the signature that have to be equal, which estimate the Jaccard similarity.
 
     Returns:
-        For each threshold the first document of the cluster that each belongs to, (N,) int64.
+        For each threshold the first document in the cluster of each document, (N,) int64.
     """
     firsts = [np.arange(len(signatures)) for _ in thresholds]
     for band in range(0, signatures.shape[1] - BAND + 1, BAND):
@@ -70,7 +67,7 @@ def join_similar(signatures: np.ndarray, among: np.ndarray, thresholds: tuple[fl
 
 
 def estimated_similarity(signatures: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns the share of equal entries in the signatures of each pair of documents."""
+    """Returns the share of equal entries in the signatures of each pair of documents, (pairs,) float64."""
     shares = [
         np.mean(signatures[left[some : some + COMPARED]] == signatures[right[some : some + COMPARED]], axis=1)
         for some in range(0, len(left), COMPARED)
@@ -79,7 +76,7 @@ def estimated_similarity(signatures: np.ndarray, left: np.ndarray, right: np.nda
 
 
 def _join(firsts: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    """Puts the clusters of each pair together in place; `firsts` names the first member of each one's cluster."""
+    """Joins the clusters of each pair in place; `firsts` names the first member of each document's cluster."""
     while True:
         a, b = firsts[left], firsts[right]
         is_apart = a != b

@@ -1,4 +1,4 @@
-"""What selection keeps of each document: a hash, the number of its words, a signature of its runs of words."""
+"""What selection keeps of each document: a hash, its number of words, a signature of its runs of words."""
 
 import hashlib
 from array import array
@@ -10,9 +10,9 @@ import numpy as np
 
 from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.selection.duplicates import minhash
-from smallm_hf.data.selection.ngrams import NgramJoiner, WordReader
+from smallm_hf.data.selection.ngrams import NgramReader
 
-EMPTY = int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "little")  # hash of a document without text
+EMPTY = int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "little")  # hash of an empty document
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
 NO_SHINGLE = np.iinfo(np.uint16).max  # in all of a signature: a document of fewer words
@@ -23,10 +23,10 @@ class Features:
     """What selection has to know of each of N documents, in their order.
 
     Args:
-        hashes: (N,) uint64, of the words of the text as they are written, whatever blanks stand between them.
+        hashes: (N,) uint64, of the text, whatever the blanks between its words.
         signatures: (N, 128) uint16 MinHash of its 5-grams (Broder 1997), the low bits only (Li & König 2010); (N, 0)
-            where near duplicates are not looked for.
-        words: (N,) int64, with blanks between them.
+            where near duplicates are not searched for.
+        words: (N,) int64, number of words between blanks.
     """
 
     hashes: np.ndarray
@@ -34,7 +34,7 @@ class Features:
     words: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Writes them to one file."""
+        """Writes all to one file."""
         permutations = self.signatures.shape[1:]
         rows = np.empty(len(self.hashes), [("hashes", "<u8"), ("words", "<i8"), ("signatures", "<u2", permutations)])
         for name in rows.dtype.names:
@@ -44,13 +44,13 @@ class Features:
 
     @classmethod
     def load(cls, path: Path) -> "Features":
-        """Opens what `save` wrote; the arrays stay on disk until they are looked at."""
+        """Opens what `save` wrote; the arrays stay on disk until they are used."""
         rows = np.load(path, mmap_mode="r")
         return cls(rows["hashes"], rows["signatures"], rows["words"])
 
     @classmethod
     def joined(cls, parts: Sequence["Features"]) -> "Features":
-        """Returns those of consecutive parts as one, in memory."""
+        """Returns the features of consecutive parts as one, in memory."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
     @property
@@ -58,29 +58,24 @@ class Features:
         """Which documents are not empty, (N,) bool."""
         return self.hashes != EMPTY
 
-    @property
-    def bytes_per_document(self) -> int:
-        """Memory that these arrays take for each document."""
-        return sum(np.prod(array.shape[1:], dtype=int).item() * array.itemsize for array in vars(self).values())
-
 
 class FeatureBuilder:
     """Computes the features of documents that come in pieces; holds less than a megabyte of text at a time.
 
     Args:
-        near_duplicates: whether they will be looked for, which needs signatures.
+        near_duplicates: whether they will be searched for, which needs signatures.
     """
 
     def __init__(self, near_duplicates: bool):
         self._permutations = PERMUTATIONS if near_duplicates else 0
         self._hashes, self._words = array("Q"), array("q")
-        self._reader, self._shingles = WordReader(), NgramJoiner(SHINGLE_WORDS)
+        self._reader = NgramReader(SHINGLE_WORDS)
         self._signatures: list[np.ndarray] = []
-        self._last = np.zeros((0, self._permutations), np.uint32)  # of the last document, which may go on; or of none
+        self._last = np.zeros((0, self._permutations), np.uint32)  # of the last document, if any, which may go on
         self._rows = 0
 
     def add(self, piece: Document) -> None:
-        """Takes the next piece of a document, or the first of the next one."""
+        """Adds the next piece of a document, or the first of the next one."""
         words = piece.text.split()
         if piece.piece == 0:
             self._hash = hashlib.blake2b(digest_size=8)
@@ -94,7 +89,7 @@ class FeatureBuilder:
             self._take()
 
     def features(self) -> Features:
-        """Returns those of all documents; nothing may be added after that."""
+        """Returns the features of all documents; nothing may be added after that."""
         hashes, words = np.array(self._hashes, np.uint64), np.array(self._words, np.int64)
         if not self._permutations:
             return Features(hashes, np.zeros((len(hashes), 0), np.uint16), words)
@@ -106,10 +101,9 @@ class FeatureBuilder:
 
     def _take(self) -> None:
         first, stop = self._reader.first, self._reader.documents
-        words, documents = self._reader.take()
+        shingles, documents = self._reader.take()
         if first == stop:
             return
-        shingles, documents = self._shingles(words, documents)
         signatures = minhash(shingles, documents - first, stop - first, self._permutations)
         if first < self._rows:  # the last document has gone on
             signatures[0] = np.minimum(signatures[0], self._last[0])

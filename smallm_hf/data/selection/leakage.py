@@ -1,90 +1,77 @@
-"""What of the validation text stands in the training text too, in 13-grams, as GPT-3's authors looked for it.
+"""How much of the validation text the training text gives away, in 13-grams as GPT-3's authors measured it.
 
-Brown et al. 2020 (appendix C) call 13 words in a row an overlap, in lower case and without punctuation, and let those
-be that stand in many training documents. Words are those of `ngrams`. The n-grams of validation lie on disk, 24 bytes
-each; held in memory is a table of at most 128 MiB. The training text is read once.
+Brown et al. 2020 (appendix C) call 13 words in a row an overlap, in lower case and without punctuation, except those
+that many training documents have. Words are those of `ngrams`. The n-grams of validation are kept on disk, 24 bytes
+each, and a table of at most 128 MiB in memory. The training text is read once.
 """
 
 import itertools
-import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from smallm_hf.data.reading.documents import Document
-from smallm_hf.data.selection.ngrams import hash_words, join_words, read_ngrams
+from smallm_hf.data.selection.ngrams import Read, hash_words, join_words, read_ngrams
 
 NGRAM_WORDS = 13
-MOST_NGRAMS = 1 << 26  # kept; where validation has more, only one in two is looked at, or in four, ...
+MOST_NGRAMS = 1 << 26  # of validation; where it has more, one in two is looked up, or in four, ...
 TABLE_BITS = 30
-ROWS = 1 << 18  # of what lies on disk that are looked at at once
+ROWS = 1 << 18  # of the arrays on disk that are in memory at a time
 EDGES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0)  # of the distribution of shares
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
-FORMULAS = 20  # shown
-LOOKED_AT = 200  # formulas of the highest counts, of which the texts are looked for
+MOST_FORMULAS = 20  # in the report
+COMMONEST_NGRAMS = 200  # of the formulas, whose texts are looked up
 SHOWN_CHARACTERS = 200
-
-Read = Callable[[], Iterable[Document]]
-
-
-@dataclass(frozen=True)
-class Leakage:
-    """How much of each validation document the training text gives away.
-
-    Args:
-        shares: (N,) float64, of the 13-grams of each document, in reading order; 0 where there are none.
-        report: the distribution and the formulas, for JSON.
-    """
-
-    shares: np.ndarray
-    report: dict[str, Any]
 
 
 def measure_leakage(
     validation: Read, training: Read, formula_documents: int, folder: str | Path | None = None
-) -> Leakage:
-    """Measures which share of the 13-grams of each validation document stands in the training text.
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Measures which share of the 13-grams of each validation document is in the training text.
 
     Args:
         validation: starts reading the validation documents; called twice.
         training: starts reading the training documents; called once.
-        formula_documents: an n-gram of more training documents is a formula, such as the beginning of a tale, and gives
+        formula_documents: an n-gram in more training documents is a formula, such as the beginning of a tale, and gives
             nothing away.
-        folder: on the disk for what is kept meanwhile; left out, where the system keeps such files.
+        folder: for temporary files; None takes the system's.
+
+    Returns:
+        The share of each document in reading order, (N,) float64, 0 where it has no 13-grams; and for JSON the
+        distribution of the shares and the formulas.
     """
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
         return _measure(validation, training, formula_documents, Path(place))
 
 
-def _measure(validation: Read, training: Read, formula_documents: int, folder: Path) -> Leakage:
-    ngrams, owners, number, rate = _collect(validation(), folder)
-    known = _distinct(folder)
-    counts = _count(known, rate, training(), folder)
+def _measure(
+    validation: Read, training: Read, formula_documents: int, folder: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    ngrams, owners, number, bits = _collect(validation(), folder)
+    known = _distinct(ngrams, folder)
+    counts = _count(known, bits, training(), folder)
     total, leaked, formula = np.zeros((3, number))
     for some in _stretches(ngrams):
-        count = counts[np.searchsorted(known, ngrams[some])]
-        documents = owners[some]
-        first, stop = documents[0], documents[-1] + 1  # in reading order
-        for sums, weights in (
-            (total, None),
-            (leaked, (count > 0) & (count <= formula_documents)),
-            (formula, count > formula_documents),
-        ):
+        count, documents = counts[np.searchsorted(known, ngrams[some])], owners[some]
+        is_formula = count > formula_documents
+        for sums, weights in ((total, None), (leaked, (count > 0) & ~is_formula), (formula, is_formula)):
+            first, stop = documents[0], documents[-1] + 1  # in reading order
             sums[first:stop] += np.bincount(documents - first, weights)
     shares = leaked / np.maximum(total, 1)
+    distribution = {f"{low:g}-{high:g}": (shares > low) & (shares <= high) for low, high in itertools.pairwise(EDGES)}
     report = {
         "ngram_words": NGRAM_WORDS,
-        "looked_at": f"1 of {rate} n-grams",
+        "looked_at": f"1 of {1 << bits} n-grams",
         "validation_documents": number,
         "validation_documents_without_ngrams": int((total == 0).sum()),
         "validation_ngrams": len(known),
         "ngrams_in_training": int((counts > 0).sum()),
         "share_of_ngrams_leaked": round(float(leaked.sum() / max(total.sum(), 1)), 6),
-        "distribution": _distribution(shares),
+        "distribution": {edges: int(has.sum()) for edges, has in {"0": shares == 0, **distribution}.items()},
         "quantiles": {f"{q:g}": round(float(np.quantile(shares, q)), 4) for q in QUANTILES} if number else {},
         "formula_documents": formula_documents,
         "formula_ngrams": int((counts > formula_documents).sum()),
@@ -92,15 +79,19 @@ def _measure(validation: Read, training: Read, formula_documents: int, folder: P
         "documents_mostly_formula": int((2 * formula > total).sum()),
         "formulas": _formulas(validation, ngrams, owners, known, counts, formula_documents),
     }
-    return Leakage(shares, report)
+    return shares, report
+
+
+# --- the n-grams of validation ---------------------------------------------------------------------------------------
 
 
 def _collect(pieces: Iterable[Document], folder: Path) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Returns all n-grams in reading order, their documents, the number of these, and of how many n-grams one is kept.
+    """Returns the n-grams in reading order, their documents, the number of these, and which n-grams are kept.
 
-    Which are kept is decided by the n-gram, so that training is asked for the same.
+    Those are kept whose last `bits` bits are 0, so that the same ones can be looked up in training.
     """
-    rate, size, number = 1, 0, 0
+    number = bits = 0
+    sizes = Counter()  # n-grams so far whose last so many bits are 0
 
     def counted() -> Iterator[Document]:
         nonlocal number
@@ -108,42 +99,38 @@ def _collect(pieces: Iterable[Document], folder: Path) -> tuple[np.ndarray, np.n
             number += piece.piece == 0
             yield piece
 
-    with (folder / "ngrams").open("wb") as kept, (folder / "owners").open("wb") as owners:
+    with (folder / "ngrams").open("wb") as ngrams_file, (folder / "owners").open("wb") as owners_file:
         for ngrams, documents in read_ngrams(counted(), NGRAM_WORDS):
-            is_kept = _is_sampled(ngrams, rate)
-            kept.write(ngrams[is_kept].tobytes())
-            owners.write(documents[is_kept].astype(np.int32).tobytes())
-            size += int(is_kept.sum())
-            while size > MOST_NGRAMS:
-                rate *= 2
-                size = _thin(kept, owners, rate)
-    return _mapped(folder / "ngrams", np.uint64), _mapped(folder / "owners", np.int32), number, rate
+            is_kept = _is_kept(ngrams, bits)
+            ngrams_file.write(ngrams[is_kept].tobytes())
+            owners_file.write(documents[is_kept].astype(np.int32).tobytes())
+            for more in itertools.count(bits):
+                if not (size := np.count_nonzero(_is_kept(ngrams, more))):
+                    break
+                sizes[more] += size
+            while sizes[bits] > MOST_NGRAMS:
+                bits += 1
+    ngrams, owners = _mapped(folder / "ngrams", np.uint64), _mapped(folder / "owners", np.int32)
+    if bits:  # more were written before
+        size = _keep((ngrams, owners), lambda some: _is_kept(ngrams[some], bits))
+        ngrams, owners = ngrams[:size], owners[:size]
+    return ngrams, owners, number, bits
 
 
-def _thin(kept: BinaryIO, owners: BinaryIO, rate: int) -> int:
-    """Leaves only the n-grams that are looked at, and their documents, in both files; returns their number."""
-    kept.flush()
-    owners.flush()
-    number = _sample(Path(kept.name), Path(owners.name), rate)  # then no file is mapped: some systems truncate none
-    for file, item in ((kept, np.uint64), (owners, np.int32)):
-        file.seek(number * np.dtype(item).itemsize)
-        file.truncate()
-    return number
+def _is_kept(ngrams: np.ndarray, bits: int) -> np.ndarray:
+    return ngrams & np.uint64((1 << bits) - 1) == 0
 
 
-def _sample(kept: Path, owners: Path, rate: int) -> int:
-    ngrams = _mapped(kept, np.uint64)
-    return _keep((ngrams, _mapped(owners, np.int32)), lambda some: _is_sampled(ngrams[some], rate))
-
-
-def _distinct(folder: Path) -> np.ndarray:
-    """Returns all n-grams that were collected, each once, ascending."""
-    shutil.copyfile(folder / "ngrams", folder / "known")
-    known = _mapped(folder / "known", np.uint64)
+def _distinct(ngrams: np.ndarray, folder: Path) -> np.ndarray:
+    """Returns the n-grams, each once, ascending."""
+    if not len(ngrams):
+        return ngrams
+    known = np.asarray(np.memmap(folder / "known", np.uint64, "w+", shape=ngrams.shape))
+    known[:] = ngrams
     known.sort()
 
     def is_first(some: slice) -> np.ndarray:
-        before = known[some.start - 1] if some.start else ~known[0]
+        before = known[some.start - 1] if some.start else ~known[0]  # anything else
         return known[some] != np.append(before, known[some][:-1])
 
     return known[: _keep((known,), is_first)]
@@ -166,16 +153,15 @@ def _stretches(rows: np.ndarray) -> Iterator[slice]:
 
 
 def _mapped(path: Path, item: type) -> np.ndarray:
-    """A file as an array; its pages are the system's to write back, and no memory of ours."""
+    """A file as an array whose pages the system writes back: they count as no memory of ours."""
     return np.asarray(np.memmap(path, item, "r+")) if path.stat().st_size else np.zeros(0, item)
 
 
-def _is_sampled(ngrams: np.ndarray, rate: int) -> np.ndarray:
-    return ngrams & np.uint64(rate - 1) == 0
+# --- training --------------------------------------------------------------------------------------------------------
 
 
-def _count(known: np.ndarray, rate: int, pieces: Iterable[Document], folder: Path) -> np.ndarray:
-    """Returns in how many of the documents each of the known n-grams stands; (len(known),) int32."""
+def _count(known: np.ndarray, bits: int, pieces: Iterable[Document], folder: Path) -> np.ndarray:
+    """Returns in how many of the documents each of the known n-grams is; (len(known),) int32."""
     if not len(known):
         return np.zeros(0, np.int32)
     counts = np.asarray(np.memmap(folder / "counts", np.int32, "w+", shape=known.shape))
@@ -185,9 +171,9 @@ def _count(known: np.ndarray, rate: int, pieces: Iterable[Document], folder: Pat
         np.bitwise_or.at(table, *_byte_and_bit(known[some] >> shift))
     last, last_places = -1, np.zeros(0, np.int64)  # the document that may go on in the next batch, and what it had
     for ngrams, documents in read_ngrams(pieces, NGRAM_WORDS):
-        near = np.flatnonzero(_is_sampled(ngrams, rate))
+        near = np.flatnonzero(_is_kept(ngrams, bits))
         byte, bit = _byte_and_bit(ngrams[near] >> shift)
-        near = near[table[byte] & bit != 0]  # few of those that are not known
+        near = near[table[byte] & bit != 0]  # few of the unknown ones
         places = np.minimum(np.searchsorted(known, ngrams[near]), len(known) - 1)
         found = known[places] == ngrams[near]
         pairs = np.unique(documents[near][found] * len(known) + places[found])
@@ -205,27 +191,21 @@ def _byte_and_bit(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers >> np.uint64(3), np.uint8(1) << (numbers & np.uint64(7)).astype(np.uint8)
 
 
-def _distribution(shares: np.ndarray) -> dict[str, int]:
-    """How many documents have a share of nothing, and of more than one edge up to the next."""
-    counts = {"0": int((shares == 0).sum())}
-    for low, high in itertools.pairwise(EDGES):
-        counts[f"{low:g}-{high:g}"] = int(((shares > low) & (shares <= high)).sum())
-    return counts
+# --- formulas --------------------------------------------------------------------------------------------------------
 
 
 def _formulas(
     validation: Read, ngrams: np.ndarray, owners: np.ndarray, known: np.ndarray, counts: np.ndarray, most: int
 ) -> list[dict[str, Any]]:
-    """Finds the texts of the commonest formulas: n-grams that follow on one another are shown as one text."""
+    """Finds the texts of the commonest formulas; n-grams that follow one another are shown as one text."""
     places = np.flatnonzero(counts > most)
-    commonest = known[places[np.argsort(-counts[places], kind="stable")[:LOOKED_AT]]]
+    commonest = known[places[np.argsort(-counts[places], kind="stable")[:COMMONEST_NGRAMS]]]
     found = np.concatenate(
         [some.start + np.flatnonzero(np.isin(ngrams[some], commonest)) for some in _stretches(ngrams)] or [places]
     )
     _, firsts = np.unique(ngrams[found], return_index=True)
-    wanted = set(owners[found[firsts]].tolist())
     runs = []
-    for text in _texts(validation, wanted):
+    for text in _texts(validation, set(owners[found[firsts]].tolist())):
         words, starts = hash_words(text)
         numbers = join_words(words, NGRAM_WORDS)
         place = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
@@ -241,11 +221,11 @@ def _formulas(
         if commonest not in known_ones:
             formulas.append({"text": text, "training_documents": number})
             known_ones.update(parts.tolist())
-    return formulas[:FORMULAS]
+    return formulas[:MOST_FORMULAS]
 
 
 def _texts(read: Read, wanted: set[int]) -> Iterator[str]:
-    """Yields some documents of a stream whole, in lower case, and stops behind the last of them."""
+    """Yields some documents of a stream whole, in lower case, and stops after the last of them."""
     ordinal, held = -1, []
     for piece in read() if wanted else ():
         ordinal += piece.piece == 0

@@ -1,13 +1,13 @@
-"""Words and runs of words as numbers, by the megabyte: what duplicates and leakage are found with.
+"""Words and runs of words as numbers: what duplicates and leakage are found by.
 
-A word is a run of letters, marks and digits in lower case; all else stands between words. A letter of a script that is
-written without spaces is a word of its own. Equal words have equal numbers on every machine; of two different ones that
-is so by a chance of about 2^-64.
+A word is a run of letters, marks and digits in lower case; all else separates words. A letter of a script that is
+written without spaces is a word of its own. Equal words have equal numbers on every machine; two different ones do with
+a probability of about 2^-64.
 """
 
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 import numpy as np
@@ -15,26 +15,21 @@ import numpy as np
 from smallm_hf.data.reading.documents import Document
 
 BETWEEN, INSIDE, ALONE = 0, 1, 2  # kinds of characters
-UNSPACED = (  # Thai and Lao, Burmese, Khmer, kana, Chinese characters
-    range(0x0E00, 0x0F00),
-    range(0x1000, 0x10A0),
-    range(0x1780, 0x1800),
-    range(0x3040, 0x3100),
-    range(0x3400, 0xA000),
-    range(0xF900, 0xFB00),
-)
-BATCH_CHARACTERS = 1 << 16  # more does not stay in the caches of the processor
-FACTORS = np.random.PCG64(0).random_raw(1024) | np.uint64(1)  # of the letters of a word; a longer word has them again
+# Thai and Lao, Burmese, Khmer, kana, Chinese characters
+UNSPACED = [(0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3040, 0x3100), (0x3400, 0xA000), (0xF900, 0xFB00)]
+BATCH_CHARACTERS = 1 << 16  # more does not fit into the processor's caches
+FACTORS = np.random.PCG64(0).random_raw(1024) | np.uint64(1)  # of the letters of a word, repeated in a longer one
 MIXERS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # of splitmix64 (Steele et al. 2014)
+Read = Callable[[], Iterable[Document]]  # starts reading documents from the beginning
 
 
 @cache
 def _kinds() -> np.ndarray:
-    """The kind of each character; the last one's is that of all beyond."""
+    """The kind of each character up to U+FFFF, the last for all beyond."""
     categories = [unicodedata.category(chr(code))[0] for code in range(1 << 16)]
     kinds = np.array([INSIDE if category in "LMN" else BETWEEN for category in categories], np.uint8)
-    for codes in UNSPACED:
-        kinds[[code for code in codes if categories[code] == "L"]] = ALONE
+    for first, stop in UNSPACED:
+        kinds[[code for code in range(first, stop) if categories[code] == "L"]] = ALONE
     kinds[-1] = ALONE
     return kinds
 
@@ -68,7 +63,9 @@ def hash_words(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join_words(words: np.ndarray, n: int) -> np.ndarray:
-    """Returns one number for each run of `n` words, which is 2 or more."""
+    """Returns one number for each run of `n` words; of a single word it is the word's own."""
+    if n == 1:
+        return words
     number = max(len(words) - n + 1, 0)
     joined = np.zeros(number, np.uint64)
     for place in range(n):
@@ -76,20 +73,21 @@ def join_words(words: np.ndarray, n: int) -> np.ndarray:
     return _mixed(joined)
 
 
-class WordReader:
-    """Collects pieces of documents and gives their words as numbers, many documents at a time.
+class NgramReader:
+    """Collects pieces of documents and gives all runs of `n` words within a document, many documents at a time.
 
-    `add` tells when there is enough for `take`, which may be called at any time. `first` and `documents` are the
-    ordinals of the document of the first piece that the next `take` returns, and of the first that is still to come.
+    `first` and `documents` are the ordinals of the first document in the next `take`, and of the first still to come.
     """
 
-    def __init__(self):
+    def __init__(self, n: int):
+        self.n = n
         self.first = self.documents = self._characters = 0
         self._texts: list[str] = []
         self._ordinals: list[int] = []
+        self._held = np.zeros(0, np.uint64), np.zeros(0, np.int64)  # the last words, which begin runs that go on
 
     def add(self, piece: Document) -> bool:
-        """Takes the next piece of a document, or the first of the next one."""
+        """Adds the next piece of a document, or the first of the next one; True when there is enough for `take`."""
         self.documents += piece.piece == 0
         if not self._texts:
             self.first = self.documents - 1
@@ -99,45 +97,30 @@ class WordReader:
         return self._characters >= BATCH_CHARACTERS
 
     def take(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the numbers of all words since the last time, and the ordinals of their documents."""
+        """Returns the numbers of all runs that ended since the last time, and the ordinals of their documents."""
         words, starts = hash_words("\n".join(self._texts))
         ends = np.cumsum([len(text) + 1 for text in self._texts])
         ordinals = np.asarray(self._ordinals, np.int64)[np.searchsorted(ends, starts, side="right")]
         self._texts, self._ordinals, self._characters, self.first = [], [], 0, self.documents
-        return words, ordinals
-
-
-class NgramJoiner:
-    """Joins words that come in batches to all runs of `n` (2 or more) words within a document, each given once."""
-
-    def __init__(self, n: int):
-        self.n = n
-        self._held = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-
-    def __call__(self, words: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Takes words and their documents; returns n-grams and theirs, in order."""
-        words, documents = (np.concatenate(pair) for pair in zip(self._held, (words, documents), strict=True))
-        self._held = words[-self.n + 1 :], documents[-self.n + 1 :]
-        starts = documents[: max(len(documents) - self.n + 1, 0)]
-        is_within = starts == documents[len(documents) - len(starts) :]
-        return join_words(words, self.n)[is_within], starts[is_within]
+        words, ordinals = np.concatenate([self._held[0], words]), np.concatenate([self._held[1], ordinals])
+        joined, last = join_words(words, self.n), max(len(words) - self.n + 1, 0)
+        self._held = words[last:], ordinals[last:]
+        is_within = ordinals[: len(joined)] == ordinals[len(ordinals) - len(joined) :]
+        return joined[is_within], ordinals[: len(joined)][is_within]
 
 
 def read_ngrams(pieces: Iterable[Document], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the n-grams of documents, and the documents' ordinals in the stream (int64), a batch at a time."""
-    reader, join = WordReader(), NgramJoiner(n)
+    reader = NgramReader(n)
     for piece in pieces:
         if reader.add(piece):
-            yield join(*reader.take())
-    yield join(*reader.take())
+            yield reader.take()
+    yield reader.take()
 
 
 def read_vocabularies(pieces: Iterable[Document], bits: int) -> Iterator[np.ndarray]:
-    """Yields for each document which words it holds: the first `bits` of their numbers, each once, ascending (int64).
-
-    A document without words has an empty one.
-    """
-    reader, held, ordinal = WordReader(), np.zeros(0, np.int64), 0
+    """Yields the different words of each document: the first `bits` of their numbers, ascending (int64), or none."""
+    reader, held, ordinal = NgramReader(1), np.zeros(0, np.int64), 0
     for piece in itertools.chain(pieces, [None]):
         if piece and not reader.add(piece):
             continue

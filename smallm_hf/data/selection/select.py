@@ -1,7 +1,7 @@
 """Which documents train, which validate, and which do neither: duplicates, the split, leakage.
 
-`FeatureBuilder` looks at each document once, while it is cleaned; `select` decides from what it kept, and reads the
-text again only for leakage, for the stratified split and for examples.
+`FeatureBuilder` looks at each document once, while it is cleaned; `select` decides from what it kept, and reads text
+again only for leakage, for the stratified split and for examples.
 """
 
 import functools
@@ -28,14 +28,14 @@ from smallm_hf.data.selection.splitting import (
     split_by_rare_words,
 )
 
-TRAIN, VALIDATION, DUPLICATE, LEAKED = 0, 1, 2, 3  # codes of `Selection.sides`
+TRAINS, VALIDATES, DUPLICATE, LEAKED = range(4)  # codes of `Selection.sides`
 CODES = (*SIDES, "duplicate", "leaked")
 NOT_GIVEN = -1  # the side of a source that is to be split
-RELATED = 0.4  # similarity above which documents, such as two editions of a book, go to the same side
+RELATED = 0.4  # documents above this similarity, such as two editions of a book, go to the same side
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 160
 
-Read = Callable[[int, np.ndarray], Iterable[Document]]  # of a source, by its number, the documents wanted, (N,) bool
+ReadSource = Callable[[int, np.ndarray], Iterable[Document]]  # of source number n the documents wanted, (N,) bool
 
 
 def check_split(config: SelectionConfig, ratio: float | None) -> None:
@@ -65,10 +65,10 @@ class Selection:
     """Where each document goes.
 
     Args:
-        sides: for each source (N,) int8 over its documents: TRAIN, VALIDATION, DUPLICATE or LEAKED. Where a source is
-            cut inside its documents, TRAIN stands for those that are.
+        sides: for each source (N,) int8 over its documents: TRAINS, VALIDATES, DUPLICATE or LEAKED. Documents that are
+            cut inside are TRAINS.
         report: duplicates, split and leakage, for JSON.
-        plans: of the sources of few documents, how these are cut.
+        plans: how the sources of few documents are cut, by their numbers.
     """
 
     sides: list[np.ndarray]
@@ -84,38 +84,108 @@ class Selection:
 
         Args:
             source: its number.
-            documents: of the source, all of them, as they were looked at.
+            documents: all of the source, as they were selected from.
         """
-        codes = self.sides[source]
-        kept = ((SIDES[codes[place]], piece) for place, piece in _numbered(documents) if codes[place] <= VALIDATION)
+
+        def kept() -> Iterator[tuple[str, Document]]:
+            ordinal = -1
+            for piece in documents:
+                ordinal += piece.piece == 0
+                if (code := self.sides[source][ordinal]) <= VALIDATES:
+                    yield SIDES[code], piece
+
         plan = self.plans.get(source)
-        return plan(piece for _, piece in kept) if plan else kept
+        return plan(piece for _, piece in kept()) if plan else kept()
 
 
-def _numbered(documents: Iterable[Document]) -> Iterator[tuple[int, Document]]:
-    ordinal = -1
-    for piece in documents:
-        ordinal += piece.piece == 0
-        yield ordinal, piece
+def select(
+    read: ReadSource,
+    features: Sequence[Sequence[Features]],
+    sides: Sequence[int | None],
+    config: SelectionConfig,
+    ratio: float,
+    folder: Path | None = None,
+) -> Selection:
+    """Decides for all documents of all sources.
+
+    Of duplicates the first in reading order stays; a source given for validation is read last, so that it is never the
+    reason to leave out training text. Documents of a similarity above `RELATED` go to one side: to that of a source
+    with a given side, otherwise to where the first of the cluster belongs. A hash of its text decides that, so it stays
+    there when documents are appended (unless one of them is related to two clusters: then the later one goes to the
+    side of the earlier). Documents without text train, or stay on the side that is given.
+
+    A source of fewer than 20 documents without a given side is cut inside them; leakage is measured there too, but
+    nothing leaves.
+
+    Args:
+        read: starts reading the wanted documents of a source, from the beginning.
+        features: of each source, those of its parts.
+        sides: TRAINS or VALIDATES for each source, or None if it is to be split.
+        config: how.
+        ratio: share of the documents of a source to be split that validates.
+        folder: for temporary files, see `measure_leakage`.
+
+    Raises:
+        UserError: a setting out of range, or one side that has no document left.
+    """
+    check_split(config, ratio if None in sides else None)
+    corpus = _Corpus(read, features, sides, config)
+    has_text = corpus.features.has_text
+    plans = _plan_few(corpus, config, ratio)
+    codes = _give_sides(corpus, config, ratio)
+    _require_both_sides(codes[has_text], plans, config)
+
+    shares, leakage = _leaked_shares(corpus, codes, plans, config.formula_documents, folder)
+    codes[shares > config.max_leakage] = LEAKED
+    _require_both_sides(codes[has_text], plans, config)
+
+    words = corpus.features.words
+    report = {
+        "duplicates": _duplicates_report(corpus, config),
+        "split": {
+            "split": config.split,
+            "ratio": ratio,
+            "documents": {name: int((codes == code).sum()) for code, name in enumerate(CODES)},
+            "words": {name: int(words[codes == code].sum()) for code, name in enumerate(CODES)},
+            "sources_cut_inside": {n: {"unit": plan.kind, "runs": len(plan.blocks)} for n, plan in plans.items()},
+        },
+        "leakage": {
+            **leakage,
+            "max_leakage": config.max_leakage,
+            "documents_left_validation": int((codes == LEAKED).sum()),
+            "examples": _leakage_examples(corpus, shares),
+        },
+    }
+    return Selection([codes[corpus.places[source]] for source in range(len(sides))], report, plans)
 
 
 # --- all documents, and which of them are the same -------------------------------------------------------------------
 
 
 class _Corpus:
-    """The N documents of all sources in reading order: one source behind the other, those given for validation last.
+    """The N documents of all sources in reading order, source after source, those given for validation last.
 
     Attributes:
         read: starts reading documents of a source.
         features: of the documents, the only copy in memory.
-        sides: of each source, as they are given.
-        places: of each source, which of the documents are its own.
+        sides: the given sides of the sources.
+        places: slice of each source's documents.
         sources: (N,) int32, the source of each document.
         given: (N,) int8, the side of its source, or NOT_GIVEN.
+        equal: (N,) int64, the first document with the same text, which may be itself, as in the next two.
+        kept: (N,) int64, the first of those of which the settings keep only the first.
+        related: (N,) int64, the first of those that go to the same side.
+        is_kept: (N,) bool, all but duplicates.
     """
 
-    def __init__(self, read: Read, features: Sequence[Sequence[Features]], sides: Sequence[int | None]):
-        order = sorted(range(len(sides)), key=lambda source: sides[source] == VALIDATION)
+    def __init__(
+        self,
+        read: ReadSource,
+        features: Sequence[Sequence[Features]],
+        sides: Sequence[int | None],
+        config: SelectionConfig,
+    ):
+        order = sorted(range(len(sides)), key=lambda source: sides[source] == VALIDATES)
         counts = [sum(len(part.hashes) for part in features[source]) for source in order]
         edges = itertools.pairwise(itertools.accumulate(counts, initial=0))
         self.read, self.sides = read, sides
@@ -123,6 +193,14 @@ class _Corpus:
         self.places = {source: slice(*both) for source, both in zip(order, edges, strict=True)}
         self.sources = np.repeat(np.array(order, np.int32), counts)
         self.given = np.array([NOT_GIVEN if side is None else side for side in sides], np.int8)[self.sources]
+        everyone = np.arange(len(self.sources))
+        self.equal = self.related = np.where(self.features.has_text, equal_to(self.features.hashes), everyone)
+        self.kept = everyone if config.duplicates == "keep" else self.equal
+        if config.duplicates == "near":
+            distinct = np.flatnonzero(self.features.has_text & (self.equal == everyone))
+            joined = join_similar(self.features.signatures, distinct, (config.similarity, RELATED))
+            self.kept, self.related = (first[self.equal] for first in joined)
+        self.is_kept = self.kept == everyone
 
     def documents(self, is_wanted: np.ndarray) -> Iterator[Document]:
         """Reads the documents that are wanted, (N,) bool."""
@@ -140,49 +218,19 @@ class _Corpus:
         }
 
 
-@dataclass(frozen=True)
-class _Duplicates:
-    """For each of N documents the first of those like it, itself if none is before it; (N,) int64 each.
-
-    Args:
-        equal: of those with the same text.
-        kept: of those of which the settings keep only the first.
-        related: of those that go to the same side.
-    """
-
-    equal: np.ndarray
-    kept: np.ndarray
-    related: np.ndarray
-
-    @property
-    def is_dropped(self) -> np.ndarray:
-        """Which documents are left out, (N,) bool."""
-        return self.kept != np.arange(len(self.kept))
-
-
-def _find_duplicates(features: Features, config: SelectionConfig) -> _Duplicates:
-    has_text, everyone = features.has_text, np.arange(len(features.hashes))
-    equal = np.where(has_text, equal_to(features.hashes), everyone)
-    if config.duplicates != "near":
-        return _Duplicates(equal, equal if config.duplicates == "exact" else everyone, equal)
-    distinct = np.flatnonzero(has_text & (equal == everyone))
-    near, related = join_similar(features.signatures, distinct, (config.similarity, RELATED))
-    return _Duplicates(equal, near[equal], related[equal])
-
-
 # --- the split -------------------------------------------------------------------------------------------------------
 
 
-def _plan_few(corpus: _Corpus, duplicates: _Duplicates, config: SelectionConfig, ratio: float) -> dict[int, InsidePlan]:
-    """Decides how each source of few documents is cut inside them, where its side is not given."""
-    plans, has_text, is_kept = {}, corpus.features.has_text, ~duplicates.is_dropped
+def _plan_few(corpus: _Corpus, config: SelectionConfig, ratio: float) -> dict[int, InsidePlan]:
+    """Decides how each source of few documents without a given side is cut inside them."""
+    plans, has_text = {}, corpus.features.has_text
     for source, here in corpus.places.items():
         with_text = np.count_nonzero(has_text[here])
-        number = np.count_nonzero(has_text[here] & is_kept[here])
+        number = np.count_nonzero(has_text[here] & corpus.is_kept[here])
         if corpus.sides[source] is not None or number >= FEWEST_DOCUMENTS:
             continue
         if number <= 1 and with_text >= FEWEST_DOCUMENTS:  # the one that is left trains
-            if VALIDATION not in corpus.sides and corpus.sides.count(None) == 1:
+            if VALIDATES not in corpus.sides and corpus.sides.count(None) == 1:
                 kind = "near duplicates" if config.duplicates == "near" else "equal"
                 raise UserError(
                     f"data.validation_ratio={ratio} leaves the validation side of {with_text} documents empty; all are "
@@ -194,32 +242,25 @@ def _plan_few(corpus: _Corpus, duplicates: _Duplicates, config: SelectionConfig,
                     f"selection.split=stratified needs {FEWEST_DOCUMENTS} documents that are no duplicates, the source "
                     f"has {number}; set selection.split to random, or give more"
                 )
-            plans[source] = plan_inside(functools.partial(corpus.read, source, is_kept[here]), ratio)
+            plans[source] = plan_inside(functools.partial(corpus.read, source, corpus.is_kept[here]), ratio)
     return plans
 
 
-def _give_sides(corpus: _Corpus, duplicates: _Duplicates, config: SelectionConfig, ratio: float) -> np.ndarray:
-    """Returns the code of each document, (N,) int8; that of those which are cut inside is TRAIN."""
-    given, related = corpus.given, duplicates.related
-    codes = np.where(given == NOT_GIVEN, TRAIN, given).astype(np.int8)
-    codes[duplicates.is_dropped] = DUPLICATE
-    is_kept = corpus.features.has_text & ~duplicates.is_dropped
+def _give_sides(corpus: _Corpus, config: SelectionConfig, ratio: float) -> np.ndarray:
+    """Returns the code of each document, (N,) int8; TRAINS for those that are cut inside."""
+    given, related = corpus.given, corpus.related
+    codes = np.where(given == NOT_GIVEN, TRAINS, given).astype(np.int8)
+    codes[~corpus.is_kept] = DUPLICATE
+    is_kept = corpus.features.has_text & corpus.is_kept
     is_free = is_kept & (given == NOT_GIVEN)
     for here in corpus.places.values():
-        is_free[here] &= is_free[here].sum() >= FEWEST_DOCUMENTS  # fewer are cut inside, or one that is left trains
-    for side in (TRAIN, VALIDATION):  # what is related to both trains; what that gives away, leakage shows
+        is_free[here] &= is_free[here].sum() >= FEWEST_DOCUMENTS  # fewer are cut inside, or a single one left trains
+    for side in (TRAINS, VALIDATES):  # what is related to both trains; what that gives away, leakage shows
         is_drawn = is_free & np.isin(related, related[is_kept & (given == side)])
         codes[is_drawn] = side
         is_free &= ~is_drawn
-    if is_free.any():
-        codes[is_free] = np.where(_split(corpus, is_free, related, config, ratio), VALIDATION, TRAIN)
-    return codes
-
-
-def _split(
-    corpus: _Corpus, is_free: np.ndarray, related: np.ndarray, config: SelectionConfig, ratio: float
-) -> np.ndarray:
-    """Chooses which of the free documents validate; bool, for each of these."""
+    if not is_free.any():
+        return codes
     followed = equal_to(related[is_free])
     if config.duplicates == "near" and not followed.any():
         raise UserError(
@@ -227,12 +268,15 @@ def _split(
             f"related (similarity above {RELATED}), so give data.validation_source or set selection.duplicates to exact"
         )
     if config.split == "stratified":
-        return split_by_rare_words(lambda: corpus.documents(is_free), followed, ratio)
-    return split_by_hash(corpus.features.hashes[is_free][followed], ratio)
+        validates = split_by_rare_words(lambda: corpus.documents(is_free), followed, ratio)
+    else:
+        validates = split_by_hash(corpus.features.hashes[is_free][followed], ratio)
+    codes[is_free] = np.where(validates, VALIDATES, TRAINS)
+    return codes
 
 
 def _require_both_sides(codes: np.ndarray, plans: dict[int, InsidePlan], config: SelectionConfig) -> None:
-    for name, code in zip(SIDES, (TRAIN, VALIDATION), strict=True):
+    for name, code in zip(SIDES, (TRAINS, VALIDATES), strict=True):
         if not plans and not (codes == code).any():
             raise UserError(
                 f"no document of {len(codes)} is left for the {name} side: {(codes == DUPLICATE).sum()} are duplicates "
@@ -242,15 +286,12 @@ def _require_both_sides(codes: np.ndarray, plans: dict[int, InsidePlan], config:
             )
 
 
-# --- leakage ---------------------------------------------------------------------------------------------------------
-
-
 def _leaked_shares(
     corpus: _Corpus, codes: np.ndarray, plans: dict[int, InsidePlan], formula_documents: int, folder: Path | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Returns which share of each document stands in training, 0 of all that does not validate; and what is reported.
+    """Returns which share of each document is in training, 0 for all that do not validate, and a report.
 
-    What is cut inside is read last, so that the shares of whole documents come first.
+    Sources that are cut inside are read last, so that the shares of whole documents come first.
     """
 
     def texts(code: int) -> Iterator[Document]:
@@ -258,27 +299,27 @@ def _leaked_shares(
             if source not in plans:
                 yield from corpus.read(source, codes[here] == code)
         for source, plan in plans.items():
-            kept = corpus.read(source, codes[corpus.places[source]] <= VALIDATION)
+            kept = corpus.read(source, codes[corpus.places[source]] <= VALIDATES)
             yield from (piece for side, piece in plan(kept) if side == SIDES[code])
 
-    leakage = measure_leakage(lambda: texts(VALIDATION), lambda: texts(TRAIN), formula_documents, folder)
-    validates, shares = codes == VALIDATION, np.zeros(len(codes))
-    shares[validates] = leakage.shares[: validates.sum()]
-    return shares, leakage.report
+    measured, report = measure_leakage(lambda: texts(VALIDATES), lambda: texts(TRAINS), formula_documents, folder)
+    validates, shares = codes == VALIDATES, np.zeros(len(codes))
+    shares[validates] = measured[: validates.sum()]
+    return shares, report
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def _duplicates_report(corpus: _Corpus, found: _Duplicates, config: SelectionConfig) -> dict[str, Any]:
-    everyone, given = np.arange(len(found.equal)), corpus.given
-    is_exact, is_dropped = found.equal != everyone, found.is_dropped
+def _duplicates_report(corpus: _Corpus, config: SelectionConfig) -> dict[str, Any]:
+    features, everyone, is_validation = corpus.features, np.arange(len(corpus.equal)), corpus.given == VALIDATES
+    is_exact, is_dropped = corpus.equal != everyone, ~corpus.is_kept
     is_near = is_dropped & ~is_exact
-    sizes = np.unique(found.related, return_counts=True)[1]
+    sizes = np.unique(corpus.related, return_counts=True)[1]
     kinds = {
-        "exact": (is_exact, found.equal),
-        "near": (is_near, found.kept),
-        "related, kept on one side": (~is_dropped & (found.related != everyone), found.related),
+        "exact": (is_exact, corpus.equal),
+        "near": (is_near, corpus.kept),
+        "related, kept on one side": (corpus.is_kept & (corpus.related != everyone), corpus.related),
     }
     return {
         "duplicates": config.duplicates,
@@ -287,21 +328,19 @@ def _duplicates_report(corpus: _Corpus, found: _Duplicates, config: SelectionCon
         "exact": int(is_exact.sum()),
         "near": int(is_near.sum()),
         "dropped": int(is_dropped.sum()),
-        "dropped_words": int(corpus.features.words[is_dropped].sum()),
-        "across_sources": int((corpus.sources[found.kept] != corpus.sources).sum()),
-        "of_validation_source_in_training": int(
-            (is_dropped & (given == VALIDATION) & (given[found.kept] != VALIDATION)).sum()
-        ),
+        "dropped_words": int(features.words[is_dropped].sum()),
+        "across_sources": int((corpus.sources[corpus.kept] != corpus.sources).sum()),
+        "of_validation_source_in_training": int((is_dropped & is_validation & ~is_validation[corpus.kept]).sum()),
         "related_above": RELATED,
         "clusters": int((sizes > 1).sum()),
         "largest_cluster": int(sizes.max(initial=0)),
-        "index_bytes_per_document": corpus.features.bytes_per_document,
+        "index_bytes_per_document": sum(array[:1].nbytes for array in vars(features).values()),
         "examples": _duplicate_examples(corpus, kinds),
     }
 
 
 def _duplicate_examples(corpus: _Corpus, kinds: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """Shows a few documents of each kind, (N,) bool, beside the first of those like it, (N,) int64."""
+    """Shows a few documents of each kind, (N,) bool, next to the first of those like it, (N,) int64."""
     pairs = [
         (kind, int(first[place]), int(place))
         for kind, (is_kind, first) in kinds.items()
@@ -317,79 +356,8 @@ def _duplicate_examples(corpus: _Corpus, kinds: dict[str, tuple[np.ndarray, np.n
     ]
 
 
-def _split_report(
-    codes: np.ndarray, words: np.ndarray, plans: dict[int, InsidePlan], config: SelectionConfig, ratio: float
-) -> dict[str, Any]:
-    return {
-        "split": config.split,
-        "ratio": ratio,
-        "documents": {name: int((codes == code).sum()) for code, name in enumerate(CODES)},
-        "words": {name: int(words[codes == code].sum()) for code, name in enumerate(CODES)},
-        "sources_cut_inside": {source: {"unit": plan.kind, "runs": len(plan.blocks)} for source, plan in plans.items()},
-    }
-
-
 def _leakage_examples(corpus: _Corpus, shares: np.ndarray) -> list[dict[str, Any]]:
     leaking = np.flatnonzero(shares)
     worst = leaking[np.argsort(-shares[leaking], kind="stable")[:EXAMPLES]]
     begins = corpus.beginnings(worst)
     return [{"share": round(float(shares[place]), 4), **begins[place]} for place in worst.tolist()]
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
-def select(
-    read: Read,
-    features: Sequence[Sequence[Features]],
-    sides: Sequence[int | None],
-    config: SelectionConfig,
-    ratio: float,
-    folder: Path | None = None,
-) -> Selection:
-    """Decides for all documents of all sources.
-
-    Of duplicates the first in reading order stays; a source given for validation is read last, so that it is never the
-    reason to leave out what trains. Documents of a similarity above `RELATED` go to one side: to that of a source with
-    a given side, otherwise to where the first of the cluster belongs. A hash of its text decides that, so it stays
-    there when documents are appended (unless one of them is related to two clusters: then the later one goes to the
-    side of the earlier). Documents without text train, or stay on the side that is given.
-
-    A source of fewer than 20 documents without a given side is cut inside them; leakage is measured there too, but
-    nothing leaves.
-
-    Args:
-        read: starts reading the documents of a source that are wanted, from the beginning.
-        features: of each source those of its parts.
-        sides: TRAIN or VALIDATION for each source, or None if it is to be split.
-        config: how.
-        ratio: share of the documents of a source to be split that validates.
-        folder: for what is kept on disk meanwhile, see `measure_leakage`.
-
-    Raises:
-        UserError: a setting out of range, or one side that has no document left.
-    """
-    check_split(config, ratio if None in sides else None)
-    corpus = _Corpus(read, features, sides)
-    has_text = corpus.features.has_text
-    duplicates = _find_duplicates(corpus.features, config)
-
-    plans = _plan_few(corpus, duplicates, config, ratio)
-    codes = _give_sides(corpus, duplicates, config, ratio)
-    _require_both_sides(codes[has_text], plans, config)
-
-    shares, leakage = _leaked_shares(corpus, codes, plans, config.formula_documents, folder)
-    codes[shares > config.max_leakage] = LEAKED
-    _require_both_sides(codes[has_text], plans, config)
-
-    report = {
-        "duplicates": _duplicates_report(corpus, duplicates, config),
-        "split": _split_report(codes, corpus.features.words, plans, config, ratio),
-        "leakage": {
-            **leakage,
-            "max_leakage": config.max_leakage,
-            "documents_left_validation": int((codes == LEAKED).sum()),
-            "examples": _leakage_examples(corpus, shares),
-        },
-    }
-    return Selection([codes[corpus.places[source]] for source in range(len(sides))], report, plans)

@@ -1,4 +1,4 @@
-"""Which text trains and which validates: by a hash of each document, by its rare words, or inside of few documents."""
+"""Which text trains and which validates: by a hash of each document, by its rare words, or inside few documents."""
 
 import hashlib
 import io
@@ -6,25 +6,22 @@ import itertools
 import math
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.documents import Document, cut_pieces
-from smallm_hf.data.selection.ngrams import read_vocabularies
+from smallm_hf.data.selection.ngrams import Read, read_vocabularies
 
 TRAIN, VALIDATION = SIDES = ("train", "validation")
-FEWEST_DOCUMENTS = 20  # a source of fewer is split inside them
-BLOCKS = 10  # places of the text that validation is taken from then
+FEWEST_DOCUMENTS = 20  # in a source; fewer are split inside
+BLOCKS = 10  # places in the text that validation is then taken from
 KINDS = PARAGRAPHS, LINES, WORDS = ("paragraphs", "lines", "words")  # what it may be cut into, best first
 VOCABULARY_BITS = 22  # of the number of a word; words that share them count as one
-RARE = 10  # times the least number of documents that can be split at the ratio: words of more are not rare
-WORD = re.compile(r"\S+\s*|\s+")
-
-Read = Callable[[], Iterable[Document]]
-Sided = Iterator[tuple[str, Document]]
+RARE = 10  # times the least number of documents that can be split at the ratio: words in more are not rare
+WORD_AND_BLANKS = re.compile(r"\S+\s*|\s+")
 
 
 def hash_fraction(text: str) -> float:
@@ -33,11 +30,11 @@ def hash_fraction(text: str) -> float:
 
 
 def split_by_hash(hashes: np.ndarray, ratio: float) -> np.ndarray:
-    """Chooses which documents validate by their hashes alone: (N,) bool.
+    """Returns which documents validate by their hashes alone, (N,) bool.
 
     Args:
         hashes: (N,) uint64, of each document or of the one that it goes with.
-        ratio: share of the documents that validates, about.
+        ratio: approximate share of the documents that validates.
 
     Raises:
         UserError: one side is empty.
@@ -58,17 +55,17 @@ def split_by_hash(hashes: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def split_by_rare_words(read: Read, followed: np.ndarray, ratio: float) -> np.ndarray:
-    """Chooses which documents validate so that rare words are spread evenly over both sides: (N,) bool.
+    """Returns which documents validate so that rare words are spread evenly over both sides, (N,) bool.
 
-    The rare words are those that stand in 1/`ratio` to 10/`ratio` documents. Each document goes to the side that leaves
-    the smaller sum, over its rare words, of squared deviations from the ratio, each divided by the word's number of
-    documents; the numbers of documents, of words, and of words still rarer, are kept to the ratio in the same way. This
-    is one greedy pass in reading order with the aim of iterative stratification (Sechidis et al. 2011), which would
-    have to hold all documents; memory is about 100 MB for any number of them.
+    Rare words are those in 1/`ratio` to 10/`ratio` documents. Each document goes to the side that leaves the smaller
+    sum, over its rare words, of squared deviations from the ratio, each divided by the word's number of documents; the
+    numbers of documents, of words, and of words still rarer are kept to the ratio in the same way. This one greedy pass
+    in reading order has the aim of iterative stratification (Sechidis et al. 2011), which would have to hold all
+    documents; memory is about 100 MB for any number of them.
 
     Args:
         read: starts reading the documents; called twice.
-        followed: (N,) int64, for each document itself, or the one before it that it has to go with.
+        followed: (N,) int64, each document itself, or the earlier one that it has to go with.
         ratio: share of the documents that validates.
 
     Raises:
@@ -105,32 +102,38 @@ def split_by_rare_words(read: Read, followed: np.ndarray, ratio: float) -> np.nd
     return validates
 
 
-# --- few documents ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class InsidePlan:
-    """How few documents are cut into both sides: which of their consecutive units, of one kind, validate."""
+    """How few documents are cut into both sides: which of their consecutive units of one kind validate."""
 
     blocks: list[range]
     kind: str
 
-    def __call__(self, documents: Iterable[Document]) -> Sided:
+    def __call__(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         """Yields the same documents as (side, document) pairs, each run of units a document of its own."""
-        return _inside(documents, self.blocks, self.kind)
+        edges = [edge for block in self.blocks for edge in (block.start, block.stop)]
+
+        def id_and_side(item: tuple[Document, int, str]) -> tuple[str, str]:
+            document, unit, _ = item
+            return document.id, VALIDATION if bisect(edges, unit) % 2 else TRAIN  # past a start and not its stop
+
+        runs = itertools.groupby(_units(documents, self.kind), id_and_side)
+        for number, ((id, side), run) in enumerate(runs, start=1):
+            for piece in cut_pieces(f"{id}:{number}", {"part_of": id}, (part for _, _, part in run)):
+                yield side, piece
 
 
 def plan_inside(read: Read, ratio: float) -> InsidePlan:
     """Decides how to cut few documents into both sides.
 
-    They are cut into contiguous runs of paragraphs (of lines if there are no blank ones, of words if there are no
-    lines); validation gets up to 10 of them, spread evenly.
+    They are cut into runs of paragraphs (of lines if there are no blank ones, of words if there are no lines);
+    validation gets up to 10 runs, spread evenly.
 
     Raises:
         UserError: not even two words.
     """
     for kind in KINDS:
-        number = _count(_units(read(), kind))
+        number = 1 + max((unit for _, unit, _ in _units(read(), kind)), default=-1)
         if number > 1:
             return InsidePlan(validation_blocks(number, ratio), kind)
     raise UserError(
@@ -140,9 +143,9 @@ def plan_inside(read: Read, ratio: float) -> InsidePlan:
 
 
 def validation_blocks(units: int, ratio: float) -> list[range]:
-    """Chooses which of `units` (at least 2) consecutive units validate: up to `BLOCKS` ranges, each amid an equal part.
+    """Returns which of `units` (2 or more) units validate: up to `BLOCKS` ranges, each in the middle of an equal part.
 
-    Between one unit and all but one are chosen, otherwise `ratio` of them.
+    Together they hold `ratio` of the units, but at least one and not all.
     """
     chosen = min(max(round(units * ratio), 1), units - 1)
     number = min(BLOCKS, chosen)
@@ -155,40 +158,20 @@ def validation_blocks(units: int, ratio: float) -> list[range]:
     return blocks
 
 
-def _inside(documents: Iterable[Document], blocks: list[range], kind: str) -> Sided:
-    edges = [edge for block in blocks for edge in (block.start, block.stop)]
-
-    def document_and_side(item: tuple[Document, int, str]) -> tuple[str, str]:
-        document, unit, _ = item
-        return document.id, VALIDATION if bisect(edges, unit) % 2 else TRAIN  # past a start and not its stop
-
-    runs = itertools.groupby(_units(documents, kind), document_and_side)
-    for number, ((id, side), run) in enumerate(runs, start=1):
-        for piece in cut_pieces(f"{id}:{number}", {"part_of": id}, (part for _, _, part in run)):
-            yield side, piece
-
-
 def _units(documents: Iterable[Document], kind: str) -> Iterator[tuple[Document, int, str]]:
-    """Yields the text in small parts, each with its document and the number in the source of the unit it belongs to.
+    """Yields the text in small parts, each with its document and the number of its unit in the source.
 
-    Blank lines belong to the unit before them. Pieces may end anywhere, so the state goes on from one to the next.
+    Blank lines belong to the unit before them. Pieces may end anywhere, so state is kept from one to the next.
     """
     unit = -1
     after_blank = has_text = False
     for document in documents:
         if document.piece == 0:
             after_blank, has_text = True, False
-        for part in WORD.findall(document.text) if kind == WORDS else io.StringIO(document.text):
+        for part in WORD_AND_BLANKS.findall(document.text) if kind == WORDS else io.StringIO(document.text):
             if not has_text and not part.isspace():
                 has_text = True
                 unit += kind != PARAGRAPHS or after_blank
             yield document, unit, part
             if kind == WORDS or part.endswith("\n"):
                 after_blank, has_text = not has_text, False
-
-
-def _count(units: Iterator[tuple[Document, int, str]]) -> int:
-    unit = -1
-    for _, unit, _ in units:  # noqa: B007  the last one counts
-        pass
-    return unit + 1

@@ -1,9 +1,10 @@
-"""Perplexity as a metric of the `evaluate` library, of texts or of sums that a scorer has counted."""
-
-import math
+"""Perplexity as a metric of the `evaluate` library, of texts or of sums that a scorer counted."""
 
 import datasets
 import evaluate
+
+# Relative, so that `evaluate` copies the file along: sums need not our package. (It takes a comment behind for a URL.)
+from .figures import of_sums
 
 DESCRIPTION = """
 Perplexity of a corpus: exp of the mean negative log-likelihood per token, over all tokens of all texts. Long texts are
@@ -73,37 +74,11 @@ class Perplexity(evaluate.Metric):
         texts = isinstance(predictions[0], str)
         if options and not texts:
             raise ValueError(f"{', '.join(options)}: sums are counted already; give texts to have them scored")
-        parts, context_length = _score(predictions, **options) if texts else (predictions, None)
+        parts, context_length = _score_texts(predictions, **options) if texts else (predictions, None)
         return of_sums(parts) | {"context_length": context_length}
 
 
-def of_sums(parts: list[dict]) -> dict:
-    """The figures of sums, as `Perplexity` returns them, without the folder that a `Metric` makes in the user's cache.
-
-    Raises:
-        ValueError: a part without a token.
-    """
-    for index, part in enumerate(parts):
-        if part["tokens"] < 1:
-            raise ValueError(f"predictions[{index}] has no token to score; leave it out")
-    nats, tokens, num_bytes = (sum(part[name] for part in parts) for name in SUMS)
-    perplexities = [_exp(part["nats"] / part["tokens"]) for part in parts]
-    return {
-        "perplexity": _exp(nats / tokens),
-        "loss": nats / tokens,
-        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
-        "tokens": tokens,
-        "bytes": num_bytes,
-        "perplexities": perplexities,
-        "mean_perplexity": sum(perplexities) / len(perplexities),
-    }
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 709 else math.inf  # beyond 709 a float overflows
-
-
-def _score(
+def _score_texts(
     texts: list[str],
     model_id: str | None = None,
     model=None,
@@ -116,11 +91,11 @@ def _score(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[list[dict], int]:
-    # Imported here: sums need neither torch nor our package, so the file also works where they are not.
+    # Imported here: sums need neither torch nor our package, so the metric also works without them.
     from dataclasses import asdict
 
     from smallm_hf.base.errors import UserError
-    from smallm_hf.evaluation.scoring import Plan, Rules, score_planned
+    from smallm_hf.evaluation.scoring import Rules, ScoringPlan
     from smallm_hf.pretrained import load_causal_lm
 
     if not add_start_token:
@@ -133,5 +108,5 @@ def _score(
         device = "cuda" if device == "gpu" else device
         model, tokenizer = load_causal_lm(model_id, device=device, trust_remote_code=trust_remote_code)
     rules = Rules(protocol, context_length=context_length or max_length, batch_size=batch_size)
-    plan = Plan.make(model, tokenizer, rules)
-    return [asdict(part) for part in score_planned(plan, texts)], plan.rules.context_length
+    plan = ScoringPlan.make(model, tokenizer, rules)
+    return [asdict(part) for part in plan.score(texts)], plan.rules.context_length

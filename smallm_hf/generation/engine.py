@@ -1,0 +1,258 @@
+"""The one place that writes text: the same text for the same request, whatever is written beside it.
+
+A text may grow beyond the model's positions: whenever they are full, the model reads the last half of them again and
+goes on from there. What it writes then depends on at least that half. The text of an encoder-decoder ends there.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from smallm_hf.base.errors import UserError
+from smallm_hf.generation.request import Request, Token, Written, prompt_ids, source_ids
+from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
+from smallm_hf.generation.text import GrowingText
+from smallm_hf.inspection import position_limit, trained_length
+
+
+class Engine:
+    """Writes texts with a model: token by token, whole, or several in one batch.
+
+    The same request gives the same text: alone, beside others, from several threads at once and after a restart. Each
+    has a random generator of its own, and no global state is read or changed. What can differ is rounding: beside
+    others, and by a compiled step, the same sums are made in another order, and where two tokens lie closer than that,
+    the other one is written. In float32 this is rare; in 16 bits it happens within some hundred tokens, so write one
+    by one what has to be repeated. Rotary positions that stretch with the longest text so far (`dynamic`, `longrope`)
+    are a state of the model, which its texts share.
+
+    Args:
+        model: causal or seq2seq; on its device, in the caller's autocast if there is one. It is put into evaluation
+            mode once, here; while it is trained, write inside `evaluation_mode`.
+        tokenizer: the model's own.
+        compile: compile the step, which takes 10 to 20 seconds on a CPU, and write one text after the other; without
+            effect on a model that is no one graph.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, compile: bool = False):
+        self.model, self.tokenizer, self.limit = model.eval(), tokenizer, position_limit(model)
+        self.answers = model.config.is_encoder_decoder
+        self.cached = decodes_directly(model) and not self.answers
+        self.compile = compile and self.cached
+        # Texts of different length stand in one batch where the decoder begins alike, or can be told what is padding.
+        reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
+        self.mixes_lengths = self.answers or (self.cached and reads_padding)
+        eos = model.generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or ())
+        self._tokenizing = threading.Lock()  # fast tokenizers raise where two threads use one
+
+    def stream(self, request: Request, stop: threading.Event | None = None) -> Iterator[Token]:
+        """Writes one text, token by token, for as long as it is iterated over and `stop` is not set.
+
+        Raises:
+            UserError: at once, for what the model cannot begin with, see `prompt_ids` and `source_ids`.
+        """
+        return (token for _, token in self.stream_batch([request], stop))
+
+    def stream_batch(
+        self, requests: Sequence[Request], stop: threading.Event | None = None
+    ) -> Iterator[tuple[int, Token]]:
+        """Writes several texts, in one batch where the model can; gives each token with the number of its request.
+
+        Raises:
+            UserError: as `stream`.
+        """
+        texts = [self._begin(number, request) for number, request in enumerate(requests)]
+        return self._write(texts, lambda: stop is not None and stop.is_set())
+
+    def write(self, requests: Sequence[Request], stop: threading.Event | None = None) -> list[Written]:
+        """The texts that `stream_batch` writes; those that `stop` interrupts are what there is of them."""
+        tokens: list[list[Token]] = [[] for _ in requests]
+        for number, token in self.stream_batch(requests, stop):
+            tokens[number].append(token)
+        return [Written(tuple(one)) for one in tokens]
+
+    def _begin(self, number: int, request: Request) -> "_Text":
+        """A text of which nothing is written yet."""
+        kind = type(self.model).__name__
+        if self.answers and (request.source is None or request.prompt):
+            raise UserError(f"{kind} answers a source; give the text as source, and no prompt")
+        if request.source is not None and not self.answers:
+            raise UserError(f"{kind} reads no source; give the text as prompt")
+        with self._tokenizing:
+            if self.answers:
+                ids = source_ids(self.model, self.tokenizer, request.source)
+            else:
+                ids = prompt_ids(self.model, self.tokenizer, request.prompt)
+        if self.answers and self.limit is not None:
+            most = min(request.max_new_tokens, self.limit - 1)
+            request = replace(request, max_new_tokens=most, min_new_tokens=min(request.min_new_tokens, most))
+        pieces = GrowingText(self._decode, [] if self.answers else ids, request.stop)
+        drawing = torch.Generator(self.model.device).manual_seed(request.seed) if request.temperature else None
+        most = len(ids) + request.max_new_tokens
+        return _Text(number, request, torch.tensor([ids], device=self.model.device), pieces, drawing, most)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        with self._tokenizing:
+            return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _write(self, texts: "list[_Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
+        batches: dict[int, list[_Text]] = {}
+        for text in texts:
+            alike = text.number if self.compile else 0 if self.mixes_lengths else text.token_ids.shape[1]
+            batches.setdefault(alike, []).append(text)
+        for batch in batches.values():
+            while batch and not stopped():
+                yield from self._fill_positions(batch, stopped)
+                batch = [text for text in batch if text.goes_on]
+
+    def _fill_positions(self, texts: "list[_Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
+        """Reads the texts, and writes each until it ends or the model's positions are full."""
+        with torch.no_grad():
+            steps = self._prepare(texts)
+        while not stopped():
+            with torch.no_grad():
+                logits = steps.logits()
+                drawn = [text.draw(logits[row : row + 1]) for row, text in enumerate(texts)]
+                tokens = torch.cat(drawn)
+                told = [text.tell(logits[row]) for row, text in enumerate(texts)]
+            for text, id, beside in zip(texts, tokens.flatten().tolist(), told, strict=True):
+                yield text.number, text.add(id, id in self.eos_token_ids, *beside)
+            left = [row for row, text in enumerate(texts) if text.goes_on and text.room]
+            if not left:
+                return
+            if len(left) < len(texts):
+                texts, tokens = [texts[row] for row in left], tokens[left]
+            steps.go_on(left, tokens)
+
+    def _prepare(self, texts: "list[_Text]") -> CachedSteps | OwnSteps:
+        """Makes the texts and the model ready for the next of their tokens."""
+        for text in texts:
+            if self.limit is not None and not self.answers and text.token_ids.shape[1] >= self.limit:
+                text.token_ids = text.token_ids[:, -max(1, self.limit // 2) :]
+            text.room = text.left
+            if self.limit is not None and not self.answers:
+                text.room = min(text.left, self.limit - text.token_ids.shape[1])
+        rows = [text.token_ids[0] for text in texts]
+        given = {}
+        if not self.cached:  # sources stand before their padding; else all are of one length
+            token_ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
+            steps = OwnSteps(self.model, *self._ask_generate(texts[0], token_ids, attention_mask=mask))
+            given = {name: steps.inputs[name] for name in ("encoder_outputs",) if self.answers}  # read once
+        for text in texts:
+            self._ask_generate(text, text.token_ids, attention_mask=torch.ones_like(text.token_ids), **given)
+        if self.cached:
+            return CachedSteps(self.model, rows, texts[0].most if self.compile else None)
+        for row, text in enumerate(texts):
+            text.token_ids = steps.token_ids[row : row + 1]
+        return steps
+
+    def _ask_generate(
+        self, text: "_Text", token_ids: torch.Tensor, **given: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Where `generate` would begin, and what it would give the model beside; a text gets its logits processors."""
+        asked, pad = text.request, self.tokenizer.pad_token_id
+        draw = {"temperature": float(asked.temperature), "top_k": asked.top_k, "top_p": float(asked.top_p)}
+        config = GenerationConfig(
+            do_sample=asked.temperature > 0,
+            **(draw if asked.temperature else {}),
+            repetition_penalty=float(asked.repetition_penalty),
+            max_new_tokens=text.room,
+            min_new_tokens=min(max(0, asked.min_new_tokens - text.written), text.room),
+            eos_token_id=self.eos_token_ids or None,
+            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+            num_beams=1,
+            num_return_sequences=1,
+        )
+
+        def take(model, input_ids, *, logits_processor, stopping_criteria, generation_config, **inputs):
+            text.processors = logits_processor
+            return input_ids, inputs
+
+        return self.model.generate(token_ids, generation_config=config, custom_generate=take, **given)
+
+
+@dataclass
+class _Text:
+    """A text while it is written.
+
+    Attributes:
+        token_ids: (1, T), what the model goes on from; a source until an encoder has read it.
+        drawing: draws the tokens; None takes the most probable ones.
+        most: tokens that it can have, with its prompt.
+        room: tokens until the model's positions are full, or the text ends.
+        processors: change the logits into those that are drawn from.
+        goes_on: whether it has not ended.
+    """
+
+    number: int
+    request: Request
+    token_ids: torch.Tensor
+    pieces: GrowingText
+    drawing: torch.Generator | None
+    most: int
+    written: int = 0
+    room: int = 0
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    goes_on: bool = True
+
+    @property
+    def left(self) -> int:
+        """Tokens that may still be written."""
+        return self.request.max_new_tokens - self.written
+
+    def draw(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token (1, 1), of logits (1, V) that stay as they are."""
+        scores = logits.to(torch.float32, copy=True)
+        for processor in self.processors:  # the list itself would look up what each takes, at every token
+            scores = processor(self.token_ids, scores)
+        if self.drawing is None:
+            token = scores.argmax(dim=-1, keepdim=True)
+        else:
+            token = torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=self.drawing)
+        self.token_ids = torch.cat([self.token_ids, token], dim=1)
+        return token
+
+    def tell(self, logits: torch.Tensor) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+        """The log-probability of the token drawn last, and the most probable ones, where they were asked for."""
+        if self.request.logprobs is None:
+            return None, ()
+        log_probabilities = logits.float().log_softmax(dim=-1)
+        best = log_probabilities.topk(min(self.request.logprobs, len(logits)))
+        ranked = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return log_probabilities[self.token_ids[0, -1]].item(), ranked
+
+    def add(self, token_id: int, is_eos: bool, *beside: Any) -> Token:
+        """Takes the token that was drawn; the text may end with it."""
+        self.written, self.room = self.written + 1, self.room - 1
+        piece, stopped = self.pieces.add(token_id, last=is_eos or not self.left)
+        reason = "stop" if stopped or is_eos else None if self.left else "length"
+        self.goes_on = reason is None
+        return Token(token_id, piece, *beside, finish_reason=reason)
+
+
+def stream_samples(engine: Engine, request: Request, write: Callable[[str], None], *, num_samples: int = 1) -> None:
+    """Writes a prompt and its continuation `num_samples` times, each with the next seed.
+
+    On stderr stands first that a text may grow beyond what the model was trained on, where it may.
+    """
+    trained = trained_length(engine.model)
+    tokens = len(prompt_ids(engine.model, engine.tokenizer, request.prompt)) + request.max_new_tokens
+    if trained is not None and min(tokens, engine.limit or tokens) > trained:
+        note = f"the model was trained on {trained} tokens at once, and prompt and continuation take up to {tokens}: "
+        print(note + "it may write worse beyond", file=sys.stderr)
+    for seed in range(request.seed, request.seed + num_samples):
+        if num_samples > 1:
+            write(f"--- {seed - request.seed + 1} of {num_samples}, seed {seed}\n")
+        write(request.prompt)
+        for token in engine.stream(replace(request, seed=seed)):
+            if token.text:
+                write(token.text)
+        write("\n")

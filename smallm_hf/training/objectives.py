@@ -1,0 +1,117 @@
+"""What training minimises: language modelling, the tokens that follow, from logits or from hidden states in chunks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from smallm_hf.inspection import evaluation_mode
+from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.validation import ValidationSet
+
+
+class Objective(nn.Module):
+    """The part of a step that is prepared and compiled: a batch in, one number out.
+
+    Returning the loss alone lets the compiler drop the logits, and keeps Accelerate from copying them to float32.
+    """
+
+    model: PreTrainedModel
+
+    def forward(self, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """The summed nats of a batch, to be divided by the counted targets of the whole update."""
+        raise NotImplementedError
+
+    def validate(
+        self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """The figures of a model with whole weights; None, on every process, where one of them was interrupted."""
+        raise NotImplementedError
+
+
+class LanguageModelling(Objective):
+    """The cross entropy of the next tokens.
+
+    Args:
+        model: any causal language model.
+        compile: whether to compile it, once for each shape of batch.
+        chunked: never hold the logits of a whole batch; see `has_plain_head`.
+        validation: what is scored; None where nothing is.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, compile: bool, chunked: bool, validation: ValidationSet | None = None
+    ):
+        super().__init__()
+        self.model, self.validation = model, validation
+        self._no_split_modules = model._no_split_modules  # the blocks by which Accelerate splits a model
+        # A compiled loss cannot see that its gradients are asked for once only.
+        self.chunks = nn.LinearCrossEntropyOptions(allow_retain_graph=compile)
+        self.compute = self._nats_in_chunks if chunked else self._nats_of_logits
+        if compile:
+            self.compute = compiled(self.compute, model)
+
+    @classmethod
+    def of_run(
+        cls,
+        model: PreTrainedModel,
+        training: TrainingConfig,
+        accelerator: Accelerator,
+        validation: ValidationSet | None = None,
+    ) -> "LanguageModelling":
+        """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare`."""
+        compiles = bool(training.compile) and not accelerator.is_fsdp2
+        return cls(model, compile=compiles, chunked=training.loss == "chunked", validation=validation)
+
+    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Summed nats of the targets (B, T); `inputs` go to the model beside `input_ids` (B, T)."""
+        return self.compute(input_ids, targets, **inputs)
+
+    def validate(
+        self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """The figures of the validation set, see `ValidationSet.score`."""
+        return self.validation.score(model, batch_size, accelerator, interrupted)
+
+    def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits.float()  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+    def _nats_in_chunks(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.model.base_model(input_ids=input_ids, use_cache=False, **inputs)
+        hidden_states = outputs.last_hidden_state  # (B, T, D)
+        head = self.model.get_output_embeddings()
+        device = hidden_states.device.type
+        # The function knows nothing of autocast. A CPU's is ignored: its chunked kernels are slow in 16 bits.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and device != "cpu" else None
+        with torch.autocast(device, enabled=False):
+            return F.linear_cross_entropy(
+                hidden_states.flatten(0, 1).to(dtype or head.weight.dtype),
+                head.weight.to(dtype or head.weight.dtype),
+                targets.flatten(),
+                linear_bias=None if head.bias is None else head.bias.to(dtype or head.bias.dtype),
+                reduction="sum",
+                options=self.chunks,
+            )
+
+
+def compiled(function: Callable, model: PreTrainedModel) -> Callable:
+    """A part of the step of a model, compiled once for each shape of batch."""
+    return torch.compile(function, fullgraph=getattr(model, "_can_compile_fullgraph", False), dynamic=False)
+
+
+@torch.inference_mode()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are one linear map of the last hidden states, and nothing else (no scaling, no capping)."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or model.base_model is model:
+        return False
+    input_ids = torch.arange(4, device=model.device)[None] % head.out_features
+    with evaluation_mode(model):
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        mapped = head(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+    return logits.shape == mapped.shape and torch.equal(logits, mapped)

@@ -1,0 +1,145 @@
+"""The tokenizer of a run decides how many entries its model has."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from running import WORDS, train, write_recipe
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from smallm_hf.base.errors import UserError
+from smallm_hf.config import parse_command_line
+from smallm_hf.data.token_files import open_token_files
+from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.runs import prepare_run, train_run
+from smallm_hf.tokenizing.loading import save_tokenizer
+from smallm_hf.tokenizing.schemes import train_bpe
+from smallm_hf.training.progress import read_records
+
+SCORE = str(Path(__file__).resolve().parents[2] / "scripts" / "score.py")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """Stories of letters of one, two and four bytes."""
+    draw, path = random.Random(0), tmp_path_factory.mktemp("texts") / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(" ".join(draw.choices([*WORDS, "été", "🙂"], k=30)) for _ in range(60)))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path, texts) -> Path:
+    return write_recipe(tmp_path, texts, tokenizer={"source": "char"})
+
+
+def parse(*words: object):
+    return parse_command_line("test", ["--training.max_steps", "1", *map(str, words)], training=True)[0]
+
+
+def test_a_run_of_characters_trains_resumes_writes_is_scored_and_loads_plainly(recipe, tmp_path, texts, capsys):
+    run, alphabet = tmp_path / "run", set(texts.read_text().replace("\n<|endoftext|>\n", ""))
+    train(recipe, run, "--training.max_steps", 3)
+    entries = len(alphabet) + 3
+    assert f"{entries} entries of at most 280: all characters of the text" in capsys.readouterr().out
+    train(recipe, run, "--resume")
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "best")
+    model = AutoModelForCausalLM.from_pretrained(run / "best")
+    assert len(tokenizer) == model.config.vocab_size == entries
+    assert model.config.eos_token_id == model.config.bos_token_id == tokenizer.eos_token_id
+    written = model.generate(**tokenizer("the été 🙂", return_tensors="pt"), max_new_tokens=5)[0]
+    assert tokenizer.decode(written).startswith("the été 🙂")
+    assert set(read_records(run, "samples")[0]["text"]) <= alphabet
+
+    command = [sys.executable, SCORE, "--model", run / "best", "--data", run, "--output", tmp_path / "scores.json"]
+    scored = subprocess.run(command, capture_output=True, text=True)
+    assert scored.returncode == 0, scored.stderr
+    assert "tokens/tokenizer is not lossless" in scored.stderr
+    found = json.loads((tmp_path / "scores.json").read_text())
+    sizes = open_token_files(tmp_path / "tokens").document_sizes("validation")
+    assert found["bytes"] == sizes[:, 1].sum() > found["tokens"] == (sizes[:, 0] - 1).sum()
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / math.log(2) / found["bytes"])
+
+
+@pytest.mark.parametrize("limit", [None, 4096])
+def test_the_config_that_a_run_leaves_states_limit_and_outcome_and_repeats_it(recipe, tmp_path, limit, capsys):
+    content = yaml.safe_load(recipe.read_text())
+    content["model"].pop("vocab_size")
+    content["tokenizer"]["vocab_size"] = limit
+    recipe.write_text(yaml.safe_dump(content))
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    entries = open_token_files(tmp_path / "tokens").meta.vocab_size
+    assert written["tokenizer"] == {"source": "char", "vocab_size": limit or 65_536}
+    assert written["model"]["vocab_size"] == entries < 40
+    capsys.readouterr()
+    train(tmp_path / "run" / "config.yaml", tmp_path / "again")
+    assert "training a tokenizer" not in capsys.readouterr().out  # its token files are found
+    first, second = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("run", "again"))
+    assert all((second[name] == tensor).all() for name, tensor in first.items())
+
+
+def test_what_was_a_limit_in_one_run_is_refused_where_the_text_has_another_alphabet(recipe, tmp_path, texts):
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    config, entries = tmp_path / "run" / "config.yaml", open_token_files(tmp_path / "tokens").meta.vocab_size
+    other = tmp_path / "other.txt"
+    other.write_text(texts.read_text().replace("the", "The"))
+    words = ["--data.source", other, "--data.folder", tmp_path / "others"]
+    message = rf"others has {entries + 1} entries, model.vocab_size={entries}; set it to {entries + 1}, leave it out"
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "two", *words)
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_limit_below_the_alphabet_is_reached_and_what_is_unknown_is_said(recipe, tmp_path, capsys):
+    prepare_run(*parse_command_line("test", ["--config", str(recipe), "--model.vocab_size", "12"], training=False))
+    assert open_token_files(tmp_path / "tokens").meta.vocab_size == 12
+    said = capsys.readouterr().out
+    assert "all characters of the text" not in said
+    assert "% of the validation tokens are unknown ones" in said
+    with pytest.raises(UserError, match=r"gives back \d+ of \d+ bytes of validation document 1; give the text itself"):
+        list(read_scored_texts(str(tmp_path / "tokens")))
+
+
+def test_a_plan_assumes_a_number_where_the_text_decides_it(recipe, tmp_path, capsys):
+    content = yaml.safe_load(recipe.read_text())
+    content["model"].pop("vocab_size")
+    recipe.write_text(yaml.safe_dump(content))
+    train_run(*parse_command_line("test", ["--config", str(recipe), "--dry_run"], training=True))
+    said = capsys.readouterr().out
+    assert "tokenizer.source=char: the text decides the vocabulary; this plan assumes 256" in said
+    assert f"({256 * 32:,} embedding" in said
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_given_tokenizer_decides_and_a_stated_number_that_differs_is_refused(recipe, tmp_path):
+    save_tokenizer(train_bpe(["the cat sat on the mat. " * 9], 264), tmp_path / "given", 32)
+    content = yaml.safe_load(recipe.read_text())
+    content["tokenizer"]["source"] = str(tmp_path / "given")
+    recipe.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"model.vocab_size=280, but tokenizer.source=.*given has 264 entries; set"):
+        train(recipe, tmp_path / "run")
+    content["model"].pop("vocab_size")
+    recipe.write_text(yaml.safe_dump(content))
+    train(recipe, tmp_path / "run", "--training.max_steps", 1)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["vocab_size"] == 264
+
+
+def test_what_is_known_of_the_vocabulary_before_there_is_a_text():
+    assert parse("--tokenizer.source", "gpt2").vocab_size == 50257  # without its files
+    assert parse().model["vocab_size"] == parse().vocab_size == 4096
+    limited = parse("--tokenizer.source", "char", "--model.vocab_size", 100)
+    assert (limited.vocab_size, "vocab_size" in limited.model) == (100, False)
+    assert parse("--tokenizer.source", "char").vocab_size == 65_536
+    both = parse("--tokenizer.source", "char", "--tokenizer.vocab_size", 100, "--model.vocab_size", 81)
+    assert (both.vocab_size, both.model["vocab_size"]) == (100, 81)
+    with pytest.raises(UserError, match="tokenizer.vocab_size=300 differs from model.vocab_size=400"):
+        parse("--tokenizer.vocab_size", 300, "--model.vocab_size", 400)
+    with pytest.raises(UserError, match="vocab_size"):
+        parse("--tokenizer.source", "char", "--model.vocab_size", "many")
