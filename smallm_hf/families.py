@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto as auto
 from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
@@ -30,9 +18,9 @@ from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
 AUTO_CLASSES: dict[Kind, type] = {
-    "causal": AutoModelForCausalLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
-    "masked": AutoModelForMaskedLM,
+    "causal": auto.AutoModelForCausalLM,
+    "seq2seq": auto.AutoModelForSeq2SeqLM,
+    "masked": auto.AutoModelForMaskedLM,
 }
 # What scripts/export.py writes.
 TARGETS = frozenset({"native", "gguf", "onnx"})
@@ -106,7 +94,7 @@ def register(family: Family) -> None:
     config_class, auto_class = family.config_class, AUTO_CLASSES[family.kind]
     FAMILIES[config_class.model_type] = family
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModel.register(config_class, family.base_class, exist_ok=True)
+    auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
     auto_class.register(config_class, family.model_class, exist_ok=True)
     # `save_pretrained` copies the files of a class that is registered here into the folder.
     config_class.register_for_auto_class()
@@ -146,7 +134,7 @@ def _kind(written: Mapping[str, Any]) -> Kind:
     if names := written.get("architectures"):
         return "masked" if any(name.endswith("ForMaskedLM") for name in names) else "causal"
     # An encoder-decoder whose config says it is none, such as BART's, is the decoder alone.
-    masked = MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() - MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
+    masked = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
     return "masked" if written.get("model_type") in masked else "causal"
 
 
@@ -183,7 +171,7 @@ def require_trainable(config: PreTrainedConfig, name: str) -> None:
         fix += ", or set model.is_decoder=true"
     if kind != "causal":
         raise UserError(f"{name} is {kind}, and only causal models can be trained so far; {fix}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{name} does not predict the next token; {fix}")
 
 

@@ -394,8 +394,8 @@ def source(folders, own_bpe) -> tuple[SmaLLMForCausalLM, PreTrainedTokenizerFast
     return SmaLLMForCausalLM.from_pretrained(folders["modern"]).eval(), own_bpe
 
 
-def changed(source, change, tolerance=parity.FLOAT32, encode=None) -> parity.Engine:
-    """The source itself, behind an engine that changes its logits."""
+def changed(source, change, tolerance=parity.FLOAT32, encode=None) -> parity.Runtime:
+    """The source itself, behind a runtime that changes its logits."""
     model, tokenizer = source
 
     def begin():
@@ -403,7 +403,7 @@ def changed(source, change, tolerance=parity.FLOAT32, encode=None) -> parity.Eng
         return lambda token_ids: change(step(token_ids))
 
     encode = encode or (lambda text: encode_ordinary(tokenizer, [text])[0])
-    return parity.Engine(("torch",), encode, begin, tolerance)
+    return parity.Runtime(("torch",), encode, begin, tolerance)
 
 
 def swap_first_two(logits: np.ndarray) -> np.ndarray:
@@ -423,9 +423,9 @@ def test_a_model_equals_itself(source):
 
 @pytest.mark.parametrize("error", [0.01, np.nan, np.inf])
 def test_logits_too_far_away_or_not_finite_fail(source, error):
-    engine = changed(source, lambda logits: logits + np.float32(error))
+    runtime = changed(source, lambda logits: logits + np.float32(error))
     with pytest.raises(UserError, match=r"logits differ from the source's by .* of the largest, 0.0001 is allowed"):
-        parity.check_parity(*source, engine)
+        parity.check_parity(*source, runtime)
 
 
 def test_another_first_choice_is_accepted_only_within_the_tolerance(source):
@@ -436,7 +436,7 @@ def test_another_first_choice_is_accepted_only_within_the_tolerance(source):
         parity.check_parity(*source, changed(source, swap_first_two, parity.Tolerance(10.0, top1_agreement=0.5)))
 
 
-def test_an_engine_that_cuts_text_otherwise_fails(source):
+def test_a_runtime_that_cuts_text_otherwise_fails(source):
     with pytest.raises(UserError, match=r"cuts 'Once upon .* into 3 tokens that are not the \d+ of the source's"):
         parity.check_parity(*source, changed(source, np.copy, encode=lambda text: [1, 2, 3]))
 

@@ -65,11 +65,11 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
         if to == "gguf":
             path = Path(model).absolute()  # named as its folder is, or the run it lies in
             name = path.parent.name if path.name in RUN_MODELS else path.name
-            engine = write_gguf(exported, tokenizer, folder, name, outtype)
+            runtime = write_gguf(exported, tokenizer, folder, name, outtype)
         else:
-            engine = {"native": write_native, "onnx": write_onnx}[to](exported, tokenizer, folder)
+            runtime = {"native": write_native, "onnx": write_onnx}[to](exported, tokenizer, folder)
         weights = outtype if to == "gguf" else str(exported.dtype).removeprefix("torch.")
-        parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, engine)}
+        parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, runtime)}
         (folder / "parity.json").write_text(json_text(parity, indent=2) + "\n", encoding="utf-8")
     return parity
 
@@ -107,7 +107,7 @@ def _load(model: str, to: Target) -> "tuple[PreTrainedModel, PreTrainedModel, Pr
 def describe_export(parity: dict[str, Any], output_dir: Path) -> str:
     """What was written and how far it is from its source, as the lines a user reads."""
     files = sorted(file for file in output_dir.rglob("*") if file.is_file())
-    engine = ", ".join(f"{name} {version}" for name, version in parity["engine"].items())
+    runtime = ", ".join(f"{name} {version}" for name, version in parity["engine"].items())
     if parity["greedy_tokens_equal"]:
         greedy = "equal"
     elif parity["tolerance"]["top1_agreement"] is None:
@@ -117,7 +117,7 @@ def describe_export(parity: dict[str, Any], output_dir: Path) -> str:
     return "\n".join(
         [
             *(f"{file}  {file.stat().st_size:,} bytes" for file in files),
-            f"checked with {engine} on {len(parity['prompts'])} prompts: logits within "
+            f"checked with {runtime} on {len(parity['prompts'])} prompts: logits within "
             f"{parity['max_abs_difference']:.2g} of the source's ({parity['relative_difference']:.2g} of the largest), "
             f"same first choice at {parity['top1_agreement']:.1%} of the places, greedy tokens {greedy}",
         ]

@@ -21,7 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.settings import Sampling
 from smallm_hf.export.configuration import OutType
-from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, Engine, Step, Tolerance, torch_engine
+from smallm_hf.export.parity import FLOAT32, GREEDY_TOKENS, PROMPTS, NextLogits, Runtime, Tolerance, torch_runtime
 from smallm_hf.inspection import trained_length
 from smallm_hf.tokenizing.encoding import encode_ordinary, start_token_id
 
@@ -223,7 +223,7 @@ PARAMETER stop "{eos}"
 
 def write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, name: str, outtype: OutType
-) -> Engine:
+) -> Runtime:
     """Writes `model-OUTTYPE.gguf` and a Modelfile for `ollama create`, and returns what reads the former.
 
     Matrices get the type asked for (under `q8_0` those whose rows are no multiple of 32 long get f16); vectors and the
@@ -265,7 +265,7 @@ def write_gguf(
         draw=Sampling(),
     )
     (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
-    return gguf_engine(file, model.config, outtype)
+    return gguf_runtime(file, model.config, outtype)
 
 
 # --- reading it back -------------------------------------------------------------------------------------------------
@@ -290,18 +290,18 @@ UNREAD_BY_TRANSFORMERS = {
 }
 
 
-def gguf_engine(file: Path, config: PreTrainedConfig, outtype: OutType) -> Engine:
+def gguf_runtime(file: Path, config: PreTrainedConfig, outtype: OutType) -> Runtime:
     """llama.cpp where llama-cpp-python is installed, else the reader of `transformers`, which dequantises."""
     tolerance = TOLERANCES[outtype]
     if importlib.util.find_spec("llama_cpp"):
         gelu = outtype == "f32" and config.model_type == "gpt2"
-        return _llama_cpp_engine(file, GELU_TABLE if gelu else tolerance)
+        return _llama_cpp_runtime(file, GELU_TABLE if gelu else tolerance)
     unread = {name: getattr(config, name) for name in UNREAD_BY_TRANSFORMERS[config.model_type]}
-    engine = torch_engine(file.parent, gguf_file=file.name, **unread)
-    return dataclasses.replace(engine, packages=("gguf", *engine.packages), tolerance=tolerance)
+    runtime = torch_runtime(file.parent, gguf_file=file.name, **unread)
+    return dataclasses.replace(runtime, packages=("gguf", *runtime.packages), tolerance=tolerance)
 
 
-def _llama_cpp_engine(file: Path, tolerance: Tolerance) -> Engine:
+def _llama_cpp_runtime(file: Path, tolerance: Tolerance) -> Runtime:
     from llama_cpp import GGML_TYPE_F32, Llama
 
     longest = max(len(prompt.encode()) for prompt in PROMPTS) + 1 + GREEDY_TOKENS
@@ -319,7 +319,7 @@ def _llama_cpp_engine(file: Path, tolerance: Tolerance) -> Engine:
     def encode(text: str) -> list[int]:
         return llama.tokenize(text.encode(), add_bos=False, special=False)
 
-    def begin() -> Step:
+    def begin() -> NextLogits:
         llama.reset()
 
         def step(token_ids: Sequence[int]) -> np.ndarray:
@@ -328,4 +328,4 @@ def _llama_cpp_engine(file: Path, tolerance: Tolerance) -> Engine:
 
         return step
 
-    return Engine(("llama-cpp-python",), encode, begin, tolerance)
+    return Runtime(("llama-cpp-python",), encode, begin, tolerance)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.export.parity import Engine, torch_engine
+from smallm_hf.export.parity import Runtime, torch_runtime
 from smallm_hf.tokenizing.loading import save_tokenizer
 
 
@@ -24,9 +24,9 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return plain
 
 
-def write_native(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+def write_native(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Runtime:
     """Writes weights, configs and tokenizer, and returns the folder as anybody would load it."""
     model.config = plain_config(model.config)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, tokenizer.model_max_length)
-    return torch_engine(folder)
+    return torch_runtime(folder)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.export.native import plain_config
-from smallm_hf.export.parity import Engine, Step
+from smallm_hf.export.parity import NextLogits, Runtime
 from smallm_hf.models.modeling_smallm import CACHE_NAME
 from smallm_hf.tokenizing.encoding import encode_ordinary
 from smallm_hf.tokenizing.loading import save_tokenizer
@@ -47,7 +47,7 @@ class _Step(nn.Module):
         return output.logits, *present
 
 
-def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Runtime:
     """Writes the graph in float32, configs and tokenizer, and returns ONNX Runtime with them, on the CPU."""
     import onnx_ir
 
@@ -92,17 +92,17 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     config.to_json_file(folder / "config.json")
     model.generation_config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, tokenizer.model_max_length)
-    return _onnx_engine(folder)
+    return _onnx_runtime(folder)
 
 
-def _onnx_engine(folder: Path) -> Engine:
+def _onnx_runtime(folder: Path) -> Runtime:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     cache_inputs = session.get_inputs()[3:]
 
-    def begin() -> Step:
+    def begin() -> NextLogits:
         # (B, G, S, K), still without a position
         past = [np.zeros((1, cached.shape[1], 0, cached.shape[3]), np.float32) for cached in cache_inputs]
 
@@ -120,4 +120,4 @@ def _onnx_engine(folder: Path) -> Engine:
 
         return step
 
-    return Engine(("onnxruntime",), lambda text: encode_ordinary(tokenizer, [text])[0], begin)
+    return Runtime(("onnxruntime",), lambda text: encode_ordinary(tokenizer, [text])[0], begin)

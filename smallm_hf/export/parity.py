@@ -32,7 +32,7 @@ PROMPTS = (
 )
 GREEDY_TOKENS = 16
 
-Step = Callable[[Sequence[int]], np.ndarray]
+NextLogits = Callable[[Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ FLOAT32 = Tolerance(1e-4)
 
 
 @dataclass(frozen=True)
-class Engine:
+class Runtime:
     """A program that runs an exported model.
 
     Attributes:
@@ -66,11 +66,11 @@ class Engine:
 
     packages: tuple[str, ...]
     encode: Callable[[str], list[int]]
-    begin: Callable[[], Step]
+    begin: Callable[[], NextLogits]
     tolerance: Tolerance = FLOAT32
 
 
-def begin_text(model: PreTrainedModel) -> Step:
+def begin_text(model: PreTrainedModel) -> NextLogits:
     """Begins a text with a model of `transformers`, in evaluation mode, and a cache of its own."""
     cache = DynamicCache(config=model.config)
 
@@ -83,25 +83,25 @@ def begin_text(model: PreTrainedModel) -> Step:
     return step
 
 
-def torch_engine(folder: Path, **options: Any) -> Engine:
+def torch_runtime(folder: Path, **options: Any) -> Runtime:
     """What `transformers` loads from a folder, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=options.get("gguf_file"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return Engine(
+    return Runtime(
         ("transformers", "torch"), lambda text: encode_ordinary(tokenizer, [text])[0], partial(begin_text, model)
     )
 
 
-def check_parity(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine) -> dict[str, Any]:
+def check_parity(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime) -> dict[str, Any]:
     """Compares an export with its source, a float32 model on the CPU, and returns what `parity.json` records.
 
     Raises:
         UserError: the export cuts a text into other tokens, prefers other tokens, or its logits are too far away or
             NaN.
     """
-    tolerance = engine.tolerance
+    tolerance = runtime.tolerance
     with evaluation_mode(source):
-        records = [_compare(source, tokenizer, engine, prompt) for prompt in PROMPTS]
+        records = [_compare(source, tokenizer, runtime, prompt) for prompt in PROMPTS]
     difference = float(np.max([record["relative_difference"] for record in records]))  # NaN stays NaN
     agreement = float(np.average([r["top1_agreement"] for r in records], weights=[r["tokens"] for r in records]))
     equal = sum(record["top1_differences"] - record["ties"] for record in records) == 0
@@ -116,7 +116,7 @@ def check_parity(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
             f"{tolerance.top1_agreement or 1:.1%} is needed; nothing was written, choose another target or type"
         )
     return {
-        "engine": {name: importlib.metadata.version(name) for name in engine.packages},
+        "engine": {name: importlib.metadata.version(name) for name in runtime.packages},
         "source_class": type(source).__name__,
         "tolerance": asdict(tolerance),
         "max_abs_difference": max(record["max_abs_difference"] for record in records),
@@ -130,10 +130,10 @@ def check_parity(source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, en
 
 
 def _compare(
-    source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, engine: Engine, prompt: str
+    source: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, prompt: str
 ) -> dict[str, Any]:
     prompt_ids = encode_ordinary(tokenizer, [prompt])[0]
-    if (other := engine.encode(prompt)) != prompt_ids:
+    if (other := runtime.encode(prompt)) != prompt_ids:
         raise UserError(
             f"the export cuts {prompt!r} into {len(other)} tokens that are not the {len(prompt_ids)} of the source's "
             "tokenizer; nothing was written, choose another target"
@@ -149,7 +149,7 @@ def _compare(
     with torch.inference_mode():
         batch = torch.tensor([token_ids])
         expected = source(batch, attention_mask=torch.ones_like(batch), use_cache=False).logits[0].float().numpy()
-    step = engine.begin()
+    step = runtime.begin()
     pieces = [prompt_ids, *([token] for token in token_ids[len(prompt_ids) :])]
     logits = np.concatenate([step(piece) for piece in pieces])
 
@@ -164,7 +164,7 @@ def _compare(
         "relative_difference": difference / scale,
         "top1_agreement": float((lead == 0).mean()),
         "top1_differences": int((lead > 0).sum()),
-        "ties": int(((lead > 0) & (lead <= engine.tolerance.difference * scale)).sum()),
+        "ties": int(((lead > 0) & (lead <= runtime.tolerance.difference * scale)).sum()),
         "greedy_tokens": new_tokens,
         "greedy_tokens_equal": bool((lead == 0)[len(prompt_ids) - 1 :].all()),
     }

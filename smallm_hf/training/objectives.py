@@ -63,7 +63,7 @@ class LanguageModelling(Objective):
         accelerator: Accelerator,
         validation: ValidationSet | None = None,
     ) -> "LanguageModelling":
-        """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare`."""
+        """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare_step`."""
         compiles = bool(training.compile) and not accelerator.is_fsdp2
         return cls(model, compile=compiles, chunked=training.loss == "chunked", validation=validation)
 

@@ -39,7 +39,7 @@ def sharding_plugin() -> FullyShardedDataParallelPlugin:
     )
 
 
-def prepare(
+def prepare_step(
     accelerator: Accelerator, objective: Objective, optimizer: torch.optim.Optimizer, training: TrainingConfig
 ) -> tuple[Objective, torch.optim.Optimizer]:
     """The two as Accelerate prepares them, and where it splits a model with what it leaves out: autocast, compiling.

@@ -21,11 +21,11 @@ from smallm_hf.training.configuration import TrainingConfig, largest_micro_step,
 from smallm_hf.training.objectives import Objective
 from smallm_hf.training.optimization import build_optimizer, set_learning_rate, whole_tensor
 from smallm_hf.training.progress import duration
-from smallm_hf.training.sharding import prepare
+from smallm_hf.training.sharding import prepare_step
 from smallm_hf.training.stopping import StopRequest
 from smallm_hf.training.watch import UpdateWatch
 
-Result = TypeVar("Result")
+Passed = TypeVar("Passed")
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Updater:
         model.to(accelerator.device).train()
         names = ("learning_rate", "muon_learning_rate", "weight_decay", "beta1", "beta2")
         optimizer = build_optimizer(model, training.optimizer, **{name: getattr(training, name) for name in names})
-        objective, optimizer = prepare(accelerator, objective, optimizer, training)
+        objective, optimizer = prepare_step(accelerator, objective, optimizer, training)
         return cls(
             model,
             objective,
