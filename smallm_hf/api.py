@@ -30,7 +30,7 @@ def prepare(config: Recipe, output_dir: str | Path | None = None, **sections: Ma
     Returns:
         Their folder.
     """
-    run = read_config([config], keys_of(sections))
+    run = read_config([config], keys_of(sections, whole_model=False))
     from smallm_hf.runs import prepare_run
 
     return prepare_run(run, CommandOptions(Path(output_dir) if output_dir else None)).folder
@@ -58,7 +58,7 @@ def train(
         UserError: a mistake, before the run folder exists.
         Interrupted: the run was asked to stop (Ctrl-C, SIGTERM) and has saved a checkpoint.
     """
-    run, folder = read_run([] if config is None else [config], keys_of(sections), output_dir, resume)
+    run, folder = read_run([] if config is None else [config], keys_of(sections, whole_model=False), output_dir, resume)
     from smallm_hf.runs import train_run
 
     return train_run(run, CommandOptions(folder, resume))

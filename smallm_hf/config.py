@@ -179,8 +179,6 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
         content = read_recipe(recipe, TYPES) if is_file else recipe
         if not content:
             raise UserError(f"--config {recipe}: holds no sections; see configs/quickstart.yaml")
-        if "model" in content:  # which is stated as a whole
-            values = _without(values, "model.")
         values = _lay_over(values, keys_of(content, f"{recipe}: " if is_file else ""))
     values = _lay_over(values, stated)
     if values.get("training.batch_size") == "auto" and values.get("training.global_batch_size") is None:
@@ -198,13 +196,17 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
     return config
 
 
-def keys_of(content: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def keys_of(content: Mapping[str, Any], where: str = "", whole_model: bool = True) -> Iterator[tuple[str, Any]]:
     """Yields `section.key` and value for each key of sections.
+
+    Before a model that is stated as a whole, and not only changed, it yields `model`.
 
     Raises:
         UserError: an unknown key, or one that stands twice; `where` begins the message.
     """
     seen = set()
+    if whole_model and "model" in content:
+        yield "model", None
     for section, keys in content.items():
         if section in (*SECTIONS, "model") and not isinstance(keys, Mapping):
             raise UserError(f"{where}section {section} holds {keys!r}, not keys with values; fill it or leave it out")
@@ -354,7 +356,10 @@ def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict
     for key, value in stated:
         name = key.removesuffix("+")
         below = new.get(name, values.get(name)) if key != name else None
-        new[name] = value if name.startswith("model.") else _typed(key, value, TYPES[name], below)
+        if name == "model":
+            values, new = _without(values, "model."), _without(new, "model.")
+        else:
+            new[name] = value if name.startswith("model.") else _typed(key, value, TYPES[name], below)
     if new.get("model.init_from"):  # a model from scratch and its tokenizer are set aside
         values = _without(values, "model.", "tokenizer.")
     for key, other in EXCLUDED.items():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import smallm_hf
 from smallm_hf import plots
+from smallm_hf.config import keys_of, read_run
 from smallm_hf.data.token_files import open_token_files
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -63,6 +64,12 @@ def test_a_recipe_may_be_a_dict_and_its_results_are_returned(in_place):
     assert results["steps"] == json.loads(Path("runs/run/results.json").read_text())["steps"] == 4
     weights = [load_file(run / "final/model.safetensors") for run in (Path("runs/run"), in_place / "bf16")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_model_keys_change_the_model_of_the_recipe(place):
+    stated = keys_of({"model": {"dropout": 0.5}}, whole_model=False)
+    model = read_run([place / "recipe.yaml"], stated, None, False)[0].model
+    assert (model["dropout"], model["hidden_size"]) == (0.5, RECIPE["model"]["hidden_size"])
 
 
 def test_a_run_is_resumed_with_its_own_config(in_place):

@@ -76,6 +76,8 @@ def test_the_model_of_a_later_recipe_takes_the_place_of_an_earlier_one(recipe, t
     other = tmp_path / "other.yaml"
     other.write_text("model: {model_type: gpt2, n_embd: 32, n_head: 2}\n")
     assert "hidden_size" not in parse("--config", recipe, "--config", other, "--model.n_layer", 1).model
+    word = "{model_type: gpt2, n_embd: 32, n_head: 2}"
+    assert "hidden_size" not in parse("--config", recipe, "--model", word, "--model.n_layer", 1).model
 
 
 def test_resume_alone_takes_the_config_of_the_run(recipe, tmp_path):
