@@ -98,25 +98,33 @@ def score(
     return score_documents(loaded, tokenizer, texts, top_k=top_k, **rules)
 
 
-def generate(model: "str | Path | Loaded", prompt: str | Sequence[str], **sampling: Any) -> str | list[str]:
-    """Continues a prompt, or several.
+def generate(
+    model: "str | Path | Loaded", prompt: str | Sequence[str], *, stop: Sequence[str] = (), **sampling: Any
+) -> str | list[str]:
+    """Continues a prompt, or several in one batch.
 
     Args:
         model: a folder or Hub id of a causal model, or what `load` returns.
         prompt: the beginning of a text; "" lets the model begin by itself.
+        stop: strings that end a text before them.
         sampling: `max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`.
 
     Returns:
-        What the model writes after the prompt; for a list of prompts a list. The same arguments give the same text,
-        that of scripts/generate.py.
+        What the model writes after the prompt; for a list of prompts a list. The same arguments give the same text as
+        scripts/generate.py, but for rounding: see `smallm_hf.generation.engine.Engine`.
     """
     Sampling(**sampling)
     require_models([] if isinstance(model, tuple) else [str(model)])
-    from smallm_hf.generation import sample
+    from smallm_hf.generation.engine import Engine
+    from smallm_hf.generation.request import Request
+    from smallm_hf.generation.steps import lay_out_for_decoding
 
-    loaded, tokenizer = model if isinstance(model, tuple) else load(model)
-    texts = sample(loaded, tokenizer, [prompt] if isinstance(prompt, str) else prompt, **sampling)
-    return texts[0] if isinstance(prompt, str) else texts
+    if not isinstance(model, tuple):
+        loaded, tokenizer = load(model)
+        model = lay_out_for_decoding(loaded), tokenizer
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    written = Engine(*model).write([Request(one, stop=tuple(stop), **sampling) for one in prompts])
+    return written[0].text if isinstance(prompt, str) else [one.text for one in written]
 
 
 def load(

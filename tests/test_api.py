@@ -103,6 +103,8 @@ def test_the_text_is_that_of_the_script_alone_and_in_a_list(in_place):
     assert printed == f"the cat{text}\n" and text
     model = smallm_hf.load("fp32/best")
     assert smallm_hf.generate(model, ["a mat", "the cat"], **asked)[1] == text
+    end = text[-3:]
+    assert smallm_hf.generate(model, "the cat", stop=[end], **asked) == text.partition(end)[0]
 
 
 def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(in_place):

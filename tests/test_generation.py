@@ -461,6 +461,7 @@ def test_special_tokens_written_in_a_prompt_are_ordinary_text(roomy, tokenizer):
         ({"stop": "end"}, "stop='end' is no list of strings"),
         ({"logprobs": -1}, "logprobs=-1 is out of range; give 0 or more"),
         ({"source": "a"}, "GPT2LMHeadModel reads no source; give the text as prompt"),
+        ({"prompt": [1, 50257]}, "token id 50257 is outside the model's vocabulary of 50257"),
         ({"prompt": "caf\udce9"}, r"the prompt 'caf\\udce9' holds half of a character .*; give whole ones"),
     ],
 )

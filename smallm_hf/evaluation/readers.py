@@ -65,7 +65,7 @@ class Reader:
 
 
 class CausalReader(Reader):
-    """Reads from left to right; the padding of a batch stands behind the text, where nothing sees it."""
+    """Reads from left to right; the padding of a batch follows the text, where nothing attends to it."""
 
     def logits(self, windows: Sequence[Window], shape: tuple[int, int]) -> Iterator[torch.Tensor]:
         """See `Reader`; one forward pass."""

@@ -4,14 +4,14 @@ Every protocol cuts a sequence of tokens into windows and scores every token onc
 `context_length` tokens and is read together with the token before it, so that its first token has a context too and a
 causal model sees `context_length` positions.
 
-- `documents`: each text, stripped, is a sequence of its own, and bos (eos where there is none) stands before it. Its
+- `documents`: each text, stripped, is a sequence of its own that begins with bos (eos where there is none). Its
   windows are disjoint. The end of the text is not scored. Bytes are the UTF-8 length of the stripped text.
 - `sliding`: the same, but each window begins `stride` tokens after the last one, so that a token has at least
   `context_length - stride` tokens before it where the text has them; the last window ends with the text. With a stride
   of `context_length` these are the windows of lm_eval's rolling log-likelihood.
-- `packed`: the texts as they are, each closed by eos, form one stream, as in training; an eos stands before it. Each
-  eos is scored and counts as one byte and one character, and as no word. Windows are disjoint. With `within_documents`
-  attention does not reach across the eos, for a model that was trained so.
+- `packed`: the texts as they are, each closed by eos, form one stream, as in training, which is read after an eos.
+  Each eos of the stream is scored and counts as one byte and one character, and as no word. Windows are disjoint. With
+  `within_documents` attention does not reach across the eos, for a model that was trained that way.
 
 Models that are not causal are read as `readers.py` says. Sums are kept in float64 and divided once, at the end
 (`Sums`, `summarize`), so the numbers depend neither on the batch size nor on how many processes share the work.
@@ -260,7 +260,7 @@ def score_token_stream(
 
     Args:
         model: any causal model, with its device and dtype, in the caller's autocast if there is one.
-        token_ids: one-dimensional, a memory-mapped token file for example. Its last token, an eos, also stands before
+        token_ids: one-dimensional, a memory-mapped token file for example. Its last token, an eos, also precedes
             its first.
         context_length: tokens per window.
         batch_size: windows per forward pass; every pass has the same shape.

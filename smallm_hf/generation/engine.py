@@ -19,7 +19,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.generation.request import Request, Token, Written, prompt_ids, source_ids
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
 from smallm_hf.generation.text import GrowingText
-from smallm_hf.inspection import position_limit, trained_length
+from smallm_hf.inspection import position_limit, require_known, trained_length, vocabulary_size
 
 
 class Engine:
@@ -57,7 +57,8 @@ class Engine:
         """Writes one text, token by token, for as long as it is iterated over and `stop` is not set.
 
         Raises:
-            UserError: at once, for what the model cannot begin with, see `prompt_ids` and `source_ids`.
+            UserError: at once, for what the model cannot begin with, see `prompt_ids` and `source_ids`; or a token that
+                is not in its vocabulary.
         """
         return (token for _, token in self.stream_batch([request], stop))
 
@@ -91,6 +92,7 @@ class Engine:
                 ids = source_ids(self.model, self.tokenizer, request.source)
             else:
                 ids = prompt_ids(self.model, self.tokenizer, request.prompt)
+        require_known(max(ids), vocabulary_size(self.model))
         if self.answers and self.limit is not None:
             most = min(request.max_new_tokens, self.limit - 1)
             request = replace(request, max_new_tokens=most, min_new_tokens=min(request.min_new_tokens, most))
@@ -135,11 +137,7 @@ class Engine:
     def _prepare(self, texts: "list[_Text]") -> CachedSteps | OwnSteps:
         """Makes the texts and the model ready for the next of their tokens."""
         for text in texts:
-            if self.limit is not None and not self.answers and text.token_ids.shape[1] >= self.limit:
-                text.token_ids = text.token_ids[:, -max(1, self.limit // 2) :]
-            text.room = text.left
-            if self.limit is not None and not self.answers:
-                text.room = min(text.left, self.limit - text.token_ids.shape[1])
+            text.make_room(None if self.answers else self.limit)
         rows = [text.token_ids[0] for text in texts]
         given = {}
         if not self.cached:  # sources stand before their padding; else all are of one length
@@ -207,6 +205,14 @@ class _Text:
     def left(self) -> int:
         """Tokens that may still be written."""
         return self.request.max_new_tokens - self.written
+
+    def make_room(self, positions: int | None) -> None:
+        """Keeps the last half where the positions are full; None where there are enough."""
+        self.room = self.left
+        if positions is not None:
+            if self.token_ids.shape[1] >= positions:
+                self.token_ids = self.token_ids[:, -max(1, positions // 2) :]
+            self.room = min(self.left, positions - self.token_ids.shape[1])
 
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
         """The next token (1, 1), of logits (1, V) that stay as they are."""

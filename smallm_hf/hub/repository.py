@@ -35,8 +35,6 @@ def hub_errors(repo: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
     except HfHubHTTPError as error:
         status, answer = error.response.status_code, " ".join((error.server_message or str(error)).split())[:300]
         if status == 401:
@@ -166,8 +164,7 @@ class Repository:
             snapshot = self.api.snapshot_download(self.id, revision=revision, repo_type=self.kind, cache_dir=cache)
         _, different, missing = filecmp.cmpfiles(folder, snapshot, files_below(folder), shallow=False)
         if different or missing:
-            name = (different + missing)[0]
-            raise UserError(f"{name} came back from {self.id} other than it was sent; publish it again")
+            raise UserError(f"{(different + missing)[0]} came back changed from {self.id}; publish it again")
 
 
 def files_below(folder: Path) -> list[str]:

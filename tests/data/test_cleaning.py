@@ -207,6 +207,12 @@ def test_spans_say_where_in_the_raw_text_each_rule_removed_what():
     assert [span for span in spans if span.rule == "footnotes"] == list(clean_text(raw, DEFAULT).spans("footnotes"))
 
 
+def test_edits_come_in_any_order_and_one_inside_another_does_not_count():
+    edits = [(6, 7, ""), (0, 5, "X"), (2, 4, "lost"), (0, 1, "lost"), (7, 7, "!")]
+    assert apply_rule(lambda text: iter(edits), "01234567") == ("X5!7", [(0, 5, "X"), (6, 7, ""), (7, 7, "!")])
+    assert apply_rule(lambda text: (), "01") == ("01", [])
+
+
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 
@@ -378,7 +384,7 @@ def test_a_document_too_long_to_hold_is_cleaned_in_parts_and_loses_no_word(monke
         ({"min_words": 9, "max_words": 5}, r"cleaning.max_words=5 is below cleaning.min_words=9 and drops all"),
         (
             {"languages": ["english"]},
-            r"cleaning.languages has 'english', which is none of the codes .*: af, ar, .*, en, ",
+            r"cleaning.languages has 'english', which is not one of the known codes: af, ar, .*, en, ",
         ),
     ],
 )

@@ -519,6 +519,15 @@ def test_declarations_are_compared_with_what_is_there(tmp_path, declared, codec,
     assert report.wrongly_declared == wrong
 
 
+@pytest.mark.parametrize("declared", ["base64", "quoted-printable", "undefined"])
+def test_a_declaration_that_names_no_encoding_of_text_is_none(tmp_path, declared):
+    text = f"Content-Transfer-Encoding: {declared}\n\nOn mange au café, même à Noël."
+    (tmp_path / "a.txt").write_bytes(text.encode("cp1252"))
+    report = ReadingReport()
+    assert texts(tmp_path / "a.txt", report=report) == [text]
+    assert (report.encodings, report.wrongly_declared) == ({"windows-1252": 1}, [])
+
+
 def test_the_encodings_of_the_shared_books_are_those_of_their_index(shared_data):
     report = ReadingReport()
     for _ in read_documents(str(shared_data / "books" / "*.txt"), report=report):
@@ -651,7 +660,7 @@ def test_suffixes_may_be_of_capitals(tmp_path):
 
 def test_a_parquet_file_inside_of_zstd_is_told_to_be_decompressed(tmp_path):
     write_rows(tmp_path / "a.parquet.zst", TEXTS)
-    with pytest.raises(UserError, match=r"a.parquet.zst is read here and there, which zstd does not allow; decompress"):
+    with pytest.raises(UserError, match=r"a.parquet.zst needs random access, which zstd does not allow; decompress"):
         texts(tmp_path / "a.parquet.zst")
 
 
@@ -1000,7 +1009,7 @@ def test_an_unreachable_hub_names_both_readings_and_the_local_way(monkeypatch):
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"a/b is no file.*; as a Hub data set.*--data.source PATH") as info:
+    with pytest.raises(UserError, match=r"a/b is not a file.*; as a Hub data set.*--data.source PATH") as info:
         next(read_documents("a/b"))
     assert time.monotonic() - began < 10
     assert "\n" not in str(info.value)
@@ -1035,7 +1044,7 @@ def test_a_wrong_column_of_a_data_set_is_named(cached_data_set):
 
 def test_what_the_hub_has_not_got_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(hub, "require_hub", lambda *_: None)
-    with pytest.raises(UserError, match=r"a/b is no file.*, and as a Hub data set.*split train.*cannot be") as info:
+    with pytest.raises(UserError, match=r"a/b is not a file.*, and as a Hub data set.*split train.*cannot be") as info:
         next(read_documents("a/b"))
     assert "\n" not in str(info.value)
 

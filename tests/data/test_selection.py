@@ -270,8 +270,8 @@ def test_a_validation_source_that_is_all_in_training_is_an_error():
     [
         ({"ratio": 0}, r"data.validation_ratio=0 leaves one side of the split empty; set it between 0 and 1"),
         ({"ratio": 1.5}, r"data.validation_ratio=1.5 leaves one side"),
-        ({"similarity": 0.3}, r"selection.similarity=0.3 is no share above 0.4 and up to 1; set it to 0.8"),
-        ({"similarity": 1.2}, r"selection.similarity=1.2 is no share"),
+        ({"similarity": 0.3}, r"selection.similarity=0.3 is not a share above 0.4 and up to 1; set it to 0.8"),
+        ({"similarity": 1.2}, r"selection.similarity=1.2 is not a share"),
         ({"max_leakage": -0.1}, r"selection.max_leakage=-0.1 is a share; set it between 0 and 1"),
         ({"formula_documents": -1}, r"selection.formula_documents=-1 is negative; set it to 0 or more"),
     ],

@@ -71,12 +71,12 @@ def test_long_documents_weigh_more():
         ([1, 2], [1, 2, 3], "2 and 3 documents, or not the same ones, cannot be paired"),
     ],
 )
-def test_what_cannot_be_resampled_is_told(ours, others, message):
+def test_what_cannot_be_resampled_is_an_error(ours, others, message):
     with pytest.raises(UserError, match=message):
         paired_bootstrap(sums(ours), sums(others))
 
 
-def test_other_documents_are_told_by_their_sizes():
+def test_other_documents_are_recognised_by_their_sizes():
     with pytest.raises(UserError, match="not the same ones"):
         paired_bootstrap(sums([1, 2], size=3), sums([1, 2], size=4))
 

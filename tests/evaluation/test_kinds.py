@@ -127,12 +127,12 @@ def test_a_folder_is_loaded_as_its_family_and_scores_the_same(model, tokenizer, 
         (bart(), bart_tokenizer(), {"sources": ["a" * 31]}, "takes 33 tokens and the encoder reads 32; shorten it"),
     ],
 )
-def test_what_a_family_cannot_do_is_told(model, tokenizer, options, message):
+def test_what_a_family_cannot_do_is_an_error(model, tokenizer, options, message):
     with pytest.raises(UserError, match=message):
         score_documents(model, tokenizer, ["abc"], **options)
 
 
-def test_a_decoder_without_a_beginning_is_told():
+def test_a_decoder_without_a_beginning_is_an_error():
     model = t5()
     model.config.decoder_start_token_id = None
     with pytest.raises(UserError, match="has no decoder_start_token_id"):

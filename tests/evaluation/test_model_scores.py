@@ -1,4 +1,4 @@
-"""Models asked for everything, the files that come of it, and the mistakes that are told."""
+"""Models asked for everything, the files that come of it, and the mistakes that are errors."""
 
 import json
 import math
@@ -307,7 +307,7 @@ def test_seeds_of_a_text_without_spaces_leave_out_the_infinite_word_perplexity(f
         ("seed0", {"text_column": "story"}, "story"),
     ],
 )
-def test_what_a_model_cannot_answer_is_told_in_one_line(folders, data, model, questions, message):
+def test_what_a_model_cannot_answer_is_an_error_of_one_line(folders, data, model, questions, message):
     with pytest.raises(UserError, match=message) as error:
         ask([folders[model]], data, **questions)
     assert "\n" not in str(error.value)
@@ -330,13 +330,13 @@ def test_scores_stay_where_a_document_is_too_long_to_be_continued_and_that_is_sa
         assert said.format(generate) in Page(render(results)).text
 
 
-def test_a_tokenizer_of_another_model_is_told(folders, data, tmp_path):
+def test_a_tokenizer_of_another_model_is_an_error(folders, data, tmp_path):
     save(tmp_path / "small", gpt2(vocab_size=6))
     with pytest.raises(UserError, match="token id .* is outside the model's vocabulary of 6; take the tokenizer of"):
         ask([str(tmp_path / "small")], data)
 
 
-def test_a_pattern_that_fits_no_folder_is_told(folders, data):
+def test_a_pattern_that_fits_no_folder_is_an_error(folders, data):
     with pytest.raises(UserError, match=r"--model .*y-seed\*/best: matches no folder"):
         ask([folders["all"].replace("x-seed", "y-seed")], data)
 
@@ -346,7 +346,7 @@ def test_a_masked_model_is_not_laid_beside_another_family(folders, data):
         ask([folders["seed0"]], data, against=folders["bert"])
 
 
-def test_logits_that_are_no_numbers_are_told_before_anything_is_drawn_from_them(data, tmp_path):
+def test_logits_that_are_nan_are_an_error_before_anything_is_drawn_from_them(data, tmp_path):
     save(
         tmp_path,
         gpt2(n_positions=128).apply(
@@ -362,7 +362,7 @@ def test_documents_of_a_stream_cannot_be_compared(folders, data):
         ask([folders["seed0"]], data, against=folders["seed1"], protocol="packed")
 
 
-def test_a_file_that_cannot_be_written_is_told(results, tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/page.html cannot be written: .*; give another file"):
         report_results(results, page=str(tmp_path / "file" / "page.html"))
@@ -379,7 +379,7 @@ def test_a_file_that_cannot_be_written_is_told(results, tmp_path):
         ({"within_documents": True}, "within_documents=true is for protocol packed"),
     ],
 )
-def test_questions_out_of_range_are_told(questions, message):
+def test_questions_out_of_range_are_an_error(questions, message):
     with pytest.raises(UserError, match=message):
         ScoringQuestions(**questions)
 

@@ -55,7 +55,7 @@ def test_texts_sums_and_the_scorer_give_the_same_number(model, tokenizer, folder
             assert scores[key] == pytest.approx(of_sums[key], rel=1e-6)
 
 
-def test_the_window_is_the_length_of_training_where_it_is_known_and_is_told(model, tokenizer, folder):
+def test_the_window_is_the_length_of_training_where_it_is_known_and_is_stated(model, tokenizer, folder):
     assert load().compute(predictions=TEXTS, model_id=folder)["context_length"] == 16
     model.config.trained_context_length = 8
     try:
@@ -170,7 +170,7 @@ def test_a_perplexity_beyond_float_is_infinite_and_no_crash():
         ([{"nats": 0.0, "tokens": 0, "bytes": 0}], {}, r"predictions\[0\] has no token"),
     ],
 )
-def test_a_mistake_is_told(predictions, options, message):
+def test_a_mistake_is_an_error(predictions, options, message):
     with pytest.raises(ValueError, match=message):
         load(keep_in_memory=True).compute(predictions=predictions, **options)
 
@@ -180,7 +180,7 @@ def test_an_empty_text_is_named(model, tokenizer):
         load(keep_in_memory=True).compute(predictions=["a", " "], model=model, tokenizer=tokenizer)
 
 
-def test_an_unknown_protocol_is_told(model, tokenizer):
+def test_an_unknown_protocol_is_an_error(model, tokenizer):
     with pytest.raises(UserError, match="protocol 'paged' is unknown"):
         load(keep_in_memory=True).compute(predictions=["a"], model=model, tokenizer=tokenizer, protocol="paged")
 

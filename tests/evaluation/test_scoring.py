@@ -330,7 +330,7 @@ def test_the_default_context_is_the_models_own_and_is_stated():
         ({"model": Table(np.full((16, 16), math.nan).tolist())}, "logits are NaN"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(options, message):
+def test_a_mistake_is_an_error_of_one_line(options, message):
     options = {"model": gpt2(), "tokenizer": letter_tokenizer(), "texts": ["abc"], **options}
     with pytest.raises(UserError, match=message) as error:
         score_documents(options.pop("model"), options.pop("tokenizer"), options.pop("texts"), **options)
@@ -350,50 +350,50 @@ def test_a_saved_folder_is_loaded_in_evaluation_mode_with_its_dtype(tmp_path):
     assert load_causal_lm(str(tmp_path), dtype="float32")[0].dtype == torch.float32
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nowhere is not a folder; give a folder that save_pretrained wrote"):
         load_causal_lm(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", "config"), ("tokenizer*", "tokenizer")])
-def test_a_folder_without_config_or_tokenizer_is_told(tmp_path, name, content):
+def test_a_folder_without_config_or_tokenizer_is_an_error(tmp_path, name, content):
     for file in save(tmp_path).glob(name):
         file.unlink()
     with pytest.raises(UserError, match=f"holds no {content}"):
         load_causal_lm(str(tmp_path))
 
 
-def test_a_folder_without_weights_is_told(tmp_path):
+def test_a_folder_without_weights_is_an_error(tmp_path):
     (save(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"cannot be loaded.*model\.safetensors"):
         load_causal_lm(str(tmp_path))
 
 
-def test_a_folder_with_damaged_weights_is_told(tmp_path):
+def test_a_folder_with_damaged_weights_is_an_error(tmp_path):
     (save(tmp_path) / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_causal_lm(str(tmp_path))
 
 
-def test_a_model_of_another_kind_is_told(tmp_path):
+def test_a_model_of_another_kind_is_an_error(tmp_path):
     AlbertConfig(vocab_size=16).save_pretrained(tmp_path)
     letter_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"cannot be loaded as a language model: .*AlbertConfig"):
         load_causal_lm(str(tmp_path))
 
 
-def test_weights_that_would_be_random_are_told(tmp_path):
+def test_weights_that_would_be_random_are_an_error(tmp_path):
     save(tmp_path, GPT2Model(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=16, tie_word_embeddings=False)))
     with pytest.raises(UserError, match=r"lacks weights of GPT2LMHeadModel, lm_head\.weight"):
         load_causal_lm(str(tmp_path))
 
 
-def test_an_unreachable_hub_is_told_with_the_local_alternative():
+def test_an_unreachable_hub_is_an_error_that_names_the_local_alternative():
     with pytest.raises(UserError, match=r"model distilgpt2 is not on this machine.*give the folder of a local model"):
         load_causal_lm("distilgpt2")
 
 
-def test_an_unknown_dtype_or_device_is_told(tmp_path):
+def test_an_unknown_dtype_or_device_is_an_error(tmp_path):
     with pytest.raises(UserError, match="dtype 'float33' is unknown; choose from auto, float32"):
         load_causal_lm(str(save(tmp_path)), dtype="float33")
     with pytest.raises(UserError, match="device 'quantum' cannot be used here"):

@@ -82,7 +82,7 @@ def test_files_are_read_as_ever(tmp_path):
     assert list(read_scored_texts(str(tmp_path / "rows.jsonl"), text_column="story")) == ["abc", "fed"]
 
 
-def test_token_files_that_are_gone_or_others_are_told_before_a_model_is_loaded(run, tmp_path):
+def test_token_files_that_are_gone_or_others_are_an_error_before_a_model_is_loaded(run, tmp_path):
     results = json.loads((run / "results.json").read_text())
     copy = tmp_path / "run"
     copy.mkdir()
@@ -103,7 +103,7 @@ def test_token_files_that_are_gone_or_others_are_told_before_a_model_is_loaded(r
         require_texts(os.path.join(tmp_path, "text.txt"))
 
 
-def test_a_tokenizer_that_does_not_give_the_text_back_is_told(run, monkeypatch):
+def test_a_tokenizer_that_does_not_give_the_text_back_is_an_error(run, monkeypatch):
     monkeypatch.setattr(texts, "decode_documents", lambda *_: iter(["shorter"]))
     with pytest.raises(UserError, match=r"gives back 7 of \d+ bytes of validation document 1; give the text itself"):
         list(read_scored_texts(str(run.parent / "tokens")))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,6 +231,21 @@ def test_an_upload_that_broke_off_is_completed_and_what_arrived_is_not_sent_agai
     assert set(hub.files("user/tiny")) == tree
     small = sum(len(content) for content in hub.files("user/tiny").values()) - weights - sum(figures)
     assert weights <= hub.bytes_received < weights + 2 * 1.5 * small  # base64, on main and on the other branch
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_text("other"), lambda file: None])
+def test_a_file_that_comes_back_changed_or_not_at_all_is_reported(hub, run, unchecked, monkeypatch, change):
+    download = HfApi.snapshot_download
+
+    def damaged(*arguments, **options):
+        file = Path(download(*arguments, **options), "LICENSE")
+        file.unlink()  # it is a link
+        change(file)
+        return file.parent
+
+    monkeypatch.setattr(HfApi, "snapshot_download", damaged)
+    with pytest.raises(UserError, match="^LICENSE came back changed from user/tiny; publish it again$"):
+        publish(run, "user/tiny", checkpoints=False)
 
 
 def test_the_pipeline_of_the_client_that_everybody_has_works_too(hub, run, unchecked, monkeypatch, tree):

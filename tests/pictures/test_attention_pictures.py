@@ -161,7 +161,7 @@ def test_a_token_that_is_touched_shows_where_each_head_looks_from_it(model, bpe,
         ({"text": "The", "head": -1}, "head -1 is not there; the model has heads 0 to 1"),
     ],
 )
-def test_what_is_not_there_is_told_in_one_line(model, bpe, asked, message, tmp_path):
+def test_what_is_not_there_is_an_error_of_one_line(model, bpe, asked, message, tmp_path):
     with pytest.raises(UserError, match=message):
         draw_attention(model, bpe, AttentionPictures(**asked, output_dir=tmp_path))
 

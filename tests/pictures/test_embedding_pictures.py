@@ -193,7 +193,7 @@ def test_a_page_shows_neighbours_in_a_browser(tmp_path):
         ({"words": "cat", "data": "x"}, "both --words and --data are given; give one of them"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(model, bpe, tmp_path, asked, message):
+def test_what_cannot_be_drawn_is_an_error_of_one_line(model, bpe, tmp_path, asked, message):
     if "words" in asked:
         (tmp_path / "words.txt").write_text(asked["words"])
         asked = asked | {"words": tmp_path / "words.txt"}

@@ -183,7 +183,7 @@ TEXT = {"text": "The cat"}
         ({**TEXT, "max_documents": 0}, "max_documents=0 reads nothing; give 1 or more"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(model, bpe, tmp_path, asked, message):
+def test_what_cannot_be_read_is_an_error_of_one_line(model, bpe, tmp_path, asked, message):
     with pytest.raises(UserError, match=message) as error:
         draw_tokens(model, bpe, TokenPictures(**asked, output_dir=tmp_path / "figures"))
     assert "\n" not in str(error.value)

@@ -88,6 +88,7 @@ def test_exports_and_the_card_know_it(run, tmp_path):
 
 def test_a_text_that_may_grow_beyond_it_is_announced_on_stderr(run, capsys):
     engine, written = Engine(*load_causal_lm(str(run / "best"))), []
+    capsys.readouterr()  # of loading
     stream_samples(engine, Request("the cat", max_new_tokens=4), written.append)
     assert capsys.readouterr().err == ""
     stream_samples(engine, Request("the cat", max_new_tokens=20), written.append)

@@ -178,7 +178,7 @@ class Cleaner:
         for code in config.languages or ():
             if code not in supported_langs():
                 raise UserError(
-                    f"cleaning.languages has {code!r}, which is none of the codes that are told apart: "
+                    f"cleaning.languages has {code!r}, which is not one of the known codes: "
                     f"{', '.join(supported_langs())}"
                 )
         self.config, self.repeated = config, repeated

@@ -56,7 +56,7 @@ def open_binary(path: Path) -> Iterator[io.BufferedIOBase]:
         if path.suffix.lower() != ".zst":
             raise UserError(f"{path} cannot be read ({one_line(error)}); repair or remove it") from error
         if "seekable" in str(error):
-            raise UserError(f"{path} is read here and there, which zstd does not allow; decompress it") from error
+            raise UserError(f"{path} needs random access, which zstd does not allow; decompress it") from error
         raise UserError(f"{path} is a damaged zstd file ({error}); fetch or compress it again") from error
 
 
@@ -129,10 +129,13 @@ def _unmarked(sample: bytes) -> str | None:
 
 def _declared(sample: bytes) -> str | None:
     """The Python name of the encoding that a file declares at its beginning, if it does and Python knows it."""
-    found = DECLARATION.search(sample[:DECLARED_BYTES])
+    if not (found := DECLARATION.search(sample[:DECLARED_BYTES])):
+        return None
     try:
-        return codecs.lookup(found[1].decode().replace(" ", "-")).name if found else None
-    except LookupError:
+        name = codecs.lookup(found[1].decode().replace(" ", "-")).name
+        "".encode(name)  # not one of bytes, as in `Content-Transfer-Encoding: base64`
+        return name
+    except (LookupError, UnicodeError):
         return None
 
 
@@ -232,12 +235,18 @@ class _ToUtf8(io.RawIOBase):
             if self.encoding is None and not block.isascii():
                 self.encoding = self._choose(block)
                 self.decoder = self._decoder(self.encoding)
-            text = self._decode(block)
+            start = self.offset - len(self.decoder.getstate()[0])  # bytes of a letter may be held from the block before
+            self.offset += len(block)
+            text = self._decode(block, start)
+            try:
+                self.ready = text.encode()
+            except UnicodeEncodeError:  # by surrogateescape
+                text = self._read_strays(text, start, self.offset - start)
+                self.ready = text.encode()
             if "\0" in text:
                 self.nul_line = self.nul_line or self.line + text.count("\n", 0, text.index("\0"))
                 self.nul_bytes += text.count("\0")
             self.line += text.count("\n")
-            self.ready = text.encode()
             if not block:
                 break
         number = min(len(buffer), len(self.ready))
@@ -264,9 +273,7 @@ class _ToUtf8(io.RawIOBase):
             self.note = f"read as {_shown(encoding)}{could_be}, as in line {line}: {' '.join(around.split())!r}"
         return encoding
 
-    def _decode(self, block: bytes) -> str:
-        start = self.offset - len(self.decoder.getstate()[0])  # bytes of a letter may be held from the block before
-        self.offset += len(block)
+    def _decode(self, block: bytes, start: int) -> str:
         try:
             text = self.decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
@@ -278,8 +285,6 @@ class _ToUtf8(io.RawIOBase):
             if foreign > LARGEST_FOREIGN_SHARE * len(block) + 16 and not self.stated:
                 raise self._refusal(start, block, _first_beyond_ascii(block))
             self.foreign += foreign
-        elif self.encoding == "utf-8" and STRAY.search(text):
-            text = self._read_strays(text, start, self.offset - start)
         return text
 
     def _read_strays(self, text: str, start: int, size: int) -> str:

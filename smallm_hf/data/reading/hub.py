@@ -29,7 +29,7 @@ def _load(source: str, configuration: str | None, **options):
     offline = datasets.config.HF_HUB_OFFLINE
     try:
         require_hub(
-            f"data source {source} is no file or folder here; as a Hub data set it",
+            f"data source {source} is not a file or folder here; as a Hub data set it",
             "give a local file or folder, --data.source PATH (and --data.validation_source PATH)",
         )
     except UserError:
@@ -44,7 +44,7 @@ def _load(source: str, configuration: str | None, **options):
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"data source {source} is no file or folder here, and as a Hub data set (configuration {configuration}, "
+            f"data source {source} is not a file or folder here, and as a Hub data set (configuration {configuration}, "
             f"split {options['split']}) it cannot be loaded: {reason}; check data.source, data.configuration, "
             "data.revision and data.split"
         ) from error

@@ -37,7 +37,7 @@ def visible_text(path: Path, markup: str) -> str:
     try:
         return extract_plain_text(markup, alt_texts=False, skip_elements=NAVIGATION + PAGE_NUMBERS)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is no readable page ({error}); remove it") from error
+        raise UserError(f"{path} is not a readable page ({error}); remove it") from error
 
 
 def epub_chapters(path: Path) -> Iterator[str]:

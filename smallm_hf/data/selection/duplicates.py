@@ -15,9 +15,9 @@ def minhash(numbers: np.ndarray, rows: np.ndarray, number: int, permutations: in
         numbers: uint64, the members of all sets.
         rows: the set that each belongs to, ascending.
         number: of sets.
-        permutations: length of a signature; may be 0.
+        permutations: length of a signature.
     """
-    if not permutations or not number:
+    if not number:
         return np.zeros((number, permutations), np.uint32)
     offsets = np.searchsorted(rows, np.arange(number + 1)).astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(numbers, offsets, permutations, SEED)

@@ -67,11 +67,11 @@ class FeatureBuilder:
     """
 
     def __init__(self, near_duplicates: bool):
-        self._permutations = PERMUTATIONS if near_duplicates else 0
+        self._near_duplicates = near_duplicates
         self._hashes, self._words = array("Q"), array("q")
         self._reader = NgramReader(SHINGLE_WORDS)
         self._signatures: list[np.ndarray] = []
-        self._last = np.zeros((0, self._permutations), np.uint32)  # of the last document, if any, which may go on
+        self._last = np.zeros((0, PERMUTATIONS), np.uint32)  # of the last document, if any, which may go on
         self._rows = 0
 
     def add(self, piece: Document) -> None:
@@ -85,18 +85,18 @@ class FeatureBuilder:
             self._hash.update(" ".join(words).encode() + b" ")
         if piece.is_last:
             self._hashes.append(int.from_bytes(self._hash.digest(), "little"))
-        if self._permutations and self._reader.add(piece):
+        if self._near_duplicates and self._reader.add(piece):
             self._take()
 
     def features(self) -> Features:
         """Returns the features of all documents; nothing may be added after that."""
         hashes, words = np.array(self._hashes, np.uint64), np.array(self._words, np.int64)
-        if not self._permutations:
+        if not self._near_duplicates:
             return Features(hashes, np.zeros((len(hashes), 0), np.uint16), words)
         self._take()
         signatures = np.concatenate([*self._signatures, self._last.astype(np.uint16)])
         short = np.flatnonzero((signatures == NO_SHINGLE).all(axis=1))  # the text as a whole is the only shingle
-        signatures[short] = minhash(hashes[short], np.arange(len(short)), len(short), self._permutations)
+        signatures[short] = minhash(hashes[short], np.arange(len(short)), len(short), PERMUTATIONS)
         return Features(hashes, signatures, words)
 
     def _take(self) -> None:
@@ -104,7 +104,7 @@ class FeatureBuilder:
         shingles, documents = self._reader.take()
         if first == stop:
             return
-        signatures = minhash(shingles, documents - first, stop - first, self._permutations)
+        signatures = minhash(shingles, documents - first, stop - first, PERMUTATIONS)
         if first < self._rows:  # the last document has gone on
             signatures[0] = np.minimum(signatures[0], self._last[0])
         else:

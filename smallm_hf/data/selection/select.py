@@ -51,7 +51,7 @@ def check_split(config: SelectionConfig, ratio: float | None) -> None:
         )
     if not RELATED < config.similarity <= 1:
         raise UserError(
-            f"selection.similarity={config.similarity} is no share above {RELATED} and up to 1; set it to 0.8, or "
+            f"selection.similarity={config.similarity} is not a share above {RELATED} and up to 1; set it to 0.8, or "
             "selection.duplicates to exact"
         )
     if not 0 <= config.max_leakage <= 1:
@@ -239,8 +239,8 @@ def _plan_few(corpus: _Corpus, config: SelectionConfig, ratio: float) -> dict[in
         elif number:
             if config.split == "stratified":
                 raise UserError(
-                    f"selection.split=stratified needs {FEWEST_DOCUMENTS} documents that are no duplicates, the source "
-                    f"has {number}; set selection.split to random, or give more"
+                    f"selection.split=stratified needs {FEWEST_DOCUMENTS} documents that are not duplicates, the "
+                    f"source has {number}; set selection.split to random, or give more"
                 )
             plans[source] = plan_inside(functools.partial(corpus.read, source, corpus.is_kept[here]), ratio)
     return plans

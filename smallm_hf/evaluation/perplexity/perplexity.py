@@ -24,7 +24,7 @@ Args:
     context_length (int): tokens per window; by default the length the model was trained at where its config says so,
         else all its positions. Longer texts go on in the next window.
     max_length (int): another name of `context_length`, for calls written for the stock metric, which cut texts there.
-    add_start_token (bool): bos (eos where there is none) stands before each text. Only True: without it the first
+    add_start_token (bool): bos (eos where there is none) precedes each text. Only True: without it the first
         token of a text would go unscored.
     device (str): `cpu`, `cuda` or `gpu`, `mps`; by default the accelerator where there is one. Only with `model_id`.
     trust_remote_code (bool): run modeling code that comes with `model_id`.
