@@ -24,7 +24,7 @@ class Scheme:
     Args:
         title: what comes of it.
         train: called with texts and a limit, the number of entries with all special tokens; the same texts give the
-            same tokenizer, whatever their order.
+            same tokenizer.
         lossless: whether every text comes back from its ids as it was.
         units: what it has an entry for, of which a text may have fewer than the limit; None where the limit is always
             reached, or refused.
