@@ -242,6 +242,9 @@ def test_a_compiled_step_writes_the_same_texts_and_is_compiled_once(model, token
         compiled = Engine(model, tokenizer, compile=True)
         others = [text.text for text in compiled.write([Request(prompt, **settings) for prompt in prompts[1:]])]
     assert [*first, *others] == plain
+    requests = [Request(prompts[0], **settings), Request(prompts[0], max_new_tokens=2, temperature=0.0)]
+    both = compiled.write(requests)  # of one length, so together; the second ends first
+    assert [both[0].text, len(both[1].tokens)] == [plain[0], 2] and plain[0].startswith(both[1].text)
     with dynamo.patch(recompile_limit=1):
         shorter = write(model, tokenizer, prompts[0], compile=True, max_new_tokens=2, temperature=0.0)
     assert plain[0].startswith(*shorter)

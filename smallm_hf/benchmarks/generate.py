@@ -51,7 +51,7 @@ def compare_decoding(
     Args:
         model: any causal model that `decodes_directly`; is left as it was.
         batch_sizes: texts at a time.
-        compile: also with a compiled step, which writes one text at a time.
+        compile: also with a compiled step.
         quick: seconds instead of minutes: few tokens, few rounds, no compiling.
         say: told what is being set up.
 
@@ -119,12 +119,10 @@ def _time_ways(
     prompts = torch.randint(vocab_size, (batch_size, PROMPT_TOKENS), generator=draw).tolist()
     first, ways = {}, {}
     for name, write in writers.items():
-        if batch_size > 1 and name.endswith("compiled"):
-            continue
         say(f"setting up: {name}, {batch_size} at a time")
         began = time.perf_counter()
         first[name] = write(prompts, new_tokens), time.perf_counter() - began
-        ways[name] = functools.partial(_count, write, prompts, new_tokens)
+        ways[name] = lambda write=write: len(write(prompts, new_tokens)) * new_tokens
     timed = in_rounds(ways | {MEMORY: functools.partial(_read, tensor)}, rounds)
     for name, (written, seconds) in first.items():
         numbers = timed[name]
@@ -154,10 +152,6 @@ def _write(engine: Engine, prompts: Sequence[list[int]], new_tokens: int) -> lis
     length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     texts = engine.write([Request(prompt, temperature=0, **length) for prompt in prompts])
     return [[token.id for token in text.tokens] for text in texts]
-
-
-def _count(write: Write, prompts: Sequence[list[int]], new_tokens: int) -> int:
-    return len(write(prompts, new_tokens)) * new_tokens
 
 
 def _read(tensor: torch.Tensor) -> int:

@@ -36,8 +36,8 @@ class Engine:
         model: causal or seq2seq; on its device, in the caller's autocast if there is one. It is put into evaluation
             mode once, here; while it is trained, write inside `evaluation_mode`.
         tokenizer: the model's own.
-        compile: compile the step, which takes 10 to 20 seconds on a CPU, and write one text after the other; without
-            effect on a model that is no one graph.
+        compile: compile the step, which takes 10 to 20 seconds on a CPU for each number of texts in a batch; texts of
+            different length are then written one after the other. Without effect on a model that is no single graph.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, compile: bool = False):
@@ -47,7 +47,7 @@ class Engine:
         self.compile = compile and self.cached
         # Texts of different length stand in one batch where the decoder begins alike, or can be told what is padding.
         reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
-        self.mixes_lengths = self.answers or (self.cached and reads_padding)
+        self.mixes_lengths = self.answers or (self.cached and reads_padding and not self.compile)
         eos = model.generation_config.eos_token_id
         eos = tokenizer.eos_token_id if eos is None else eos
         self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or ())
@@ -108,7 +108,7 @@ class Engine:
     def _write(self, texts: "list[_Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
         batches: dict[int, list[_Text]] = {}
         for text in texts:
-            alike = text.number if self.compile else 0 if self.mixes_lengths else text.token_ids.shape[1]
+            alike = 0 if self.mixes_lengths else text.token_ids.shape[1]
             batches.setdefault(alike, []).append(text)
         for batch in batches.values():
             while batch and not stopped():
@@ -147,7 +147,7 @@ class Engine:
         for text in texts:
             self._ask_generate(text, text.token_ids, attention_mask=torch.ones_like(text.token_ids), **given)
         if self.cached:
-            return CachedSteps(self.model, rows, texts[0].most if self.compile else None)
+            return CachedSteps(self.model, rows, max(text.most for text in texts) if self.compile else None)
         for row, text in enumerate(texts):
             text.token_ids = steps.token_ids[row : row + 1]
         return steps

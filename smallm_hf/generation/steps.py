@@ -76,10 +76,20 @@ def _unmark(cache: Cache) -> None:
         vars(layer).update({name: tensor.clone() for name, tensor in tensors.items()})
 
 
+def _carried_along(before: torch.Tensor, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    """The next tokens (B, 1) of all rows: those of `rows`, and where a text has ended its last one again."""
+    if len(rows) == len(before):
+        return tokens
+    newest = before[:, -1:].clone()
+    newest[rows] = tokens
+    return newest
+
+
 class CachedSteps:
     """The logits of the next tokens, by a model whose state is a cache of keys and values.
 
     Texts of different length stand side by side behind padding, which nothing sees; those that end leave the cache.
+    Those of a compiled step are of one length, and one that ends is carried along: each number of rows is compiled.
 
     Args:
         model: one that `decodes_directly`.
@@ -96,7 +106,7 @@ class CachedSteps:
         self.tokens = pad_sequence(texts, batch_first=True, padding_side="left")
         mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side="left")
         self.mask = None if mask.all() else mask
-        self.step, self.compiling = _step, nullcontext()
+        self.step, self.compiling, self.rows = _step, nullcontext(), list(range(len(texts)))
 
     def logits(self) -> torch.Tensor:
         """Those after the tokens taken last, (rows, V)."""
@@ -107,14 +117,18 @@ class CachedSteps:
         with self.compiling:
             logits = self.step(self.model, self.tokens, self.cache, **padding)
         self.compiling = nullcontext()
-        return logits
+        return logits if len(self.rows) == len(logits) else logits[self.rows]
 
     def go_on(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
         """Takes the next tokens (len(rows), 1) of these rows; the others have ended."""
         if self.compiles and self.step is _step:  # the texts have been read: only steps of one token are compiled
             _unmark(self.cache)
             self.step, self.compiling = _compiled_step(), _compiling(self.model)
-        if len(rows) < len(self.tokens):
+        if self.compiles:
+            self.rows = [self.rows[row] for row in rows]
+            tokens = _carried_along(self.tokens, self.rows, tokens)
+        elif len(rows) < len(self.tokens):
+            self.rows = list(range(len(rows)))
             kept = torch.tensor(rows, device=self.model.device)
             self.cache.batch_select_indices(kept)
             self.mask = None if self.mask is None else self.mask[kept]
@@ -149,11 +163,9 @@ class OwnSteps:
         return outputs.logits[self.rows, -1]
 
     def go_on(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
-        """As that of `CachedSteps`; rows that have ended get their last token again."""
+        """As that of `CachedSteps`."""
         self.rows = [self.rows[row] for row in rows]
-        newest = self.token_ids[:, -1:].clone()
-        newest[self.rows] = tokens
-        self.token_ids = torch.cat([self.token_ids, newest], dim=1)
+        self.token_ids = torch.cat([self.token_ids, _carried_along(self.token_ids, self.rows, tokens)], dim=1)
 
 
 def decodes_directly(model: PreTrainedModel) -> bool:
