@@ -113,8 +113,10 @@ class _Formatter(Formatter):
 
 
 def _show(row: Row, template: str | Callable[[Row], str]) -> str:
+    if not isinstance(template, str):
+        return template(row)
     try:
-        return _Formatter().format(template, **row) if isinstance(template, str) else template(row)
+        return _Formatter().format(template, **row)
     except KeyError:
         return NONE
 
