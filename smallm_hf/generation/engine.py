@@ -94,12 +94,12 @@ class Engine:
                 ids = prompt_ids(self.model, self.tokenizer, request.prompt)
         require_known(max(ids), vocabulary_size(self.model))
         if self.answers and self.limit is not None:
-            most = min(request.max_new_tokens, self.limit - 1)
-            request = replace(request, max_new_tokens=most, min_new_tokens=min(request.min_new_tokens, most))
+            fits = min(request.max_new_tokens, self.limit - 1)
+            request = replace(request, max_new_tokens=fits, min_new_tokens=min(request.min_new_tokens, fits))
         pieces = GrowingText(self._decode, [] if self.answers else ids, request.stop)
         drawing = torch.Generator(self.model.device).manual_seed(request.seed) if request.temperature else None
-        most = len(ids) + request.max_new_tokens
-        return _Text(number, request, torch.tensor([ids], device=self.model.device), pieces, drawing, most)
+        token_ids = torch.tensor([ids], device=self.model.device)
+        return _Text(number, request, token_ids, pieces, drawing, most=len(ids) + request.max_new_tokens)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         with self._tokenizing:
