@@ -111,7 +111,7 @@ def verify_card(run: Path) -> list[str]:
         return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
     training = results["config"]["training"]
     apart = results["config"].get("batching", {}).get("within_documents", False)  # older runs have no such section
-    tokens = ValidationSet.choose(files, training["validation_tokens"], apart)
+    tokens = ValidationSet.choose(files, training["validation_tokens"], training["context_length"], apart)
     options = {name: training[name] for name in ("context_length", "batch_size")}
     sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
     for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():

@@ -6,7 +6,7 @@ from running import train
 from safetensors.torch import load_file
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.training import loop
+from smallm_hf.training import update
 from smallm_hf.training.progress import read_records
 
 STABLE = ["--training.decay_fraction", 0, "--training.warmup_steps", 1, "--training.log_every", 1]
@@ -58,8 +58,8 @@ def test_a_cooldown_trains_at_the_rates_that_it_was_given_and_logs_what_acts(rec
 
 
 def test_what_is_logged_is_the_rate_of_the_optimizer_not_that_of_the_config(recipe, tmp_path, monkeypatch):
-    set_learning_rate = loop.set_learning_rate
-    monkeypatch.setattr(loop, "set_learning_rate", lambda optimizer, factor: set_learning_rate(optimizer, factor / 2))
+    set_learning_rate = update.set_learning_rate
+    monkeypatch.setattr(update, "set_learning_rate", lambda optimizer, factor: set_learning_rate(optimizer, factor / 2))
     train(recipe, tmp_path / "run", *STABLE, "--training.max_steps", 2)
     assert rates(tmp_path / "run") == {1: 3e-3 / 2, 2: 3e-3 / 2}
 

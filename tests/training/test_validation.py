@@ -43,6 +43,6 @@ def test_bytes_of_a_cut_set_are_those_of_its_documents(tmp_path, tokenizer):
     assert files.meta.validation.documents == len(TEXTS)
     for documents in (1, 5, len(TEXTS)):
         ids = [len(tokenizer.encode(text).ids) + 1 for text in TEXTS[:documents]]
-        chosen = ValidationSet.choose(files, sum(ids))
+        chosen = ValidationSet.choose(files, sum(ids), 32)
         assert len(chosen.tokens) == sum(ids)
         assert chosen.bytes == sum(len(text.encode()) + 1 for text in TEXTS[:documents])
