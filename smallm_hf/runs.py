@@ -28,7 +28,7 @@ from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
 from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import has_splits
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.describing import (
     describe_data,
@@ -355,8 +355,8 @@ def _token_files(config: RunConfig, say: Callable[[str], None], folder: Path | N
     return wait_for_token_files(_request(config), folder)
 
 
-def _request(config: RunConfig) -> Request:
-    return Request(config.data, config.tokenizer, config.vocab_size, config.cleaning, config.selection)
+def _request(config: RunConfig) -> DataRequest:
+    return DataRequest(config.data, config.tokenizer, config.vocab_size, config.cleaning, config.selection)
 
 
 def _with_training(config: RunConfig, **changes: Any) -> RunConfig:

@@ -2,12 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 
 def json_text(content: Any, **layout: Any) -> str:
     """JSON in which a number that is infinite or NaN is null; `layout` is what `json.dumps` takes."""
     return json.dumps(without_infinities(content)[0], ensure_ascii=False, allow_nan=False, **layout)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `json_text`, laid out for people."""
+    path.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def without_infinities(content: Any, place: str = "") -> tuple[Any, dict[str, str]]:

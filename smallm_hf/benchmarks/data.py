@@ -22,7 +22,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.rounds import in_rounds, ratio_text
 from smallm_hf.data.configuration import CleaningConfig, DataConfig, SelectionConfig, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware
@@ -103,7 +103,7 @@ def _timed(way: Callable[..., Any], text_bytes: int, source: Path, with_what: An
 
 def _prepare(source: Path, tokenizer: str, folder: Path, *, text_column: str, workers: int) -> TokenFiles:
     shutil.rmtree(folder, ignore_errors=True)
-    request = Request(
+    request = DataRequest(
         DataConfig(source=str(source), text_column=text_column, workers=workers),
         TokenizerConfig(source=tokenizer),
         50257,

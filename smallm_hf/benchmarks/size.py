@@ -22,7 +22,7 @@ from smallm_hf.data.configuration import DataConfig, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.reading.formats import SEPARATOR
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.tokenizing.loading import load_tokenizer
 from smallm_hf.training.devices import hardware
 
@@ -85,7 +85,7 @@ def _exchanged(parts: list[str], words: list[str], pick: random.Random) -> Itera
 
 
 def _measure(text: Path, size: int, workers: int, tokenizer: str, entries: int, folder: Path) -> dict[str, Any]:
-    request = Request(DataConfig(source=str(text), workers=workers), TokenizerConfig(tokenizer), entries)
+    request = DataRequest(DataConfig(source=str(text), workers=workers), TokenizerConfig(tokenizer), entries)
     process = multiprocessing.get_context("spawn").Process(target=find_or_prepare, args=(request, folder, 1024))
     began = time.monotonic()
     process.start()

@@ -11,7 +11,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from smallm_hf.data.prepare import find_or_prepare, shared_stages
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.workers import Workers
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
 
@@ -27,7 +27,7 @@ class Step(PipelineStep):
 
     type = "smallm_hf"
 
-    def __init__(self, name: str, request: Request, folder: Path, model_max_length: int):
+    def __init__(self, name: str, request: DataRequest, folder: Path, model_max_length: int):
         super().__init__()
         self.name, self.request, self.folder, self.model_max_length = name, request, folder, model_max_length
 
@@ -54,7 +54,7 @@ class Step(PipelineStep):
 
 
 def prepare_with(
-    executor: Executor, request: Request, folder: str | Path, model_max_length: int, tasks: int
+    executor: Executor, request: DataRequest, folder: str | Path, model_max_length: int, tasks: int
 ) -> PipelineExecutor:
     """Lines up the stages on an engine of datatrove; `run()` of what is returned runs them all, one behind the other.
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from smallm_hf.base.errors import DiskFull, UserError, is_disk_full, one_line
 from smallm_hf.base.folders import lock, replacing, require_writable, write_whole
-from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.plain_json import write_json
 from smallm_hf.data.report import make_report, readable
-from smallm_hf.data.request import Request, default_folder
+from smallm_hf.data.request import DataRequest, default_folder
 from smallm_hf.data.selection.select import check_split
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.stages import PARTS_FORMAT, Stages
@@ -45,7 +45,7 @@ def _silent(message: str) -> None:
 
 
 def find_or_prepare(
-    request: Request,
+    request: DataRequest,
     folder: str | os.PathLike | None,
     model_max_length: int,
     report: Report = _silent,
@@ -72,7 +72,7 @@ def find_or_prepare(
     return request.weighted(files)
 
 
-def _find(request: Request, folder: Path, replaceable: bool) -> TokenFiles | None:
+def _find(request: DataRequest, folder: Path, replaceable: bool) -> TokenFiles | None:
     if not (folder / "meta.json").exists():
         return None
     try:
@@ -87,7 +87,7 @@ def _find(request: Request, folder: Path, replaceable: bool) -> TokenFiles | Non
 
 
 def wait_for_token_files(
-    request: Request, folder: str | os.PathLike | None = None, timeout_seconds: float = 24 * 3600
+    request: DataRequest, folder: str | os.PathLike | None = None, timeout_seconds: float = 24 * 3600
 ) -> TokenFiles:
     """Waits until another process has finished these token files, and opens them.
 
@@ -113,7 +113,7 @@ def wait_for_token_files(
 # --- making -----------------------------------------------------------------------------------------------------------
 
 
-def _prepare(request: Request, folder: Path, model_max_length: int, report: Report) -> TokenFiles:
+def _prepare(request: DataRequest, folder: Path, model_max_length: int, report: Report) -> TokenFiles:
     if folder.is_file() or (folder.is_dir() and not (folder / "meta.json").exists() and any(folder.iterdir())):
         raise UserError(f"{folder} holds other files and no token files; give another data.folder")
     _refuse_early(request)
@@ -136,7 +136,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-def _refuse_early(request: Request) -> None:
+def _refuse_early(request: DataRequest) -> None:
     """Refuses, before any work, a wrong tokenizer or split, and documents that train twice or validate too."""
     split = any(one.side is None for one in request.inputs)
     check_split(request.selection, request.data.validation_ratio if split else None)
@@ -199,8 +199,8 @@ def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
         if rate:
             stages.report(f"{rate:.4%} of the {side} tokens are unknown ones, which stand for what has no entry")
     (folder / "report.md").write_text(readable(report), encoding="utf-8")
-    (folder / "report.json").write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
-    (folder / "meta.json").write_text(json_text(asdict(meta), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", report)
+    write_json(folder / "meta.json", asdict(meta))
 
 
 # --- finished parts --------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def parts_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.parts")
 
 
-def _identity(request: Request, state: str, model_max_length: int) -> str:
+def _identity(request: DataRequest, state: str, model_max_length: int) -> str:
     """All that decides what finished parts hold."""
     decides = [PARTS_FORMAT, request.settings, request.given_tokenizer_sha256, state, model_max_length, _versions()]
     return json.dumps(decides)
@@ -249,7 +249,7 @@ def _finished_parts(folder: Path, identity: str, report: Report) -> Iterator[Pat
 
 
 def shared_stages(
-    request: Request, folder: Path, model_max_length: int, workers: Workers, report: Report = _silent
+    request: DataRequest, folder: Path, model_max_length: int, workers: Workers, report: Report = _silent
 ) -> Stages:
     """The stages of token files that several machines make together; the first one makes the folder of their parts.
 

@@ -20,7 +20,7 @@ from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
 from smallm_hf.data.reading.documents import Document, has_splits
 from smallm_hf.data.reading.files import local_files
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.selection.splitting import hash_fraction
 
 READ_CHARACTERS = 1 << 26  # of a single file or a Hub data set, from which the documents are drawn
@@ -31,7 +31,7 @@ AROUND_CHARACTERS = 50
 REMOVED, PUT = "red strike", "green"
 
 
-def show_preview(request: Request, number: int, console: Console) -> None:
+def show_preview(request: DataRequest, number: int, console: Console) -> None:
     """Shows documents of all sources before and after cleaning, with what each rule removes from them.
 
     Args:
@@ -63,7 +63,7 @@ def show_preview(request: Request, number: int, console: Console) -> None:
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def _choose(request: Request, source: Source, number: int) -> list[Document]:
+def _choose(request: DataRequest, source: Source, number: int) -> list[Document]:
     """Draws documents: the first ones of files from all over a folder, or any from the beginning of one."""
     files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else []
     found = _of_files(request, source, files, number) if len(files) > 1 else []
@@ -76,7 +76,7 @@ def _choose(request: Request, source: Source, number: int) -> list[Document]:
     return found
 
 
-def _of_files(request: Request, source: Source, files: list, number: int) -> list[Document]:
+def _of_files(request: DataRequest, source: Source, files: list, number: int) -> list[Document]:
     found = []
     for part in range(number):  # in each of as many stretches of the folder the first file that gives a document
         for name, path in files[len(files) * part // number : len(files) * (part + 1) // number]:

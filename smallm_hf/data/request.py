@@ -44,7 +44,7 @@ class Input:
 
 
 @dataclass
-class Request:
+class DataRequest:
     """The settings of token files, and how to read what they ask for.
 
     `vocab_size` is the number of entries of the tokenizer; where its text decides that, the most there may be.
@@ -158,7 +158,7 @@ class Request:
         return TokenFiles(files.folder, replace(files.meta, sources=shares))
 
 
-def default_folder(request: Request, root: str | os.PathLike = "data") -> Path:
+def default_folder(request: DataRequest, root: str | os.PathLike = "data") -> Path:
     """Returns the folder under `root` that belongs to these settings: a readable name and a key of all of them."""
     settings = json.dumps(request.settings, sort_keys=True)
     names = "-".join(Path(source.source).stem for source in request.data.mixture)

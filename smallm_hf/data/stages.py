@@ -34,7 +34,7 @@ from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import CleaningConfig, SelectionConfig
 from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.reading.files import ReadingReport
-from smallm_hf.data.request import Input, Request
+from smallm_hf.data.request import DataRequest, Input
 from smallm_hf.data.selection.features import FeatureBuilder, Features
 from smallm_hf.data.selection.select import Selection, select
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION, InsidePlan, hash_fraction
@@ -246,7 +246,7 @@ class Stages:
         report: called with lines of progress.
     """
 
-    request: Request
+    request: DataRequest
     parts: Path
     model_max_length: int
     workers: Workers
@@ -457,7 +457,7 @@ def sample_texts(texts: Iterable[str], characters: int) -> Iterator[str]:
         yield heapq.heappop(kept)[1]
 
 
-def _shares(request: Request, counts: list[dict[str, Any]]) -> list[SourceShare]:
+def _shares(request: DataRequest, counts: list[dict[str, Any]]) -> list[SourceShare]:
     shares, first_token, names = [], 0, ("tokens", "documents", "bytes")
     for place, (source, weight) in enumerate(zip(request.data.mixture, request.weights, strict=True)):
         mine = [(one, found) for one, found in zip(request.inputs, counts, strict=True) if one.place == place]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import replacing, require_writable
-from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.plain_json import write_json
 from smallm_hf.base.settings import is_model_folder
 from smallm_hf.export.configuration import OutType, Target
 
@@ -70,7 +70,7 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
             runtime = {"native": write_native, "onnx": write_onnx}[to](exported, tokenizer, folder)
         weights = outtype if to == "gguf" else str(exported.dtype).removeprefix("torch.")
         parity = {"source": model, "to": to, "outtype": weights, **check_parity(source, tokenizer, runtime)}
-        (folder / "parity.json").write_text(json_text(parity, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "parity.json", parity)
     return parity
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from smallm_hf import models
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.plain_json import write_json
 from smallm_hf.card import Weights, eval_results, read_results, render_card, top_file, without_paths
 from smallm_hf.evaluation.results_page import scored_validation
 from smallm_hf.hub.configuration import Statements
@@ -170,11 +170,6 @@ def refuse_tokens(folder: Path) -> None:
         content = (folder / name).read_text(encoding="utf-8") if name.endswith(TEXT_SUFFIXES) else ""
         if TOKEN.search(content) or (find_token() or "\0") in content:
             raise UserError(f"{name} of the run holds an access token; revoke it, and remove it before you publish")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON."""
-    path.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_yaml(path: Path, content: Any) -> None:

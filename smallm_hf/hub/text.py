@@ -10,13 +10,13 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.plain_json import write_json
 from smallm_hf.card import license_metadata, resolve_statements, without_paths
 from smallm_hf.data.selection.splitting import SIDES
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.texts import decode_blocks, token_files_of
 from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import MARK_FILES
-from smallm_hf.hub.staging import write_json
 
 SHARD_BYTES = 500_000_000  # of text in one parquet file
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from smallm_hf.base.environment import versions
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.folders import remove, replacing, restore_all
-from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.plain_json import write_json
 from smallm_hf.training.configuration import TrainingConfig, share_done
 from smallm_hf.training.optimization import muon_dtype
 from smallm_hf.training.sharding import is_sharded, load_shards, save_shards, share_out_states, whole
@@ -221,11 +221,11 @@ def save_checkpoint(
             torch.save(saved, folder / "optimizer.pt")
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
-            (folder / STATE_FILE).write_text(json_text(asdict(state), indent=2) + "\n", encoding="utf-8")
+            write_json(folder / STATE_FILE, asdict(state))
             progress = {"step": state.step, "tokens": state.tokens, "processes": accelerator.num_processes}
             made_by = {"versions": versions(), "muon_dtype": str(muon_dtype(accelerator.device)).removeprefix("torch.")}
             manifest = Manifest(FORMAT, **progress, **identity, **made_by, files=_describe_files(folder))
-            (folder / MANIFEST_FILE).write_text(json_text(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+            write_json(folder / MANIFEST_FILE, asdict(manifest))
     if writes:
         if reason := damage(checkpoint):
             raise UserError(f"{checkpoint} was just written and is damaged ({reason}); check the disk, then --resume")

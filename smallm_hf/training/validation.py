@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import Interrupted
-from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.plain_json import write_json
 from smallm_hf.data.selection.splitting import VALIDATION
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
@@ -90,7 +90,7 @@ class ValidationSet:
 
 def write_validation(folder: Path, validated: dict[str, float]) -> None:
     """Leaves the figures of a validation, and its step, beside the weights they belong to."""
-    (folder / VALIDATION_FILE).write_text(json_text(validated, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / VALIDATION_FILE, validated)
 
 
 def figures_of_json(figures: dict[str, float | None]) -> dict[str, float]:

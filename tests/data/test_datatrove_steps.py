@@ -6,7 +6,7 @@ import smallm_hf.data.stages as stages
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare, parts_folder, shared_stages
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.selection.select import SelectionConfig
 from smallm_hf.data.workers import Workers
 
@@ -21,7 +21,7 @@ def request_of_two(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text(rows)
     sources = [Source(str(tmp_path / f"{name}.jsonl")) for name in ("cats", "dogs")]
     data = DataConfig(sources=sources, validation_ratio=0.2, workers=1)
-    return Request(data, TokenizerConfig("bpe"), 270, selection=SelectionConfig(duplicates="exact"))
+    return DataRequest(data, TokenizerConfig("bpe"), 270, selection=SelectionConfig(duplicates="exact"))
 
 
 def content(folder):

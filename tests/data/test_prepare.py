@@ -29,7 +29,7 @@ from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import Document, read_documents
-from smallm_hf.data.request import Request, default_folder
+from smallm_hf.data.request import DataRequest, default_folder
 from smallm_hf.data.selection.select import SelectionConfig
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.tokenizing.loading import save_tokenizer, tokenizer_fingerprint
@@ -52,7 +52,7 @@ def prepare(source, folder, vocab_size=270, tokenizer=BPE, cleaning=DEFAULT, sel
     """Prepares with settings fit for a tiny corpus."""
     given = {"sources": source} if isinstance(source, list) else {"source": str(source)}
     data = DataConfig(**given, **{"validation_ratio": 0.2, "workers": 1, **options})
-    return find_or_prepare(Request(data, tokenizer, vocab_size, cleaning, selection), folder, 64)
+    return find_or_prepare(DataRequest(data, tokenizer, vocab_size, cleaning, selection), folder, 64)
 
 
 def decoded(files, side):
@@ -168,7 +168,7 @@ def test_a_source_that_cleaning_leaves_nothing_of_is_named_with_the_reasons(sour
 
 
 def key(data, tokenizer=BPE, vocab_size=270, **sections):
-    return default_folder(Request(data, tokenizer, vocab_size, **sections))
+    return default_folder(DataRequest(data, tokenizer, vocab_size, **sections))
 
 
 def test_streaming_decides_no_id():
@@ -431,7 +431,7 @@ import multiprocessing, os, signal, sys
 import smallm_hf.data.stages as stages
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.selection.select import SelectionConfig
 
 def kill(*arguments):
@@ -440,7 +440,7 @@ def kill(*arguments):
 
 stages.PART_CHARACTERS, stages.Stages.choose = 300, kill
 data = DataConfig(source=sys.argv[1], workers=2, validation_ratio=0.2)
-request = Request(data, TokenizerConfig("bpe"), 270, selection=SelectionConfig(duplicates="exact"))
+request = DataRequest(data, TokenizerConfig("bpe"), 270, selection=SelectionConfig(duplicates="exact"))
 find_or_prepare(request, sys.argv[2], 64)
 """
 
@@ -513,7 +513,7 @@ def test_lines_that_are_removed_since_many_documents_have_them_are_told(tmp_path
     for cleaning, wanted in ((DEFAULT, texts), (asked, STORIES)):
         data = DataConfig(source=str(tmp_path / "a.txt"), validation_ratio=0.2, workers=1)
         folder = tmp_path / str(cleaning.repeated_lines)
-        files = find_or_prepare(Request(data, BPE, 270, cleaning, EXACT), folder, 64, said.append)
+        files = find_or_prepare(DataRequest(data, BPE, 270, cleaning, EXACT), folder, 64, said.append)
         assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(wanted)
     (line,) = [line for line in said if "repeated_lines" in line]
     assert "removes 1 lines that many documents have, such as 'All rights are reserved.'" in line
@@ -669,7 +669,7 @@ def test_a_folder_with_other_files_is_left_alone(source, tmp_path):
 def test_waiting_ends_with_the_files_of_the_source_as_it_is_not_as_it_was(source, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
-    request = Request(DataConfig(source=str(source)), BPE, 270, selection=EXACT)
+    request = DataRequest(DataConfig(source=str(source)), BPE, 270, selection=EXACT)
     stale = find_or_prepare(request, None, 64)
     source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
     with pytest.raises(TimeoutError):
@@ -712,7 +712,7 @@ def test_what_is_guessed_skipped_and_odd_in_a_text_is_said_and_kept_in_the_repor
     (folder / "info.json").write_text("{}")
     said = []
     data = DataConfig(source=str(folder), validation_ratio=0.2, workers=1, on_bad_file="skip")
-    files = find_or_prepare(Request(data, BPE, 300, DEFAULT, EXACT), tmp_path / "tokens", 64, said.append)
+    files = find_or_prepare(DataRequest(data, BPE, 300, DEFAULT, EXACT), tmp_path / "tokens", 64, said.append)
     texts = [text for side in ("train", "validation") for text in decoded(files, side)]
     assert [text[-14:] for text in texts if "many" in text] == ["many words\none"]
     assert any("piękność twą" in text for text in texts)
@@ -824,7 +824,7 @@ def test_a_preparation_that_fails_leaves_nothing_behind(source, tmp_path, monkey
 
 def test_an_interruption_leaves_older_token_files_as_they_were(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    request = Request(DataConfig(source=str(source)), BPE, 270, selection=EXACT)
+    request = DataRequest(DataConfig(source=str(source)), BPE, 270, selection=EXACT)
     before = find_or_prepare(request, None, 64)
     source.write_text(source.read_text() + "\n<|endoftext|>\nOne more story about a fox.\n")
     monkeypatch.setattr(token_files.SideWriter, "close", lambda self: 1 / 0)
@@ -845,7 +845,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(source, tmp_path):
     program = (
         "import resource, sys; from smallm_hf.data.request import *; from smallm_hf.data.prepare import *\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "request = Request(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258)\n"
+        "request = DataRequest(DataConfig(source=sys.argv[1]), TokenizerConfig('bpe'), 258)\n"
         "try: find_or_prepare(request, sys.argv[2], 64)\n"
         "except UserError as error: print(error)\n"
     )
@@ -884,7 +884,7 @@ def test_peak_memory_is_the_same_for_20_and_200_megabytes(tmp_path, gpt2_folder,
     program = (
         "import sys; from smallm_hf.data.request import *; from smallm_hf.data.prepare import *\n"
         "data, tokenizer = DataConfig(source=sys.argv[1], workers=1), TokenizerConfig(sys.argv[2])\n"
-        "find_or_prepare(Request(data, tokenizer, int(sys.argv[3])), sys.argv[4], 256)\n"
+        "find_or_prepare(DataRequest(data, tokenizer, int(sys.argv[3])), sys.argv[4], 256)\n"
     )
     pick = np.random.default_rng(0)
     words = np.array(["".join(pick.choice(list("etaoinshrdlu"), pick.integers(2, 9))) for _ in range(20_000)])

@@ -8,14 +8,14 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.preview import show_preview
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 
 DEFAULT = CleaningConfig()
 
 
 def shown(number, cleaning=DEFAULT, **data):
     console = Console(file=io.StringIO(), width=200)
-    show_preview(Request(DataConfig(**data), TokenizerConfig("bpe"), 300, cleaning), number, console)
+    show_preview(DataRequest(DataConfig(**data), TokenizerConfig("bpe"), 300, cleaning), number, console)
     return console.file.getvalue()
 
 

@@ -7,7 +7,7 @@ from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.report import readable
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.selection.select import SelectionConfig
 from smallm_hf.data.stages import merged
 from smallm_hf.tokenizing.loading import save_tokenizer
@@ -25,7 +25,7 @@ def prepared(tmp_path_factory):
     sources = [Source(str(folder / "cats.jsonl"), 3), Source(str(folder / "dogs.jsonl"), 1)]
     data = DataConfig(sources=sources, validation_ratio=0.2)
     selection = SelectionConfig(duplicates="exact", max_leakage=1)
-    request = Request(data, TokenizerConfig("bpe"), 270, CleaningConfig(min_words=2), selection)
+    request = DataRequest(data, TokenizerConfig("bpe"), 270, CleaningConfig(min_words=2), selection)
     files = find_or_prepare(request, folder / "tokens", 64)
     return files, json.loads((files.folder / "report.json").read_text())
 
@@ -71,7 +71,7 @@ def test_tokens_that_stand_for_the_unknown_are_counted(prepared, tmp_path):
     (tmp_path / "a.txt").write_text("the cat the dog " * 10)
     (tmp_path / "b.txt").write_text("the cat the cat")
     data = DataConfig(source=str(tmp_path / "a.txt"), validation_source=str(tmp_path / "b.txt"))
-    request = Request(data, TokenizerConfig(str(tmp_path / "words")), 4)
+    request = DataRequest(data, TokenizerConfig(str(tmp_path / "words")), 4)
     said = []
     files = find_or_prepare(request, tmp_path / "tokens", 64, said.append)
     report = json.loads((files.folder / "report.json").read_text())

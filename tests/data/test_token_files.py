@@ -6,7 +6,7 @@ import pytest
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.configuration import DataConfig, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.data.token_files import open_token_files
 
 
@@ -14,7 +14,7 @@ from smallm_hf.data.token_files import open_token_files
 def files(tmp_path):
     (tmp_path / "numbers.txt").write_text("\n<|endoftext|>\n".join(f"number {number}" for number in range(40)))
     data = DataConfig(source=str(tmp_path / "numbers.txt"), validation_ratio=0.2)
-    return find_or_prepare(Request(data, TokenizerConfig("bpe"), 258), tmp_path / "tokens", 64)
+    return find_or_prepare(DataRequest(data, TokenizerConfig("bpe"), 258), tmp_path / "tokens", 64)
 
 
 def test_opened_again_they_are_what_was_prepared(files):

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.data.configuration import DataConfig, SelectionConfig, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
-from smallm_hf.data.request import Request
+from smallm_hf.data.request import DataRequest
 from smallm_hf.training.validation import ValidationSet
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat"]
@@ -38,7 +38,7 @@ def test_bytes_of_a_cut_set_are_those_of_its_documents(tmp_path, tokenizer):
     validation.write_text("\n<|endoftext|>\n".join(TEXTS))
     data = DataConfig(str(tmp_path / "train.txt"), validation_source=str(validation), workers=1)
     keep = SelectionConfig(duplicates="keep", max_leakage=1)
-    request = Request(data, TokenizerConfig(str(given)), tokenizer.get_vocab_size(), selection=keep)
+    request = DataRequest(data, TokenizerConfig(str(given)), tokenizer.get_vocab_size(), selection=keep)
     files = find_or_prepare(request, tmp_path / "tokens", 32)
     assert files.meta.validation.documents == len(TEXTS)
     for documents in (1, 5, len(TEXTS)):

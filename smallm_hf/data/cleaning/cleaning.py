@@ -33,7 +33,7 @@ from smallm_hf.data.cleaning.gutenberg.lines import hard_wraps, hyphenation, inn
 from smallm_hf.data.cleaning.gutenberg.marks import bracketed_tags, decorative_lines, emphasis, page_numbers
 from smallm_hf.data.cleaning.gutenberg.notes import credits_and_notes
 from smallm_hf.data.configuration import CleaningConfig
-from smallm_hf.data.reading.documents import Document, Kind, cut_pieces, strip_start
+from smallm_hf.data.reading.documents import Document, TextKind, cut_pieces, strip_start
 
 WHOLE_CHARACTERS = 1 << 23  # a longer document, as no book is, is cleaned in parts of this size to bound memory
 EXAMPLES = 3  # in the report for each rule and reason
@@ -63,7 +63,7 @@ AFTER: tuple[Rule, ...] = (trailing_spaces, blank_lines)
 
 
 def clean_text(
-    text: str, config: CleaningConfig, repeated: frozenset[str] = frozenset(), kind: Kind = "text"
+    text: str, config: CleaningConfig, repeated: frozenset[str] = frozenset(), kind: TextKind = "text"
 ) -> CleanedText:
     """Applies all rules that fit a text.
 

@@ -33,7 +33,7 @@ CODE_SUFFIXES = {
     *(".sql", ".svelte", ".swift", ".toml", ".ts", ".tsx", ".vue", ".yaml", ".yml", ".zig"),
 }
 
-Kind = Literal["text", "row", "code"]
+TextKind = Literal["text", "row", "code"]
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,19 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
     piece: int = 0
     is_last: bool = True
-    kind: Kind = "text"
+    kind: TextKind = "text"
 
 
-def strip_start(text: str, kind: Kind) -> str:
+def strip_start(text: str, kind: TextKind) -> str:
     """Strips leading whitespace; where this may be code, an indented line keeps its own if the next one is indented."""
     stripped = text.lstrip()
     line = text.rfind("\n", 0, len(text) - len(stripped)) + 1
     return text[line:] if kind != "text" and INDENTED.match(text, line) else stripped
 
 
-def cut_pieces(id: str, metadata: dict[str, Any], parts: Iterable[str], kind: Kind | None = None) -> Iterator[Document]:
+def cut_pieces(
+    id: str, metadata: dict[str, Any], parts: Iterable[str], kind: TextKind | None = None
+) -> Iterator[Document]:
     """Joins the parts of one text, strips it, and yields it in pieces of about `PIECE_CHARACTERS`; at least one.
 
     Without a `kind`, the metadata decides it.
