@@ -117,7 +117,10 @@ def folders(tmp_path_factory) -> dict[str, str]:
     made["seq2seq"] = root / "seq2seq"
     for part in (T5Config(vocab_size=11), piece_tokenizer()):
         part.save_pretrained(made["seq2seq"])
-    made["no_mask"] = save(root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), word_tokenizer(["</s>", "<unk>"]))
+    no_mask = word_tokenizer(["</s>", "<unk>", "the"])
+    made["no_mask"] = save(root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), no_mask)
+        root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), word_tokenizer(["</s>", "<unk>", "the"])
+    )
     return {name: str(folder) for name, folder in made.items()}
 
 

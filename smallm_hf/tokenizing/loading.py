@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from tiktoken.load import load_tiktoken_bpe
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.base.errors import UserError
@@ -158,8 +158,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | os.PathLike
         path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def is_lossless(tokenizer: PreTrainedTokenizerFast) -> bool:
+def is_lossless(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether every text is known to come back from its ids as it was: a BPE of bytes that normalises nothing."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return False
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     model, cut = backend["model"], backend["pre_tokenizer"] or {}
     steps = cut.get("pretokenizers", [cut])

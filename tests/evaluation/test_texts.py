@@ -16,7 +16,7 @@ from smallm_hf.evaluation import texts
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name
+from smallm_hf.evaluation.texts import decode_documents, read_scored_texts, require_texts, source_name, warn_once
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,7 @@ def test_a_tokenizer_that_does_not_give_the_text_back_is_an_error(run, monkeypat
 
 
 def test_what_the_tokenizer_has_no_entry_for_is_said_once(capsys):
+    warn_once.cache_clear()  # another test may have met it
     tokenizer = letter_tokenizer()
     model = gpt2()
     for _ in range(2):

@@ -94,6 +94,8 @@ def test_documents_longer_than_a_block_and_more_than_a_file_come_back_whole(tmp_
     from pyarrow import parquet
 
     class Letters:
+        name_or_path = "letters"
+
         eos_token_id = 0
 
         def decode(self, ids, **options):
