@@ -119,8 +119,6 @@ def folders(tmp_path_factory) -> dict[str, str]:
         part.save_pretrained(made["seq2seq"])
     no_mask = word_tokenizer(["</s>", "<unk>", "the"])
     made["no_mask"] = save(root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), no_mask)
-        root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), word_tokenizer(["</s>", "<unk>", "the"])
-    )
     return {name: str(folder) for name, folder in made.items()}
 
 
