@@ -20,7 +20,7 @@ from pathlib import Path
 from smallm_hf.base.errors import DiskFull, UserError, is_disk_full, one_line
 from smallm_hf.base.folders import lock, replacing, require_writable, write_whole
 from smallm_hf.base.plain_json import write_json
-from smallm_hf.data.report import make_report, readable
+from smallm_hf.data.report import as_markdown, make_report
 from smallm_hf.data.request import DataRequest, default_folder
 from smallm_hf.data.selection.select import check_split
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
@@ -198,7 +198,7 @@ def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
     for side, rate in report["tokenizer"]["unknown_rate"].items():
         if rate:
             stages.report(f"{rate:.4%} of the {side} tokens are unknown ones, which stand for what has no entry")
-    (folder / "report.md").write_text(readable(report), encoding="utf-8")
+    (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
     write_json(folder / "report.json", report)
     write_json(folder / "meta.json", asdict(meta))
 

@@ -131,7 +131,7 @@ def _tokenizer(meta: Meta, counts: list[dict[str, Any]], tokenizer: PreTrainedTo
 # --- to read ---------------------------------------------------------------------------------------------------------
 
 
-def readable(report: dict[str, Any]) -> str:
+def as_markdown(report: dict[str, Any]) -> str:
     """Returns `report.json` as Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("smallm_hf.data", "."),

@@ -14,7 +14,7 @@ from smallm_hf.training.devices import accelerator_type, model_shares, resolve_c
 # the attention, which dropout has a CPU keep; for each logit; and for the code. Least squares over the peaks of
 # docs/speed.md, "Knowing beforehand", which they meet within 10 %.
 MEMORY = {True: (45, 4.5, 2.3, 156 << 20), False: (78, 18, 13.8, 299 << 20)}
-FLOAT32 = 1.5  # times that, without autocast, under which some of it is float32 too
+WITHOUT_AUTOCAST = 1.5  # times that, without autocast, under which some of it is float32 too
 
 
 def embedding_parameters(model: PreTrainedModel) -> int:
@@ -106,7 +106,7 @@ def memory_bytes(model: PreTrainedModel, training: TrainingConfig, precision: st
     if training.activation_checkpointing:  # a layer keeps its input alone (Korthikanti et al. 2022, section 5)
         per_channel, per_weight = 2, 0
     kept = tokens * (channels * per_channel + attention_weights * per_weight)
-    activations = kept * (FLOAT32 if precision == "fp32" else 1)
+    activations = kept * (WITHOUT_AUTOCAST if precision == "fp32" else 1)
     logits = 0 if training.loss == "chunked" else tokens * config.vocab_size * per_logit
     shares = model_shares()
     held = 4 * (2 * parameters + moments) / shares + (4 * parameters if shares > 1 else 0)

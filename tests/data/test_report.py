@@ -6,7 +6,7 @@ import pytest
 from smallm_hf.data.cleaning.cleaning import CleaningConfig
 from smallm_hf.data.configuration import DataConfig, Source, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
-from smallm_hf.data.report import readable
+from smallm_hf.data.report import as_markdown
 from smallm_hf.data.request import DataRequest
 from smallm_hf.data.selection.select import SelectionConfig
 from smallm_hf.data.stages import merged
@@ -87,7 +87,7 @@ def test_tokens_that_stand_for_the_unknown_are_counted(prepared, tmp_path):
 def test_the_page_to_read_has_what_matters(prepared):
     files, report = prepared
     page = (files.folder / "report.md").read_text()
-    assert page == readable(report)
+    assert page == as_markdown(report)
     for line in (
         "83 documents of 532 words were read.",
         "read | 83 | 532 |",
