@@ -72,6 +72,7 @@ def smaller(command: str) -> str:
     return command.replace("/step-2000", "/step-2")
 
 
+@pytest.mark.timeout(1200)  # some thirty processes, each of which imports for seconds on an old CPU
 def test_every_command_runs(checkout):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = []

@@ -172,8 +172,10 @@ def run(place):
     shutil.rmtree(folder, ignore_errors=True)  # a large one leaves gigabytes
 
 
-# Two gigabytes written and hashed make the largest ones slow: they run with the slow tests, their dry run always.
-ALL = [pytest.param(name, marks=pytest.mark.slow if "124m" in name else ()) for name in FILES]
+# Two gigabytes written and hashed make the largest ones slow, and of the others one of each architecture is enough:
+# the rest run with the slow tests, their dry run always.
+SLOW = {name for name in FILES if "124m" in name} | {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern"}
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FILES]
 
 
 @pytest.mark.parametrize("name", ALL)
