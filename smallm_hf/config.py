@@ -459,7 +459,7 @@ def _complete_model(fields: Mapping[str, Any], tokenizer: TokenizerConfig) -> tu
     stated, limit, scheme = fields.get("vocab_size"), tokenizer.vocab_size, SCHEMES.get(tokenizer.source)
     if scheme and scheme.units:
         if limit is None:
-            model_config(fields)  # which refuses a limit that is no number
+            model_config(fields)  # which refuses a vocab_size that is not a number
             fields.pop("vocab_size", None)
         return fields, dataclasses.replace(tokenizer, vocab_size=limit or stated or scheme.default_limit)
     if None not in (stated, limit) and stated != limit:

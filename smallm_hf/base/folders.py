@@ -78,6 +78,12 @@ def remove(folder: Path) -> None:
     shutil.rmtree(fresh)
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file; a process that is killed leaves it as it was, or whole."""
     fresh = path.with_name(f".{path.name}{PARTIAL}")

@@ -28,7 +28,7 @@ import pyarrow
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.folders import replacing
+from smallm_hf.base.folders import file_sha256, replacing
 from smallm_hf.data.cleaning.cleaning import Cleaner
 from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import CleaningConfig, SelectionConfig
@@ -38,7 +38,7 @@ from smallm_hf.data.request import DataRequest, Input
 from smallm_hf.data.selection.features import FeatureBuilder, Features
 from smallm_hf.data.selection.select import Selection, select
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION, InsidePlan, hash_fraction
-from smallm_hf.data.token_files import EXAMPLES, Side, SideWriter, SourceShare, file_sha256
+from smallm_hf.data.token_files import EXAMPLES, Side, SideWriter, SourceShare
 from smallm_hf.data.workers import Workers
 from smallm_hf.tokenizing.encoding import Encoder, make_encoder
 from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer

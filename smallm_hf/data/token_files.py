@@ -10,7 +10,6 @@
 `prepare` makes such folders.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import file_sha256
 from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
@@ -35,12 +35,6 @@ EXAMPLES = 3  # documents of each side and part that are kept for the report
 def id_type(entries: int) -> np.dtype:
     """The type of the ids of a tokenizer of that many entries."""
     return np.dtype("<u2" if entries <= UINT16_ENTRIES else "<u4")
-
-
-def file_sha256(path: Path) -> str:
-    """Of the content of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ class OwnSteps:
 
 
 def decodes_directly(model: PreTrainedModel) -> bool:
-    """Whether `decode` can write with a model: its state is a cache of keys and values, and its step one graph."""
+    """Whether `CachedSteps` can step a model: its state is a cache of keys and values, and its step one graph."""
     return getattr(model, "_can_compile_fullgraph", False) and not getattr(model, "_is_stateful", False)
 
 

@@ -6,7 +6,6 @@ A checkpoint is used only where all of these agree. Where training is split, the
 folder `optimizer/`; either kind can be resumed either way.
 """
 
-import hashlib
 import json
 import math
 import pickle
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 
 from smallm_hf.base.environment import versions
 from smallm_hf.base.errors import UserError, one_line
-from smallm_hf.base.folders import remove, replacing, restore_all
+from smallm_hf.base.folders import file_sha256, remove, replacing, restore_all
 from smallm_hf.base.plain_json import write_json
 from smallm_hf.training.configuration import TrainingConfig, share_done
 from smallm_hf.training.optimization import muon_dtype
@@ -169,9 +168,7 @@ def _describe_files(folder: Path) -> dict[str, dict[str, int | str]]:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST_FILE:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256}
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return files
 
 

@@ -36,8 +36,7 @@ class TrainingLoop:
         reporter: shows it.
         state: the counters to start from.
         flops_per_token: forward and backward, for the share of the peak that metrics state.
-        push_every: steps or tokens between two pushes of the weights.
-        pushes: takes them elsewhere; None on all processes but the main one.
+        push_every: steps or tokens between two pushes of the weights, by what is set as `pushes`.
     """
 
     def __init__(
@@ -50,12 +49,12 @@ class TrainingLoop:
         *,
         flops_per_token: float,
         push_every: int | None = None,
-        pushes: Pushes | None = None,
     ):
         self.updater, self.objective, self.saver, self.reporter, self.state = updater, objective, saver, reporter, state
         self.training, self.accelerator, self.batches = updater.training, updater.accelerator, updater.batches
         self.clock, self.watch, self.stop_request = updater.clock, updater.watch, updater.stop_request
-        self.push_every, self.pushes = push_every, pushes
+        self.push_every = push_every
+        self.pushes: Pushes | None = None
         peak = peak_flops(self.training.peak_tflops, self.training.precision)
         self.peak_tokens_per_second = peak and self.accelerator.num_processes * peak / flops_per_token
         self.first_tokens, self.first_seconds = state.tokens, state.seconds
@@ -241,8 +240,8 @@ class TrainingLoop:
         state = self.state
         with self.clock.stopped():
             with whole(self.objective.model) as model:
-                size, interrupted = self.updater.batch_size, self.stop_request.__bool__
-                figures = self.objective.validate(model, size, self.accelerator, interrupted)
+                size = self.updater.batch_size
+                figures = self.objective.validate(model, size, self.accelerator, lambda: bool(self.stop_request))
             if figures is None:
                 self.asked_to_stop = True
                 return

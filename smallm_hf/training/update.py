@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,8 +23,6 @@ from smallm_hf.training.progress import duration
 from smallm_hf.training.sharding import prepare_step
 from smallm_hf.training.stopping import StopRequest
 from smallm_hf.training.watch import UpdateWatch
-
-Passed = TypeVar("Passed")
 
 
 @dataclass

@@ -52,8 +52,8 @@ class ValidationSet:
         ends = tokens.cumsum()
         documents = len(ends) if limit is None else max(1, np.searchsorted(ends, limit, side="right"))
         separator = files.meta.eos_token_id if within_documents else None
-        bytes_and_ends = int(size[:documents].sum() + documents)
-        return cls(files.validation[: ends[documents - 1]], bytes_and_ends, context_length, separator)
+        size_with_ends = int(size[:documents].sum() + documents)
+        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator)
 
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool

@@ -44,19 +44,26 @@ class PackedWindows:
         windows = self._windows(self.tokens, first, count)
         ids = torch.empty((2, count, length), dtype=torch.int64, pin_memory=self.pin_memory)
         ids[0], ids[1] = windows[:, :-1], windows[:, 1:]
+        counted = count * length
         if self.mask is not None:
-            ids[1].masked_fill_(~self._windows(self.mask, first, count)[:, 1:].bool(), IGNORED)
+            wanted = self._wanted(first, count)
+            ids[1].masked_fill_(~wanted, IGNORED)
+            counted = int(wanted.sum())
         input_ids, targets = ids.view(2, -1, row_length or length)
         inputs = {"input_ids": input_ids}
         if self.separator is not None:
             inputs["position_ids"] = positions_in_documents(input_ids, self.separator)
-        return Batch(inputs, targets, self.counted(first, count))
+        return Batch(inputs, targets, counted)
 
     def counted(self, first: int, count: int) -> int:
         """All of their targets, or those of the mask."""
         if self.mask is None:
             return count * self.order.context_length
-        return int(self._windows(self.mask, first, count)[:, 1:].bool().sum())
+        return int(self._wanted(first, count).sum())
+
+    def _wanted(self, first: int, count: int) -> torch.Tensor:
+        """Which targets of these windows the mask counts, (count, T) bool."""
+        return self._windows(self.mask, first, count)[:, 1:].bool()
 
     def _windows(self, stream: np.ndarray, first: int, count: int) -> torch.Tensor:
         """Windows of something that runs along the tokens, and one beyond, from one read in its own dtype."""

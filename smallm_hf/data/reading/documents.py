@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import file_sha256
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
 from smallm_hf.data.reading.files import PIECE_CHARACTERS, ReadingReport, local_files, saved_splits, suffix_of
 from smallm_hf.data.reading.formats import read_files
@@ -190,5 +191,4 @@ def fingerprint_source(
 def _state(path: Path, contents: bool) -> str | tuple[int, int]:
     if not contents:
         return path.stat().st_size, path.stat().st_mtime_ns
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
