@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -149,21 +149,23 @@ class Page:
         )
 
 
-def write_page(page: Page, results: dict[str, Any], folder: Path, name: str) -> list[Path]:
-    """Writes `NAME.json`, `NAME.md`, `NAME.html` and, of the first chart, `NAME.svg`; returns their paths.
+def report(page: Page, results: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
+    """Writes `.json`, `.md`, `.html` and, of the first chart, `.svg`, and says the tables and where the files are.
 
     Raises:
         UserError: they cannot be written there.
     """
     contents = {"json": json_text(results, indent=2) + "\n"}
     contents |= {kind: page.render(f"experiment.{kind}") for kind in ("md", "html", *(["svg"] if page.charts else []))}
-    files = [folder / f"{name}.{kind}" for kind in contents]
+    files = [path.with_name(f"{path.name}.{kind}") for kind in contents]
     try:
         for file, content in zip(files, contents.values(), strict=True):
             write_whole(file, content)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}; give another --output_dir") from error
-    return files
+    finally:
+        say("\n\n".join(table.markdown for table in page.tables))
+    say("\n".join(map(str, files)))
 
 
 def merged(curves: Sequence[np.ndarray]) -> Points:

@@ -13,11 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import Timeout
+
 from smallm_hf.base.errors import Interrupted, UserError, one_line
+from smallm_hf.base.folders import lock, require_writable, write_whole
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.config import CommandOptions, RunConfig
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.runs import train_run
 
+RUNS_FILE = "runs.json"
 # From the name of a run, its config and its folder to the line that says why it failed, or None.
 Train = Callable[[str, RunConfig, Path], str | None]
 
@@ -29,6 +34,7 @@ def train_here(name: str, config: RunConfig, folder: Path) -> str | None:
         The line that says why it failed; None after success.
     """
     log = folder.with_name(f"{folder.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             train_run(config, CommandOptions(folder, resume=True))
@@ -45,6 +51,55 @@ def train_apart(name: str, config: RunConfig, folder: Path) -> str | None:
         return in_own_process(train_here, name, config, folder)
     except UserError as error:  # it was killed
         return one_line(error)
+
+
+@contextmanager
+def having(folder: Path) -> Iterator[None]:
+    """Has the folder of an experiment to itself.
+
+    Raises:
+        UserError: it cannot be written, or another process works there.
+    """
+    require_writable(folder, "--output_dir", folder=True)
+    try:
+        held = lock(folder).acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is working in {folder}; stop it, or give another --output_dir") from None
+    with held:
+        yield
+
+
+def claim(folder: Path, kind: str, configs: Mapping[str, RunConfig], resume: bool) -> None:
+    """Writes down which runs belong to the folder of an experiment, beside those that do already.
+
+    Args:
+        folder: made if it is not there.
+        kind: what the experiment is.
+        configs: by the names of its runs.
+        resume: whether it goes on with what is there.
+
+    Raises:
+        UserError: the folder holds something else, or a run of the same name and another config.
+    """
+    written, known = folder / RUNS_FILE, {}
+    if written.is_file():
+        before = json.loads(written.read_text(encoding="utf-8"))
+        if before["kind"] != kind:
+            raise UserError(f"{folder} holds a {before['kind']} and this is a {kind}; give another --output_dir")
+        if not resume:
+            raise UserError(f"{folder} holds a {kind}; add --resume to continue it, or give another --output_dir")
+        known = before["runs"]
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files; give another --output_dir")
+    asked = {name: json.loads(json_text(dataclasses.asdict(config))) for name, config in configs.items()}
+    for name in asked.keys() & known.keys():
+        for section, key in ((section, key) for section, keys in asked[name].items() for key in keys):
+            if (was := known[name].get(section, {}).get(key)) != (now := asked[name][section][key]):
+                raise UserError(
+                    f"{folder} holds {name} with {section}.{key}={was}, and now it has {now}; give another --output_dir"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(written, json_text({"kind": kind, "runs": known | asked}) + "\n")
 
 
 def run_all(
@@ -65,10 +120,10 @@ def run_all(
     Raises:
         Interrupted: the experiment was asked to stop, and its runs have saved their state.
     """
-    failed, waiting = {}, {name: config for name, config in configs.items() if results_of(folder / name) is None}
+    failed: dict[str, str] = {}
+    waiting = {name: config for name, config in configs.items() if results_of(folder / name) is None}
     if kept := len(configs) - len(waiting):
         say(f"{kept} of {len(configs)} runs have ended before and are kept")
-    folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool, _stopping_children():
         ends = {
             pool.submit(train, name, _with_threads(config, jobs), folder / name): name

@@ -1,30 +1,23 @@
 """A sweep: every combination of some settings, trained, laid into one table, and compared over the same seeds."""
 
-import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.folders import lock, require_writable, write_whole
-from smallm_hf.base.plain_json import json_text
 from smallm_hf.evaluation.certainty import CONFIDENCE, over_seeds, paired_seeds
 from smallm_hf.evaluation.page import COLOURS, NONE, figure
 from smallm_hf.experiments.configuration import SEED, Grid, SweepOptions, name_of
-from smallm_hf.experiments.page import Chart, Line, Page, Table, merged, write_page
-from smallm_hf.experiments.running import Train, results_of, run_all, train_apart
+from smallm_hf.experiments.page import Chart, Line, Page, Table, merged, report
+from smallm_hf.experiments.running import Train, claim, having, results_of, run_all, train_apart
 from smallm_hf.plots import read_curves
 from smallm_hf.runs import plan_run
 from smallm_hf.training.devices import hardware
 from smallm_hf.training.progress import count, duration
 
-GRID_FILE = "grid.json"
 # What is compared, by its key in a validation record.
 FIGURES = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)"}
 Row = dict[str, Any]
@@ -54,18 +47,11 @@ def run_sweep(
         say(planned.markdown)
         return {}
     folder = options.output_dir
-    require_writable(folder, "--output_dir", folder=True)
-    try:
-        with lock(folder).acquire(timeout=0):
-            _claim(grid, options)
-            failed = run_all(grid.configs, folder / "runs", options.jobs, train, say)
-            results = summarize(grid, folder / "runs", failed)
-            page = page_of(results)
-            files = write_page(page, results, folder, "sweep")
-    except Timeout:
-        raise UserError(f"another process is sweeping in {folder}; stop it, or give another --output_dir") from None
-    say("\n\n".join(table.markdown for table in page.tables))
-    say("\n".join(map(str, files)))
+    with having(folder):
+        claim(folder, f"sweep over {', '.join(grid.axes)}", grid.configs, options.resume)
+        failed = run_all(grid.configs, folder / "runs", options.jobs, train, say)
+        results = summarize(grid, folder / "runs", failed)
+        report(page_of(results), results, folder / "sweep", say)
     return results
 
 
@@ -85,34 +71,6 @@ def planned_costs(grid: Grid, jobs: int) -> Table:
     total += [f"{flops:.2e} FLOPs"] * bool(flops)
     total += [f"at most {duration(seconds / jobs)} of training"] * bool(seconds)
     return Table("Planned", ["run", "parameters", "tokens", "limits", "memory"], rows, f"{', '.join(total)}.")
-
-
-def _claim(grid: Grid, options: SweepOptions) -> None:
-    """Writes down which runs belong to a folder, and refuses one that holds others."""
-    folder, written = options.output_dir, options.output_dir / GRID_FILE
-    asked = {name: json.loads(json_text(dataclasses.asdict(config))) for name, config in grid.configs.items()}
-    known: dict[str, Any] = {}
-    if written.is_file():
-        if not options.resume:
-            raise UserError(f"{folder} holds a sweep; add --resume to continue it, or give another --output_dir")
-        before = json.loads(written.read_text(encoding="utf-8"))
-        known = before["runs"]
-        if before["axes"] != [*grid.axes]:
-            raise UserError(
-                f"{folder} holds a sweep over {', '.join(before['axes'])}, this one is over {', '.join(grid.axes)}; "
-                "give another --output_dir"
-            )
-        for name in asked.keys() & known.keys():
-            for section, key in ((section, key) for section, keys in asked[name].items() for key in keys):
-                if (was := known[name].get(section, {}).get(key)) != (now := asked[name][section][key]):
-                    raise UserError(
-                        f"{folder} holds a sweep with {section}.{key}={was}, this one has {now}; give another "
-                        "--output_dir"
-                    )
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files and no sweep; give another --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(written, json_text({"axes": [*grid.axes], "runs": known | asked}) + "\n")
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

@@ -203,9 +203,9 @@ def test_a_resumed_sweep_keeps_what_has_ended_and_may_have_more_values(recipe, t
 @pytest.mark.parametrize(
     ("words", "resume", "message"),
     [
-        (TWO_BY_TWO, False, "holds a sweep; add --resume to continue it"),
-        ([*TWO_BY_TWO, "--training.max_steps", "5"], True, "a sweep with training.max_steps=6, this one has 5; give"),
-        (TWO_BY_TWO[:2], True, "a sweep over model.hidden_act, training.seed, this one is over model.hidden_act; give"),
+        (TWO_BY_TWO, False, "holds a sweep over model.hidden_act, training.seed; add --resume to continue it"),
+        ([*TWO_BY_TWO, "--training.max_steps", "5"], True, "with training.max_steps=6, and now it has 5; give another"),
+        (TWO_BY_TWO[:2], True, "sweep over model.hidden_act, training.seed and this is a sweep over model.hidden_act; give"),
     ],
 )
 def test_a_folder_of_another_sweep_is_left_alone(recipe, tmp_path, words, resume, message):
@@ -217,7 +217,7 @@ def test_a_folder_of_another_sweep_is_left_alone(recipe, tmp_path, words, resume
 
 
 def test_a_folder_of_other_files_is_left_alone(recipe, tmp_path):
-    with pytest.raises(UserError, match="holds files and no sweep; give another --output_dir"):
+    with pytest.raises(UserError, match="holds other files; give another --output_dir"):
         swept(recipe, tmp_path, TWO_BY_TWO)
 
 
