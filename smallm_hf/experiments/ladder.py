@@ -21,7 +21,7 @@ from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.experiments.configuration import Ladder
 from smallm_hf.experiments.measuring import CONTEXT_CHARACTERS, Asked, measure_rung
 from smallm_hf.experiments.page import Chart, Line, Page, Table, merged, report
-from smallm_hf.experiments.running import Train, claim, having, results_of, run_all, train_apart
+from smallm_hf.experiments.running import Train, claim, having, memory_of, results_of, run_all, train_apart
 from smallm_hf.experiments.sizing import TOLERANCE, with_parameters
 from smallm_hf.experiments.texts import TRAIN_FILE, VALIDATION_FILE, Texts, make_texts
 from smallm_hf.families import family_of
@@ -237,7 +237,8 @@ def _of_training(run: Path) -> Row:
     curve = read_curves(run).get("validation_bits_per_byte")
     speed = results.get("tokens_per_second")
     return {
-        **{key: results.get(key) for key in ("tokens", "training_seconds", "epochs", "peak_memory_bytes")},
+        **{key: results.get(key) for key in ("tokens", "training_seconds", "epochs")},
+        "peak_memory_bytes": memory_of(run),
         "tokens_per_second": speed,
         "bytes_per_second": speed and speed * train["bytes"] / train["tokens"],
         "vocabulary": results["data"]["vocab_size"],
