@@ -13,7 +13,9 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.models.configuration_recurrent import RecurrentConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+from smallm_hf.models.modeling_recurrent import RecurrentForCausalLM, RecurrentModel
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -103,6 +105,15 @@ def register(family: Family) -> None:
 
 
 register(Family(SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel, native=native_type, exports=frozenset({"onnx"})))
+register(
+    Family(
+        RecurrentConfig,
+        RecurrentForCausalLM,
+        RecurrentModel,
+        native=lambda config: (None, "transformers has no language model of RNN, GRU or LSTM cells"),
+        muon_matrices=lambda model: (),  # a layer's gates are stacked in one matrix, each of which is a map of its own
+    )
+)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
