@@ -14,8 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.models.configuration_feedforward import FeedForwardConfig
+from smallm_hf.models.configuration_ngram import NgramConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
 from smallm_hf.models.modeling_feedforward import FeedForwardForCausalLM, FeedForwardModel
+from smallm_hf.models.modeling_ngram import NgramForCausalLM
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
