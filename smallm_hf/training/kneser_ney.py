@@ -96,7 +96,7 @@ def adjusted_counts(counted: Counts) -> list[Counts]:
     levels = []
     for size in range(counted.ngrams.shape[1], 0, -1):
         whole = counted.ngrams[:, 0] != NOTHING
-        levels.append(Counts(counted.ngrams[whole].astype(np.int64) - 1, counted.counts[whole]))
+        levels.append(Counts(counted.ngrams[whole] - 1, counted.counts[whole]))
         if size > 1:
             counted = _summed(counted.ngrams[:, 1:], np.where(whole, 1, counted.counts))
     return levels[::-1]
@@ -154,7 +154,7 @@ def _estimate(
         discounts: of n-grams that count 1, 2 and 3 or more.
     """
     *context, words = ngrams.T
-    number = context[0] if context else np.zeros(len(ngrams), np.int64)
+    number = context[0].astype(np.int64) if context else np.zeros(len(ngrams), np.int64)
     for keys, token in zip(numbers, context[1:], strict=True):
         number = np.searchsorted(keys, number * vocab_size + token)
     keys = number * vocab_size + words
