@@ -226,8 +226,12 @@ def check_sections(config: RunConfig) -> None:
     Raises:
         UserError: naming both values and the fix.
     """
+    from smallm_hf.families import family_of
+
     training, model = config.training, model_config(config.model)
-    if not (training.max_steps or training.max_seconds or training.epochs):
+    if family_of(model).counted:
+        _check_counted(config)
+    elif not (training.max_steps or training.max_seconds or training.epochs):
         raise UserError("the run has no end; set training.max_steps, training.max_seconds or training.epochs")
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and training.context_length > positions:
@@ -248,6 +252,24 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
+
+
+def _check_counted(config: RunConfig) -> None:
+    """Refuses what would change how a model is trained and has no meaning for one that is counted.
+
+    Raises:
+        UserError: naming the key.
+    """
+    weighted = any(source.weight is not None for source in config.data.sources or ())
+    for key, stated, fix in (
+        ("model.init_from", config.init_from, "state model.model_type and model.order in its place"),
+        ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
+        ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
+        ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
+        ("data.sources with weights", weighted, "leave the weights out: each text is counted once"),
+    ):
+        if stated:
+            raise UserError(f"{key} is for models that are trained step by step, and this one is counted; {fix}")
 
 
 def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrainedConfig":

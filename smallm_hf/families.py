@@ -14,9 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.models.configuration_feedforward import FeedForwardConfig
+from smallm_hf.models.configuration_ngram import NgramConfig
 from smallm_hf.models.configuration_recurrent import RecurrentConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
 from smallm_hf.models.modeling_feedforward import FeedForwardForCausalLM, FeedForwardModel
+from smallm_hf.models.modeling_ngram import NgramForCausalLM
 from smallm_hf.models.modeling_recurrent import RecurrentCache, RecurrentForCausalLM, RecurrentModel
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
@@ -74,7 +76,8 @@ class Family:
     Attributes:
         config_class: the class of its configs; `AutoConfig` for families of transformers.
         model_class: the class that is trained; an Auto class for families of transformers.
-        base_class: the model without its head, for `AutoModel`; None for families of transformers.
+        base_class: the model without its head, for `AutoModel`; None for families of transformers, and where there is
+            no such thing.
         kind: `causal` predicts each token from those before it, `seq2seq` also from another text, `masked` from both
             sides of it.
         native: of a config, `(model type, None)` of the class in transformers that computes the same function, or
@@ -87,6 +90,7 @@ class Family:
         exports: targets that can hold this class itself; those of its native twin come on top.
         state_class: the cache of a recurrent model, which `forward` moves on in place and padding does not move: a
             list `states` of tuples of tensors, the rows of a batch along their second dimension. None for the others.
+        counted: whether it is counted in one pass over the text, see `training/counting.py`: it has no parameters.
     """
 
     config_class: type
@@ -99,6 +103,7 @@ class Family:
     activations: Callable[[PreTrainedConfig, int], tuple[int, int]] = transformer_activations
     exports: frozenset[str] = frozenset()
     state_class: type | None = None
+    counted: bool = False
 
 
 # By model type.
@@ -110,11 +115,12 @@ def register(family: Family) -> None:
     config_class, auto_class = family.config_class, AUTO_CLASSES[family.kind]
     FAMILIES[config_class.model_type] = family
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
     auto_class.register(config_class, family.model_class, exist_ok=True)
     # `save_pretrained` copies the files of a class that is registered here into the folder.
     config_class.register_for_auto_class()
-    family.base_class.register_for_auto_class("AutoModel")
+    if family.base_class:
+        auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
+        family.base_class.register_for_auto_class("AutoModel")
     family.model_class.register_for_auto_class(auto_class.__name__)
 
 
@@ -136,6 +142,16 @@ register(
         FeedForwardModel,
         native=lambda config: (None, "transformers has no feed-forward language model"),
         activations=feedforward_activations,
+    )
+)
+register(
+    Family(
+        NgramConfig,
+        NgramForCausalLM,
+        native=lambda config: (None, "transformers has no n-gram model"),
+        flops_per_token=lambda model, context_length: 0,
+        activations=lambda config, context_length: (0, 0),
+        counted=True,
     )
 )
 

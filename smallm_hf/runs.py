@@ -37,12 +37,13 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.families import family_of_file
+from smallm_hf.families import family_of, family_of_file
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.material import Material, material_of
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_fingerprints,
+    counted_before,
     find_checkpoint,
     fingerprints_of,
     resumed_config,
@@ -50,6 +51,7 @@ from smallm_hf.resuming import (
 )
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
+from smallm_hf.training.counting import Counting
 from smallm_hf.training.devices import (
     hardware,
     peak_memory_bytes,
@@ -114,6 +116,8 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         config = _with_sizes(config, architecture, precision)
         plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
         say(describe_plan(plan, config, precision))
+        if options.probe and plan.counted:
+            raise UserError("--probe times updates, and this model is counted without any; leave it out")
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
@@ -150,7 +154,8 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None], ends: ExitStack) -> dict[str, Any]:
     """The whole of a run, from its text to its results; `ends` holds what is let go of, however that ends."""
     began, run = time.perf_counter(), options.output_dir
-    resumed = ends.enter_context(find_checkpoint(options, say))
+    counted = family_of(model_config(config.model)).counted  # which has no checkpoints
+    resumed = ends.enter_context(find_checkpoint(options, _silent if counted else say))
     if resumed is not None:
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
@@ -179,6 +184,11 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_training(config, precision=precision, compile=plan.compiled)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
+    if counted and options.resume:
+        if results := counted_before(run, config, files):
+            say(f"nothing left to count: {run} is finished")
+            return results
+        say(f"{run} was not counted to the end; starting afresh")
     parts = _Parts(config, material, model, accelerator, plan, run)
     loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
@@ -228,7 +238,7 @@ class _Parts:
 
 def _build_loop(
     parts: _Parts, checkpoint: Path | None, state: LoopState, mirror: Callable[[str, dict[str, Any]], None]
-) -> TrainingLoop:
+) -> TrainingLoop | Counting:
     """The parts of a training, each from those before: batches, objective, updater, saver, loop."""
     config, model, accelerator, files = parts.config, parts.model, parts.accelerator, parts.material.files
     training = config.training
@@ -236,12 +246,13 @@ def _build_loop(
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
     batches = parts.material.batches(accelerator, reporter.say)
     objective = parts.material.objective(model, training, accelerator, reporter.say)
-    updater = Updater.build(objective, batches, training, accelerator, state, reporter.say)
+    counted = parts.plan.counted
+    updater = None if counted else Updater.build(objective, batches, training, accelerator, state, reporter.say)
     retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
         tokenizer=files.tokenizer,
-        optimizer=updater.optimizer,
+        optimizer=updater and updater.optimizer,
         training=training,
         run=parts.run,
         log=RunLog(parts.run, accelerator.is_main_process, state.step, retakes, mirror),
@@ -249,6 +260,8 @@ def _build_loop(
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints_of(files)},
         say=reporter.say,
     )
+    if counted:
+        return Counting(model, files, batches, objective, saver, reporter, accelerator)
     loop = TrainingLoop(
         updater,
         objective,
