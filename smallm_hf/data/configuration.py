@@ -208,14 +208,27 @@ class TokenizerConfig:
     """Which tokenizer turns the text into ids.
 
     Args:
-        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `gpt2` takes
-            GPT-2's; anything else is the folder or the Hub id of an existing tokenizer.
-        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` at most; left out, it is
-            `model.vocab_size`. An existing tokenizer has its own number.
+        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `word` for each
+            word, number and mark, `gpt2` takes GPT-2's; anything else is the folder or the Hub id of an existing
+            tokenizer.
+        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` and `word` at most; left
+            out, it is `model.vocab_size`. An existing tokenizer has its own number.
+        lowercase: of `word`: whether the text is lowered, which is then what a model reads, writes and is scored on.
+        min_count: of `word`: fewest occurrences of an entry; rarer words are unknown ones. With 1 a model meets none
+            in training, and never learns to expect them.
+        punctuation: of `word`: `separate` makes entries of it, but for apostrophes inside of words; `attached` cuts at
+            white space alone, for texts that are cut into words already, such as WikiText.
     """
 
     source: str = "bpe"
     vocab_size: int | None = None
+    lowercase: bool = False
+    min_count: int = 2
+    punctuation: Literal["separate", "attached"] = "separate"
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise UserError(f"tokenizer.min_count={self.min_count} is out of range; set it to 1 or more")
 
 
 @dataclass(frozen=True)
