@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ from smallm_hf.base.folders import lock, require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.card import write_card
 from smallm_hf.config import CommandOptions, RunConfig, model_config
-from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
-from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import has_splits
 from smallm_hf.data.request import DataRequest
@@ -39,9 +38,8 @@ from smallm_hf.describing import (
     describe_results,
 )
 from smallm_hf.families import family_of_file
-from smallm_hf.generation.request import prompt_ids
 from smallm_hf.hub.training_push import TrainingPush
-from smallm_hf.inspection import evaluation_mode, refuse_lookahead
+from smallm_hf.material import Material, material_of
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_fingerprints,
@@ -64,14 +62,13 @@ from smallm_hf.training.devices import (
 )
 from smallm_hf.training.launch import build_accelerator, check_launch, process_left_as_found
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
-from smallm_hf.training.objectives import LanguageModelling, has_plain_head
+from smallm_hf.training.objectives import has_plain_head
 from smallm_hf.training.plan import RunPlan, make_plan, memory_bytes
 from smallm_hf.training.probe import probe
 from smallm_hf.training.progress import Reporter, RunLog
 from smallm_hf.training.saving import Saver
 from smallm_hf.training.tracking import Trackers
 from smallm_hf.training.update import Updater
-from smallm_hf.training.validation import ValidationSet
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
@@ -173,16 +170,16 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
     model = _model(config, architecture, checkpoint)
-    config = _fitting(config, requested_loss, model, files)
-    shape = (len(files.train), config.training.context_length, config.training.seed)
-    order = WindowOrder(*shape, config.batching, files.meta.sources)
-    plan = make_plan(
-        architecture, config.training, precision, plan_steps(config.training, order.windows_per_epoch), say
-    )
+    material = material_of(config, architecture, files)
+    material.check(model)
+    config = _with_possible_loss(config, requested_loss, model)
+    steps = plan_steps(config.training, material.examples_per_epoch)
+    plan = make_plan(architecture, config.training, precision, steps, say)
     config = _with_training(config, precision=precision, compile=plan.compiled)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
-    loop = _build_loop(config, files, model, order, accelerator, (checkpoint, state), plan, run, trackers.write)
+    parts = _Parts(config, material, model, accelerator, plan, run)
+    loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
     if config.hub.push_every and accelerator.is_main_process:
         loop.pushes = TrainingPush(config.hub, loop.reporter.say)
@@ -200,44 +197,53 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if loop.pushes:
         loop.pushes.wait()
     measured = {"wall_seconds": time.perf_counter() - began, "peak_memory_bytes": peak_memory_bytes()}
-    results = {"name": run.name, **trained, **measured, **_describe_run(config, plan, files, trained["tokens"], origin)}
+    results = {"name": run.name, **trained, **measured, **_describe_run(parts, trained["tokens"], origin)}
     if accelerator.is_main_process:
         _leave_results(run, results)
         say(describe_results(results, run))
     return results
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a training is made of, ready before anything is written.
+
+    Attributes:
+        config: every `auto` decided.
+        material: what it trains on.
+        model: with the weights to start from.
+        accelerator: knows the processes and the precision.
+        plan: what it costs.
+        run: the folder that its results go to.
+    """
+
+    config: RunConfig
+    material: Material
+    model: PreTrainedModel
+    accelerator: Accelerator
+    plan: RunPlan
+    run: Path
+
+
 def _build_loop(
-    config: RunConfig,
-    files: TokenFiles,
-    model: PreTrainedModel,
-    order: WindowOrder,
-    accelerator: Accelerator,
-    start: tuple[Path | None, LoopState],
-    plan: RunPlan,
-    run: Path,
-    mirror: Callable[[str, dict[str, Any]], None],
+    parts: _Parts, checkpoint: Path | None, state: LoopState, mirror: Callable[[str, dict[str, Any]], None]
 ) -> TrainingLoop:
     """The parts of a training, each from those before: batches, objective, updater, saver, loop."""
-    training, (checkpoint, state) = config.training, start
+    config, model, accelerator, files = parts.config, parts.model, parts.accelerator, parts.material.files
+    training = config.training
     reporter = Reporter(accelerator.is_main_process)
-    if config.batching.curriculum:
-        reporter.say(f"reading the training text for batching.curriculum={config.batching.curriculum}")
-        order.read_difficulty(files.train, files.meta.eos_token_id)
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
-    separator = files.meta.eos_token_id if config.batching.within_documents else None
-    batches = PackedWindows(files.train, order, separator, pin_memory=accelerator.device.type == "cuda")
-    validation = _validation(config, files, reporter.say)
-    objective = LanguageModelling.of_run(model, training, accelerator, validation)
+    batches = parts.material.batches(accelerator, reporter.say)
+    objective = parts.material.objective(model, training, accelerator, reporter.say)
     updater = Updater.build(objective, batches, training, accelerator, state, reporter.say)
-    retakes = not state.closed or state.finished(training, plan.steps)  # validation and samples of its step
+    retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
         tokenizer=files.tokenizer,
         optimizer=updater.optimizer,
         training=training,
-        run=run,
-        log=RunLog(run, accelerator.is_main_process, state.step, retakes, mirror),
+        run=parts.run,
+        log=RunLog(parts.run, accelerator.is_main_process, state.step, retakes, mirror),
         accelerator=accelerator,
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints_of(files)},
         say=reporter.say,
@@ -248,7 +254,7 @@ def _build_loop(
         saver,
         reporter,
         state,
-        flops_per_token=plan.flops_per_token,
+        flops_per_token=parts.plan.flops_per_token,
         push_every=config.hub.push_every,
     )
     if training.compile:
@@ -266,18 +272,12 @@ def _set_up_process(training: TrainingConfig) -> None:
         set_determinism()
 
 
-def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, files: TokenFiles) -> RunConfig:
-    """The config of a run that can be trained with this model; what only its weights tell is refused now, or decided.
+def _with_possible_loss(config: RunConfig, requested_loss: str, model: PreTrainedModel) -> RunConfig:
+    """The config with a loss that this model can be trained by.
 
     Raises:
-        UserError: a model that looks ahead or mixes documents, a loss that is not its own, or a prompt too long for it.
+        UserError: another was asked for.
     """
-    with evaluation_mode(model):
-        refuse_lookahead(model)
-        if config.batching.within_documents:
-            refuse_mixing(model, files.meta.eos_token_id)
-    for prompt in config.training.sample_prompts:
-        prompt_ids(model, files.tokenizer, prompt)
     if config.training.loss != "chunked" or has_plain_head(model):
         return config
     if requested_loss == "chunked":
@@ -286,18 +286,6 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
             f"{type(model).__name__} are not; set it to logits"
         )
     return _with_training(config, loss="logits")
-
-
-def _validation(config: RunConfig, files: TokenFiles, say: Callable[[str], None]) -> ValidationSet:
-    """What a run is validated on."""
-    limit = config.training.validation_tokens
-    chosen = ValidationSet.choose(files, limit, config.training.context_length, config.batching.within_documents)
-    if limit is not None and len(chosen.tokens) > limit:
-        say(
-            f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
-            f"scored whole ({len(chosen.tokens)} tokens)"
-        )
-    return chosen
 
 
 def _leave_results(run: Path, results: dict[str, Any]) -> None:
@@ -310,18 +298,16 @@ def _leave_results(run: Path, results: dict[str, Any]) -> None:
     draw_runs([run])
 
 
-def _describe_run(
-    config: RunConfig, plan: RunPlan, files: TokenFiles, tokens: int, origin: dict[str, Any]
-) -> dict[str, Any]:
+def _describe_run(parts: _Parts, tokens: int, origin: dict[str, Any]) -> dict[str, Any]:
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
+    config, plan, files = parts.config, parts.plan, parts.material.files
     source, init_from = config.data.title, config.init_from
     data = {"source": source, "on_hub": config.data.sources is None and has_splits(source), "folder": str(files.folder)}
-    rule = "attention within documents, " if config.batching.within_documents else ""
     return {
         "parameters": plan.parameters,
         "embedding_parameters": plan.embedding_parameters,
         "flops": plan.flops_per_token * tokens,
-        "protocol": f"packed, {rule}windows of {config.training.context_length} tokens, float32",
+        "protocol": parts.material.protocol,
         "sampling": SAMPLING,
         "base_model": init_from if init_from and not Path(init_from).exists() else None,
         "data": {**data, **dataclasses.asdict(files.meta)},

@@ -31,7 +31,7 @@ comparison  export
 pictures  card
 hub
 config
-describing  resuming
+describing  material  resuming
 runs
 api  benchmarks
 """
