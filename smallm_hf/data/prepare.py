@@ -196,6 +196,13 @@ def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
         versions=_versions(),
     )
     report = make_report(meta, cleaned, selection, counts, tokenizer, seconds)
+    duplicates, leaked = report["selection"]["duplicates"], report["selection"]["leakage"]["documents_left_validation"]
+    for setting, number in (
+        (f"duplicates={request.selection.duplicates}", duplicates["dropped"]),
+        (f"max_leakage={request.selection.max_leakage}", leaked),
+    ):
+        if number:
+            stages.report(f"selection.{setting} leaves out {number:,} of {duplicates['documents']:,} documents")
     entries, used = (report["tokenizer"][name] for name in ("entries", "used_entries"))
     if used < HARDLY_USED * entries and not report["tokenizer"]["lossless"]:
         stages.report(
