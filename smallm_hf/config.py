@@ -187,6 +187,7 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
     # All that can be refused without transformers and torch comes first.
     sections = {name: section(**_section(values, name)) for name, section in SECTIONS.items()}
     model = _section(values, "model")
+    _refuse_options(sections["tokenizer"])
     if model.get("init_from"):
         model, sections["tokenizer"] = _pretrained_sections(model, sections["tokenizer"])
     else:
@@ -458,6 +459,21 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(error)
+
+
+def _refuse_options(tokenizer: TokenizerConfig) -> None:
+    """Refuses options that the source of the tokenizer does not have."""
+    from smallm_hf.tokenizing.schemes import SCHEMES
+
+    known = SCHEMES[tokenizer.source].options if tokenizer.source in SCHEMES else ()
+    for option in dataclasses.fields(tokenizer):
+        value = getattr(tokenizer, option.name)
+        if option.name not in ("source", "vocab_size", *known) and value != option.default:
+            owners = ", ".join(name for name, scheme in SCHEMES.items() if option.name in scheme.options)
+            raise UserError(
+                f"tokenizer.{option.name}={value} is an option of tokenizer.source={owners}, not of "
+                f"{tokenizer.source}; leave it out"
+            )
 
 
 def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:

@@ -49,6 +49,7 @@ from smallm_hf.resuming import (
     resumed_config,
     starting_point,
 )
+from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.counting import Counting
@@ -73,8 +74,6 @@ from smallm_hf.training.update import Updater
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
-# Of a tokenizer that takes them from the text, for a plan without one.
-ASSUMED_ENTRIES = 256
 # So long a run that fails or is asked to stop waits for its last push.
 LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
@@ -378,7 +377,7 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     """The config with a number of entries for a plan, where it is the text that will decide it."""
     if config.init_from or "vocab_size" in config.model:
         return config
-    entries = min(ASSUMED_ENTRIES, config.vocab_size)
+    entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
 

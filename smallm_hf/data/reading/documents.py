@@ -112,6 +112,7 @@ def read_documents(
     text_column: str = "text",
     encoding: str | None = None,
     separator: str | None = None,
+    documents: Literal["line", "paragraph"] | None = None,
     on_bad_file: Literal["error", "skip"] = "error",
     report: ReadingReport | None = None,
 ) -> Iterator[Document]:
@@ -134,7 +135,7 @@ def read_documents(
                     f"data source {source} has no split {split!r}, only {splits}; set data.split to one of these"
                 )
             files = [(name, path) for name, path in files if name == split]
-        how = Source(source, text_column=text_column, encoding=encoding, separator=separator)
+        how = Source(source, text_column=text_column, encoding=encoding, separator=separator, documents=documents)
         found = read_files(files, how, on_bad_file == "skip", reading)
     else:
         found = read_hub(source, configuration, split, text_column, revision=revision, streaming=streaming)
