@@ -132,7 +132,7 @@ def parse_command_line(
     if wrong := [word for word in arguments if printable(word) != word]:
         raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
     parser = _option_parser(description, training)
-    recipes, keys, others = _split(arguments, {*parser.get_defaults().keys(), "help"})
+    recipes, keys, others = split_line(arguments, {*parser.get_defaults().keys(), "help"})
     if {"-h", "--help"} & {*others}:
         _add_keys(parser)
     options = parser.parse_args(others).as_dict()
@@ -142,6 +142,39 @@ def parse_command_line(
         print(config.as_yaml(), end="")
         raise SystemExit(0)
     return config, CommandOptions(folder if training or output_dir else None, **options)
+
+
+def split_line(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """The recipes on a line, its keys with their values, and the words of other options.
+
+    Raises:
+        UserError: an unknown key (the nearest valid one is named), or one without a value.
+    """
+    recipes, stated, others, words = [], [], [], list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        name = key.removesuffix("+")  # which adds to a list
+        if not word.startswith("--") or key in options:
+            others.append(word)
+            continue
+        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
+            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
+        if not equals and (not words or words[0].startswith("--")):
+            lacking = "names no file; give one, for example configs/quickstart.yaml"
+            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
+        value = value if equals else words.pop(0)
+        if key == "config":
+            recipes.append(value)
+        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
+            content = load_word(value)
+            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
+        elif key == name:
+            check_word(key, value, TYPES.get(key))
+            stated.append((key, load_word(value) if key.startswith("model.") else value))
+        else:
+            stated.append((key, value))
+    return recipes, stated, others
 
 
 def read_run(
@@ -343,40 +376,11 @@ def _option_parser(description: str, training: bool) -> ArgumentParser:
 
 
 def _add_keys(parser: ArgumentParser) -> None:
-    """Adds what `--help` says of recipes and keys, which `_split` takes out of the line."""
+    """Adds what `--help` says of recipes and keys, which `split_line` takes out of the line."""
     parser.add_argument("--config", help="a recipe, for example configs/quickstart.yaml; a later one wins")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
-
-
-def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
-    """The recipes on a line, its keys with their values, and the words of other options."""
-    recipes, stated, others, words = [], [], [], list(arguments)
-    while words:
-        word = words.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        name = key.removesuffix("+")  # which adds to a list
-        if not word.startswith("--") or key in options:
-            others.append(word)
-            continue
-        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
-            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
-        if not equals and (not words or words[0].startswith("--")):
-            lacking = "names no file; give one, for example configs/quickstart.yaml"
-            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
-        value = value if equals else words.pop(0)
-        if key == "config":
-            recipes.append(value)
-        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
-            content = load_word(value)
-            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
-        elif key == name:
-            check_word(key, value, TYPES.get(key))
-            stated.append((key, load_word(value) if key.startswith("model.") else value))
-        else:
-            stated.append((key, value))
-    return recipes, stated, others
 
 
 def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -110,10 +110,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
-        config = _plannable(config, say)
-        precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
-        config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+        config, plan, precision = plan_run(config, say)
         say(describe_plan(plan, config, precision))
         if options.probe and plan.counted:
             raise UserError("--probe times updates, and this model is counted without any; leave it out")
@@ -121,11 +118,24 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
             training = _with_training(config, precision=precision, compile=plan.compiled).training
-            say(describe_probe(probe(architecture, training, precision), plan, training))
+            say(describe_probe(probe(model_config(config.model), training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say), ExitStack() as ends:
         return _train(config, options, say, ends)
+
+
+def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, RunPlan, str]:
+    """Counts what a run will cost, without data, tokenizer or weights.
+
+    Returns:
+        The config with the sizes that were `auto` decided, its plan, and the precision.
+    """
+    config, precision = _plannable(config, say), resolve_precision(config.training.precision)
+    architecture = model_config(config.model)
+    config = _with_sizes(config, architecture, precision)
+    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+    return config, plan, precision
 
 
 @contextmanager
