@@ -235,6 +235,12 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length} exceeds model.max_position_embeddings={positions}; "
             "lower the first or raise the second"
         )
+    read = getattr(model, "context_size", 0)
+    if read > training.context_length:
+        raise UserError(
+            f"model.model_type={model.model_type} reads {read} tokens, and windows of "
+            f"training.context_length={training.context_length} hold fewer; raise it, or lower the first"
+        )
     stated = config.model.get("trained_context_length")
     if stated not in (None, training.context_length):
         raise UserError(

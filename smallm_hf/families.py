@@ -13,7 +13,9 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.models.configuration_feedforward import FeedForwardConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
+from smallm_hf.models.modeling_feedforward import FeedForwardForCausalLM, FeedForwardModel
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -52,6 +54,15 @@ def transformer_activations(config: PreTrainedConfig, context_length: int) -> tu
     """A vector of the residual stream for each layer, and a row of attention weights for each head."""
     layers, heads = config.num_hidden_layers, getattr(config, "num_attention_heads", 0)
     return layers * config.hidden_size, layers * heads * context_length
+
+
+def feedforward_activations(config: PreTrainedConfig, context_length: int) -> tuple[int, int]:
+    """The window of embeddings and the hidden layers, each a fifth of what a block of a transformer keeps.
+
+    A layer keeps what goes in, before and behind its activation, where a block has about twenty such vectors.
+    """
+    read = config.context_size * config.embedding_size
+    return (read + config.num_hidden_layers * config.hidden_size) // 5, 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,15 @@ def register(family: Family) -> None:
 
 
 register(Family(SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel, native=native_type, exports=frozenset({"onnx"})))
+register(
+    Family(
+        FeedForwardConfig,
+        FeedForwardForCausalLM,
+        FeedForwardModel,
+        native=lambda config: (None, "transformers has no feed-forward language model"),
+        activations=feedforward_activations,
+    )
+)
 
 
 def family_of(config: PreTrainedConfig) -> Family:

@@ -110,6 +110,7 @@ HEADS = {**SMALL, "num_attention_heads": 2, "intermediate_size": 48}
 # A small config of every family of ours, and of others of transformers that are unlike them.
 CONFIGS = {
     "smallm": lambda: model_config({"model_type": "smallm", **SMALL}),
+    "feedforward": lambda: model_config({"model_type": "feedforward", **SMALL, "context_size": 4}),
     "llama": lambda: LlamaConfig(**HEADS),
     "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2),
     "bert": lambda: BertConfig(**HEADS, is_decoder=True),
