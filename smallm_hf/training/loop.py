@@ -265,16 +265,18 @@ class TrainingLoop:
         with self.clock.stopped():
             with suppress(Interrupted), whole(self.objective.model) as model, evaluation_mode(model):
                 engine = Engine(model, self.saver.tokenizer)
+                reads, arrow = ("source", " -> ") if engine.answers else ("prompt", "")
                 for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
                     seed, text = seed_of(training.seed, self.state.step, prompt), ""
-                    request = Request(prompt, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
+                    asked = {reads: prompt, "max_new_tokens": training.sample_tokens, "seed": seed}
+                    request = Request(**asked, **SAMPLING)
                     for token in engine.stream(request):
                         text += token.text
                         if self.stop_request:
                             raise Interrupted
                     record = {"step": self.state.step, "prompt": prompt, "seed": seed, "text": text}
                     self.saver.write("samples", record)
-                    self.reporter.say(f"\nsample | {prompt}{text}")
+                    self.reporter.say(f"\nsample | {prompt}{arrow}{text}")
             self.agree()  # the others have waited for the one that wrote
 
     def save_checkpoint(self, state: LoopState) -> Path:

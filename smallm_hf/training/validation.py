@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -97,18 +97,18 @@ class ValidationPairs:
     start_token_id: int
 
     @classmethod
-    def choose(cls, pairs: TokenPairs, bytes: np.ndarray, limit: int | None, start_token_id: int) -> "ValidationPairs":
+    def choose(cls, pairs: TokenPairs, limit: int | None, start_token_id: int) -> "ValidationPairs":
         """The first pairs whose targets have at most `limit` tokens together, and the first one in any case.
 
         Args:
             pairs: of the validation text.
-            bytes: of the target of each, (P,).
             limit: tokens; None takes all.
             start_token_id: what the decoder begins with.
         """
         ends = pairs.lengths[:, 1].cumsum()
         number = len(pairs) if limit is None else max(1, int(np.searchsorted(ends, limit, side="right")))
-        return cls(replace(pairs, bounds=pairs.bounds[:number]), int(bytes[:number].sum()) + number, start_token_id)
+        chosen = pairs.chosen(slice(number))
+        return cls(chosen, int(chosen.target_bytes.sum()) + number, start_token_id)
 
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool

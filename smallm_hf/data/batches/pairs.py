@@ -22,20 +22,22 @@ class TokenPairs:
     Args:
         tokens: (N,) ids, memory-mapped.
         bounds: (P, 3) where each source begins, its target begins, and that ends.
+        target_bytes: (P,) of the text of each target.
         around: the ids that the tokenizer puts before a text and behind it; the latter take the place of the eos.
     """
 
     tokens: np.ndarray
     bounds: np.ndarray
+    target_bytes: np.ndarray
     around: tuple[Sequence[int], Sequence[int]]
 
     @classmethod
     def of_documents(
         cls, tokens: np.ndarray, sizes: np.ndarray, around: tuple[Sequence[int], Sequence[int]]
     ) -> "TokenPairs":
-        """The pairs of a file by the tokens of its documents, (2 P,)."""
-        edges = np.concatenate(([0], sizes.cumsum()))
-        return cls(tokens, np.stack([edges[:-1:2], edges[1::2], edges[2::2]], axis=1), around)
+        """The pairs of a file by the tokens and bytes of its documents, (2 P, 2)."""
+        edges = np.concatenate(([0], sizes[:, 0].cumsum()))
+        return cls(tokens, np.stack([edges[:-1:2], edges[1::2], edges[2::2]], axis=1), sizes[1::2, 1], around)
 
     def __len__(self) -> int:
         """P."""
@@ -48,7 +50,11 @@ class TokenPairs:
 
     def fitting(self, limit: int) -> "TokenPairs":
         """Those of which neither text has more than `limit` tokens."""
-        return replace(self, bounds=self.bounds[(self.lengths <= limit).all(axis=1)])
+        return self.chosen((self.lengths <= limit).all(axis=1))
+
+    def chosen(self, which: np.ndarray | slice) -> "TokenPairs":
+        """Some of them."""
+        return replace(self, bounds=self.bounds[which], target_bytes=self.target_bytes[which])
 
     def rows(self, pair: int) -> tuple[list[int], list[int]]:
         """The ids of a source and of its target."""
