@@ -54,7 +54,7 @@ TYPES: dict[str, Any] = {
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to train "
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a language model to train "
     "further, with its own tokenizer: other model keys of the same file or line then change its config, and earlier "
     "ones are ignored"
 )
@@ -286,6 +286,36 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
+    _check_pairs(config, model)
+
+
+def _check_pairs(config: RunConfig, model: "PreTrainedConfig") -> None:
+    """Refuses pairs for a model that does not read them, and what is made for windows beside them."""
+    data, name = config.data, config.model.get("init_from") or f"model.model_type={model.model_type}"
+    if model.is_encoder_decoder != data.is_pairs:
+        if data.is_pairs:
+            raise UserError(
+                f"{name} trains on texts, and data.target_column={data.mixture[0].target_column} asks for pairs; leave "
+                "out data.source_column and data.target_column, or take an encoder-decoder such as marian, bart, t5"
+            )
+        raise UserError(
+            f"{name} is an encoder-decoder and trains on pairs, and data.target_column is null; set "
+            "data.source_column and data.target_column, for example to de and en"
+        )
+    if not data.is_pairs:
+        return
+    if data.validation_source and not data.target_column:
+        raise UserError(
+            f"data.validation_source={data.validation_source} has no columns of its own; set data.source_column and "
+            "data.target_column"
+        )
+    for_windows = {f"batching.{field.name}": field.default for field in dataclasses.fields(config.batching)}
+    for key, default in [*for_windows.items(), ("training.length_warmup", []), ("training.compile", "auto")]:
+        section, field = key.split(".")
+        if (value := getattr(getattr(config, section), field)) not in (default, False):
+            raise UserError(f"{key}={value} is for windows of one length, and pairs have many; leave it out")
+    if weighted := [source.source for source in data.mixture if source.weight is not None]:
+        raise UserError(f"{weighted[0]} has a weight, and pairs train by their number; leave the weights out")
 
 
 def _check_counted(config: RunConfig) -> None:

@@ -28,6 +28,10 @@ AUTO_CLASSES: dict[Kind, type] = {
     "seq2seq": auto.AutoModelForSeq2SeqLM,
     "masked": auto.AutoModelForMaskedLM,
 }
+TRAINABLE = {
+    "causal": auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "seq2seq": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+}
 # What scripts/export.py writes.
 TARGETS = frozenset({"native", "gguf", "onnx"})
 
@@ -42,7 +46,8 @@ def transformer_flops(model: PreTrainedModel, context_length: int) -> int:
 
     What multiplies is every matrix but the tables, whose look-up is free, and the output head, tied or not (Kaplan et
     al. 2020, section 2.1; Chowdhery et al. 2022, appendix B). Causal kernels skip up to half of the second term, which
-    is counted in full; so is every expert of a mixture.
+    is counted in full; so is every expert of a mixture. Of an encoder-decoder a token is one of the target, with one
+    of the source.
     """
     groups = parameter_groups(model)
     multiplying = sum(parameter.numel() for parameter in groups["hidden"] + groups["other"])
@@ -51,13 +56,22 @@ def transformer_flops(model: PreTrainedModel, context_length: int) -> int:
         multiplying += head.weight.numel()
     config = model.config.get_text_config()
     attends = getattr(config, "num_attention_heads", 0) > 0
-    return 6 * multiplying + 12 * attends * config.num_hidden_layers * config.hidden_size * context_length
+    return 6 * multiplying + 12 * attends * _layers(config)[1] * config.hidden_size * context_length
+
+
+def _layers(config: PreTrainedConfig) -> tuple[int, int]:
+    """Layers, and the attentions in them: a layer of a decoder that looks at a source has two."""
+    layers = decoder = config.num_hidden_layers
+    if not config.is_encoder_decoder:
+        return layers, layers
+    decoder = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or layers
+    return layers + decoder, layers + 2 * decoder
 
 
 def transformer_activations(config: PreTrainedConfig, context_length: int) -> tuple[int, int]:
     """A vector of the residual stream for each layer, and a row of attention weights for each head."""
-    layers, heads = config.num_hidden_layers, getattr(config, "num_attention_heads", 0)
-    return layers * config.hidden_size, layers * heads * context_length
+    (layers, attentions), heads = _layers(config), getattr(config, "num_attention_heads", 0)
+    return layers * config.hidden_size, attentions * heads * context_length
 
 
 def feedforward_activations(config: PreTrainedConfig, context_length: int) -> tuple[int, int]:
@@ -207,22 +221,22 @@ def require_writer(model: PreTrainedModel) -> None:
 
 
 def require_trainable(config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model that cannot be trained on packed windows, in which every token is a target.
+    """Refuses a model that is trained neither on the next tokens of a text nor on pairs.
 
     Args:
         config: the model's.
         name: how the user named it, for the error.
 
     Raises:
-        UserError: it is not causal, or predicts no token at all.
+        UserError: it is masked, or predicts no token at all.
     """
     kind = family_of(config).kind
     fix = "take one of smallm, llama, gpt2 ..."
     if kind == "masked" and hasattr(config, "is_decoder"):
         fix += ", or set model.is_decoder=true"
-    if kind != "causal":
-        raise UserError(f"{name} is {kind}, and only causal models can be trained so far; {fix}")
-    if type(config) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+    if kind == "masked":
+        raise UserError(f"{name} is {kind}, and only causal and seq2seq models can be trained; {fix}")
+    if type(config) not in TRAINABLE[kind]:
         raise UserError(f"{name} does not predict the next token; {fix}")
 
 

@@ -49,6 +49,7 @@ from smallm_hf.resuming import (
     resumed_config,
     starting_point,
 )
+from smallm_hf.tokenizing.encoding import start_token_id
 from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
@@ -190,7 +191,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_possible_loss(config, requested_loss, model)
     steps = plan_steps(config.training, material.examples_per_epoch)
     plan = make_plan(architecture, config.training, precision, steps, say)
-    config = _with_training(config, precision=precision, compile=plan.compiled)
+    config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
     if counted and options.resume:
@@ -380,6 +381,8 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
     training = dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+    if architecture.is_encoder_decoder:  # its batches have too many shapes
+        training = dataclasses.replace(training, compile=False)
     return dataclasses.replace(config, training=training)
 
 
@@ -413,12 +416,10 @@ def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
-    architecture = model_config(
-        config.model,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if files.is_pairs:
+        ids |= {"decoder_start_token_id": start_token_id(tokenizer), "forced_eos_token_id": tokenizer.eos_token_id}
+    architecture = model_config(config.model, **ids)
     embedded = architecture.get_text_config().vocab_size
     if embedded < len(tokenizer):
         raise UserError(
