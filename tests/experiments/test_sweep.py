@@ -205,7 +205,11 @@ def test_a_resumed_sweep_keeps_what_has_ended_and_may_have_more_values(recipe, t
     [
         (TWO_BY_TWO, False, "holds a sweep over model.hidden_act, training.seed; add --resume to continue it"),
         ([*TWO_BY_TWO, "--training.max_steps", "5"], True, "with training.max_steps=6, and now it has 5; give another"),
-        (TWO_BY_TWO[:2], True, "sweep over model.hidden_act, training.seed and this is a sweep over model.hidden_act; give"),
+        (
+            TWO_BY_TWO[:2],
+            True,
+            "sweep over model.hidden_act, training.seed and this is a sweep over model.hidden_act; give",
+        ),
     ],
 )
 def test_a_folder_of_another_sweep_is_left_alone(recipe, tmp_path, words, resume, message):
