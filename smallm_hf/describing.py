@@ -21,8 +21,9 @@ from smallm_hf.training.progress import count, duration
 def describe_data(files: TokenFiles) -> str:
     """The size of token files."""
     sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
+    unit, texts = ("pairs", 2) if files.is_pairs else ("documents", 1)
     return "\n".join(
-        f"{name:<17} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens "
+        f"{name:<17} {side.documents // texts:,} {unit}, {side.bytes:,} bytes, {side.tokens:,} tokens "
         f"({side.bytes / side.tokens:.2f} bytes per token)"
         for name, side in sides
     )
@@ -39,6 +40,7 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
     training = config.training
     if plan.counted:
         return _describe_counting(config)
+    unit = "pairs of at most" if config.data.is_pairs else "windows of"
     other = plan.parameters - plan.embedding_parameters
     end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
     if training.epochs and not plan.tokens:
@@ -49,7 +51,7 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
         [
             f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
             f"tokens per step   {plan.tokens_per_step:,} "
-            f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
+            f"({training.accumulation_steps} x {training.batch_size} {unit} {training.context_length})",
             f"total tokens      {end} ({training.limits})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
             f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
@@ -103,14 +105,7 @@ def describe_end(step: int, training: TrainingConfig, has_results: bool) -> str:
 def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
     early = ", stopped early without a lower validation loss" if results["stopped_early"] else ""
-    last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
-    model = shlex.quote(f"{run}/best")
-    model_in_python = json.dumps(f"{run}/best", ensure_ascii=False)  # which leaves single quotes to the shell
-    in_python = (
-        "from transformers import pipeline; "
-        f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
-    )
-    ngrams = results.get("ngrams", [])
+    last, best, ngrams = results["last"], results["best"], results.get("ngrams", [])
     how, sizes = "counted" if ngrams else "trained", ", ".join(f"{number:,}" for number in ngrams)
     windows = sum(source["windows"] for source in results["sources"])
     drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
@@ -126,8 +121,26 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",
             "next:",
-            f"  python scripts/generate.py --model {model} --prompt {shlex.quote(prompt)}",
-            f"  python scripts/score.py --model {model} --data YOUR_TEXT.txt",
-            f"  python -c {shlex.quote(in_python)}",
+            *(f"  python {words}" for words in _next_commands(f"{run}/best", results["config"])),
         ]
     )
+
+
+def _next_commands(model: str, config: dict[str, Any]) -> list[str]:
+    """What to do with a trained model, as words behind `python`."""
+    score = f"scripts/score.py --model {shlex.quote(model)} --data"
+    columns = [config["data"][f"{side}_column"] for side in ("source", "target")]
+    if all(columns):
+        source, target = map(shlex.quote, columns)
+        return [f"{score} YOUR_PAIRS --source_column {source} --text_column {target} --generate 100 --beams 5"]
+    prompt = shlex.quote(config["training"]["sample_prompts"][0])
+    model_in_python = json.dumps(model, ensure_ascii=False)  # which leaves single quotes to the shell
+    in_python = (
+        "from transformers import pipeline; "
+        f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
+    )
+    return [
+        f"scripts/generate.py --model {shlex.quote(model)} --prompt {prompt}",
+        f"{score} YOUR_TEXT.txt",
+        f"-c {shlex.quote(in_python)}",
+    ]

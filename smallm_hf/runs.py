@@ -49,6 +49,8 @@ from smallm_hf.resuming import (
     resumed_config,
     starting_point,
 )
+from smallm_hf.tokenizing.encoding import start_token_id
+from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.counting import Counting
@@ -73,8 +75,6 @@ from smallm_hf.training.update import Updater
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
-# Of a tokenizer that takes them from the text, for a plan without one.
-ASSUMED_ENTRIES = 256
 # So long a run that fails or is asked to stop waits for its last push.
 LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
@@ -111,10 +111,7 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
-        config = _plannable(config, say)
-        precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
-        config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+        config, plan, precision = plan_run(config, say)
         say(describe_plan(plan, config, precision))
         if options.probe and plan.counted:
             raise UserError("--probe times updates, and this model is counted without any; leave it out")
@@ -122,11 +119,24 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
             training = _with_training(config, precision=precision, compile=plan.compiled).training
-            say(describe_probe(probe(architecture, training, precision), plan, training))
+            say(describe_probe(probe(model_config(config.model), training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say), ExitStack() as ends:
         return _train(config, options, say, ends)
+
+
+def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, RunPlan, str]:
+    """Counts what a run will cost, without data, tokenizer or weights.
+
+    Returns:
+        The config with the sizes that were `auto` decided, its plan, and the precision.
+    """
+    config, precision = _plannable(config, say), resolve_precision(config.training.precision)
+    architecture = model_config(config.model)
+    config = _with_sizes(config, architecture, precision)
+    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+    return config, plan, precision
 
 
 @contextmanager
@@ -181,7 +191,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_possible_loss(config, requested_loss, model)
     steps = plan_steps(config.training, material.examples_per_epoch)
     plan = make_plan(architecture, config.training, precision, steps, say)
-    config = _with_training(config, precision=precision, compile=plan.compiled)
+    config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
     if counted and options.resume:
@@ -371,6 +381,8 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
     training = dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+    if architecture.is_encoder_decoder:  # its batches have too many shapes
+        training = dataclasses.replace(training, compile=False)
     return dataclasses.replace(config, training=training)
 
 
@@ -378,7 +390,7 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     """The config with a number of entries for a plan, where it is the text that will decide it."""
     if config.init_from or "vocab_size" in config.model:
         return config
-    entries = min(ASSUMED_ENTRIES, config.vocab_size)
+    entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
 
@@ -404,12 +416,10 @@ def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
-    architecture = model_config(
-        config.model,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if files.is_pairs:
+        ids |= {"decoder_start_token_id": start_token_id(tokenizer), "forced_eos_token_id": tokenizer.eos_token_id}
+    architecture = model_config(config.model, **ids)
     embedded = architecture.get_text_config().vocab_size
     if embedded < len(tokenizer):
         raise UserError(

@@ -118,6 +118,7 @@ HEADS = {**SMALL, "num_attention_heads": 2, "intermediate_size": 48}
 # A small config of every family of ours, and of others of transformers that are unlike them.
 CONFIGS = {
     "smallm": lambda: model_config({"model_type": "smallm", **SMALL}),
+    "recurrent": lambda: model_config({"model_type": "recurrent", **SMALL}),
     "feedforward": lambda: model_config({"model_type": "feedforward", **SMALL, "context_size": 4}),
     "ngram": lambda: model_config({"model_type": "ngram", "vocab_size": 64, "order": 3}),
     "llama": lambda: LlamaConfig(**HEADS),

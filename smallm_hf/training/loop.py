@@ -292,14 +292,18 @@ class TrainingLoop:
 def write_samples(
     model: PreTrainedModel, saver: Saver, reporter: Reporter, step: int, interrupted: Callable[[], bool]
 ) -> None:
-    """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own, until `interrupted` is true."""
+    """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own, until `interrupted` is true.
+
+    An encoder-decoder answers them.
+    """
     engine, training = Engine(model, saver.tokenizer), saver.training
+    reads, arrow = ("source", " -> ") if engine.answers else ("prompt", "")
     for prompt in training.sample_prompts:
         seed, text = seed_of(training.seed, step, prompt), ""
-        request = Request(prompt, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
+        request = Request(**{reads: prompt}, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
         for token in engine.stream(request):
             text += token.text
             if interrupted():
                 return
         saver.write("samples", {"step": step, "prompt": prompt, "seed": seed, "text": text})
-        reporter.say(f"\nsample | {prompt}{text}")
+        reporter.say(f"\nsample | {prompt}{arrow}{text}")
