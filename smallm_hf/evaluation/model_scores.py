@@ -31,6 +31,7 @@ from smallm_hf.evaluation.sums import Sums
 from smallm_hf.evaluation.texts import ScoredTexts, decode_documents, require_texts
 from smallm_hf.evaluation.word_loss import count_words
 from smallm_hf.families import require_writer
+from smallm_hf.inspection import ngram_count
 from smallm_hf.pretrained import find_kind, load_scorable
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little about a model.
@@ -113,7 +114,7 @@ def evaluate_models(
         pictures += rows[-1].pop("pictures", [])
     numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
     shared = [name for name in numbers if all(math.isfinite(row[name]) for row in rows)]
-    alike = len(rows) > 1 and len({row["parameters"] for row in rows}) == 1
+    alike = len(rows) > 1 and len({(row["parameters"], row["ngrams"]) for row in rows}) == 1
     return {
         "models": rows,
         "over_seeds": {name: over_seeds([row[name] for row in rows]) for name in shared} if alike else None,
@@ -162,7 +163,7 @@ def _evaluate(
         asked = {name: getattr(questions, f"speed_{name}") for name in names}
         row["speed"] = in_own_process(load_and_measure, model, loading, **asked)
     loaded, tokenizer = load_scorable(model, **loading)
-    row["parameters"] = loaded.num_parameters()
+    row["parameters"], row["ngrams"] = loaded.num_parameters(), ngram_count(loaded)
     training = None
     if questions.training_tokens:
         training = open_token_files(questions.training_tokens)

@@ -39,6 +39,7 @@ SCORES: Templates = {
     "mean entropy (nats per token)": "{mean_entropy_nats:.4f}",
     "calibration error ↓": "{calibration_error:.4f}",
     "parameters": "{parameters:,}",
+    "n-grams": "{ngrams:,}",
     "family": "{kind}",
     "protocol": "{protocol}",
     "attention": lambda row: "within documents" if row["within_documents"] else NONE,
