@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ from smallm_hf.base.folders import lock, require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.card import write_card
 from smallm_hf.config import CommandOptions, RunConfig, model_config
-from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
-from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
 from smallm_hf.data.reading.documents import has_splits
 from smallm_hf.data.request import DataRequest
@@ -38,20 +37,23 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.families import family_of_file
-from smallm_hf.generation.request import prompt_ids
+from smallm_hf.families import family_of, family_of_file
 from smallm_hf.hub.training_push import TrainingPush
-from smallm_hf.inspection import evaluation_mode, refuse_lookahead
+from smallm_hf.material import Material, material_of
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_fingerprints,
+    counted_before,
     find_checkpoint,
     fingerprints_of,
     resumed_config,
     starting_point,
 )
+from smallm_hf.tokenizing.encoding import start_token_id
+from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
+from smallm_hf.training.counting import Counting
 from smallm_hf.training.devices import (
     hardware,
     peak_memory_bytes,
@@ -63,19 +65,16 @@ from smallm_hf.training.devices import (
 )
 from smallm_hf.training.launch import build_accelerator, check_launch, process_left_as_found
 from smallm_hf.training.loop import SAMPLING, TrainingLoop
-from smallm_hf.training.objectives import LanguageModelling, has_plain_head
+from smallm_hf.training.objectives import has_plain_head
 from smallm_hf.training.plan import RunPlan, make_plan, memory_bytes
 from smallm_hf.training.probe import probe
 from smallm_hf.training.progress import Reporter, RunLog
 from smallm_hf.training.saving import Saver
 from smallm_hf.training.tracking import Trackers
 from smallm_hf.training.update import Updater
-from smallm_hf.training.validation import ValidationSet
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
-# Of a tokenizer that takes them from the text, for a plan without one.
-ASSUMED_ENTRIES = 256
 # So long a run that fails or is asked to stop waits for its last push.
 LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
@@ -112,20 +111,32 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
-        config = _plannable(config, say)
-        precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
-        config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+        config, plan, precision = plan_run(config, say)
         say(describe_plan(plan, config, precision))
+        if options.probe and plan.counted:
+            raise UserError("--probe times updates, and this model is counted without any; leave it out")
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
             training = _with_training(config, precision=precision, compile=plan.compiled).training
-            say(describe_probe(probe(architecture, training, precision), plan, training))
+            say(describe_probe(probe(model_config(config.model), training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say), ExitStack() as ends:
         return _train(config, options, say, ends)
+
+
+def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, RunPlan, str]:
+    """Counts what a run will cost, without data, tokenizer or weights.
+
+    Returns:
+        The config with the sizes that were `auto` decided, its plan, and the precision.
+    """
+    config, precision = _plannable(config, say), resolve_precision(config.training.precision)
+    architecture = model_config(config.model)
+    config = _with_sizes(config, architecture, precision)
+    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+    return config, plan, precision
 
 
 @contextmanager
@@ -153,7 +164,8 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None], ends: ExitStack) -> dict[str, Any]:
     """The whole of a run, from its text to its results; `ends` holds what is let go of, however that ends."""
     began, run = time.perf_counter(), options.output_dir
-    resumed = ends.enter_context(find_checkpoint(options, say))
+    counted = family_of(model_config(config.model)).counted  # which has no checkpoints
+    resumed = ends.enter_context(find_checkpoint(options, _silent if counted else say))
     if resumed is not None:
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
@@ -174,16 +186,21 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     accelerator = build_accelerator(precision)
     set_seed(config.training.seed)
     model = _model(config, architecture, checkpoint)
-    config = _fitting(config, requested_loss, model, files)
-    shape = (len(files.train), config.training.context_length, config.training.seed)
-    order = WindowOrder(*shape, config.batching, files.meta.sources)
-    plan = make_plan(
-        architecture, config.training, precision, plan_steps(config.training, order.windows_per_epoch), say
-    )
-    config = _with_training(config, precision=precision, compile=plan.compiled)
+    material = material_of(config, architecture, files)
+    material.check(model)
+    config = _with_possible_loss(config, requested_loss, model)
+    steps = plan_steps(config.training, material.examples_per_epoch)
+    plan = make_plan(architecture, config.training, precision, steps, say)
+    config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
-    loop = _build_loop(config, files, model, order, accelerator, (checkpoint, state), plan, run, trackers.write)
+    if counted and options.resume:
+        if results := counted_before(run, config, files):
+            say(f"nothing left to count: {run} is finished")
+            return results
+        say(f"{run} was not counted to the end; starting afresh")
+    parts = _Parts(config, material, model, accelerator, plan, run)
+    loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
     if config.hub.push_every and accelerator.is_main_process:
         loop.pushes = TrainingPush(config.hub, loop.reporter.say)
@@ -201,55 +218,67 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if loop.pushes:
         loop.pushes.wait()
     measured = {"wall_seconds": time.perf_counter() - began, "peak_memory_bytes": peak_memory_bytes()}
-    results = {"name": run.name, **trained, **measured, **_describe_run(config, plan, files, trained["tokens"], origin)}
+    results = {"name": run.name, **trained, **measured, **_describe_run(parts, trained["tokens"], origin)}
     if accelerator.is_main_process:
         _leave_results(run, results)
         say(describe_results(results, run))
     return results
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a training is made of, ready before anything is written.
+
+    Attributes:
+        config: every `auto` decided.
+        material: what it trains on.
+        model: with the weights to start from.
+        accelerator: knows the processes and the precision.
+        plan: what it costs.
+        run: the folder that its results go to.
+    """
+
+    config: RunConfig
+    material: Material
+    model: PreTrainedModel
+    accelerator: Accelerator
+    plan: RunPlan
+    run: Path
+
+
 def _build_loop(
-    config: RunConfig,
-    files: TokenFiles,
-    model: PreTrainedModel,
-    order: WindowOrder,
-    accelerator: Accelerator,
-    start: tuple[Path | None, LoopState],
-    plan: RunPlan,
-    run: Path,
-    mirror: Callable[[str, dict[str, Any]], None],
-) -> TrainingLoop:
+    parts: _Parts, checkpoint: Path | None, state: LoopState, mirror: Callable[[str, dict[str, Any]], None]
+) -> TrainingLoop | Counting:
     """The parts of a training, each from those before: batches, objective, updater, saver, loop."""
-    training, (checkpoint, state) = config.training, start
+    config, model, accelerator, files = parts.config, parts.model, parts.accelerator, parts.material.files
+    training = config.training
     reporter = Reporter(accelerator.is_main_process)
-    if config.batching.curriculum:
-        reporter.say(f"reading the training text for batching.curriculum={config.batching.curriculum}")
-        order.read_difficulty(files.train, files.meta.eos_token_id)
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
-    separator = files.meta.eos_token_id if config.batching.within_documents else None
-    batches = PackedWindows(files.train, order, separator, pin_memory=accelerator.device.type == "cuda")
-    validation = _validation(config, files, reporter.say)
-    objective = LanguageModelling.of_run(model, training, accelerator, validation)
-    updater = Updater.build(objective, batches, training, accelerator, state, reporter.say)
-    retakes = not state.closed or state.finished(training, plan.steps)  # validation and samples of its step
+    batches = parts.material.batches(accelerator, reporter.say)
+    objective = parts.material.objective(model, training, accelerator, reporter.say)
+    counted = parts.plan.counted
+    updater = None if counted else Updater.build(objective, batches, training, accelerator, state, reporter.say)
+    retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
         tokenizer=files.tokenizer,
-        optimizer=updater.optimizer,
+        optimizer=updater and updater.optimizer,
         training=training,
-        run=run,
-        log=RunLog(run, accelerator.is_main_process, state.step, retakes, mirror),
+        run=parts.run,
+        log=RunLog(parts.run, accelerator.is_main_process, state.step, retakes, mirror),
         accelerator=accelerator,
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints_of(files)},
         say=reporter.say,
     )
+    if counted:
+        return Counting(model, files, batches, objective, saver, reporter, accelerator)
     loop = TrainingLoop(
         updater,
         objective,
         saver,
         reporter,
         state,
-        flops_per_token=plan.flops_per_token,
+        flops_per_token=parts.plan.flops_per_token,
         push_every=config.hub.push_every,
     )
     if training.compile:
@@ -267,18 +296,12 @@ def _set_up_process(training: TrainingConfig) -> None:
         set_determinism()
 
 
-def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, files: TokenFiles) -> RunConfig:
-    """The config of a run that can be trained with this model; what only its weights tell is refused now, or decided.
+def _with_possible_loss(config: RunConfig, requested_loss: str, model: PreTrainedModel) -> RunConfig:
+    """The config with a loss that this model can be trained by.
 
     Raises:
-        UserError: a model that looks ahead or mixes documents, a loss that is not its own, or a prompt too long for it.
+        UserError: another was asked for.
     """
-    with evaluation_mode(model):
-        refuse_lookahead(model)
-        if config.batching.within_documents:
-            refuse_mixing(model, files.meta.eos_token_id)
-    for prompt in config.training.sample_prompts:
-        prompt_ids(model, files.tokenizer, prompt)
     if config.training.loss != "chunked" or has_plain_head(model):
         return config
     if requested_loss == "chunked":
@@ -287,18 +310,6 @@ def _fitting(config: RunConfig, requested_loss: str, model: PreTrainedModel, fil
             f"{type(model).__name__} are not; set it to logits"
         )
     return _with_training(config, loss="logits")
-
-
-def _validation(config: RunConfig, files: TokenFiles, say: Callable[[str], None]) -> ValidationSet:
-    """What a run is validated on."""
-    limit = config.training.validation_tokens
-    chosen = ValidationSet.choose(files, limit, config.training.context_length, config.batching.within_documents)
-    if limit is not None and len(chosen.tokens) > limit:
-        say(
-            f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
-            f"scored whole ({len(chosen.tokens)} tokens)"
-        )
-    return chosen
 
 
 def _leave_results(run: Path, results: dict[str, Any]) -> None:
@@ -311,18 +322,16 @@ def _leave_results(run: Path, results: dict[str, Any]) -> None:
     draw_runs([run])
 
 
-def _describe_run(
-    config: RunConfig, plan: RunPlan, files: TokenFiles, tokens: int, origin: dict[str, Any]
-) -> dict[str, Any]:
+def _describe_run(parts: _Parts, tokens: int, origin: dict[str, Any]) -> dict[str, Any]:
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
+    config, plan, files = parts.config, parts.plan, parts.material.files
     source, init_from = config.data.title, config.init_from
     data = {"source": source, "on_hub": config.data.sources is None and has_splits(source), "folder": str(files.folder)}
-    rule = "attention within documents, " if config.batching.within_documents else ""
     return {
         "parameters": plan.parameters,
         "embedding_parameters": plan.embedding_parameters,
         "flops": plan.flops_per_token * tokens,
-        "protocol": f"packed, {rule}windows of {config.training.context_length} tokens, float32",
+        "protocol": parts.material.protocol,
         "sampling": SAMPLING,
         "base_model": init_from if init_from and not Path(init_from).exists() else None,
         "data": {**data, **dataclasses.asdict(files.meta)},
@@ -372,6 +381,8 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
     training = dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+    if architecture.is_encoder_decoder:  # its batches have too many shapes
+        training = dataclasses.replace(training, compile=False)
     return dataclasses.replace(config, training=training)
 
 
@@ -379,7 +390,7 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     """The config with a number of entries for a plan, where it is the text that will decide it."""
     if config.init_from or "vocab_size" in config.model:
         return config
-    entries = min(ASSUMED_ENTRIES, config.vocab_size)
+    entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
 
@@ -405,12 +416,10 @@ def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
-    architecture = model_config(
-        config.model,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if files.is_pairs:
+        ids |= {"decoder_start_token_id": start_token_id(tokenizer), "forced_eos_token_id": tokenizer.eos_token_id}
+    architecture = model_config(config.model, **ids)
     embedded = architecture.get_text_config().vocab_size
     if embedded < len(tokenizer):
         raise UserError(

@@ -31,9 +31,9 @@ comparison  export
 pictures  card
 hub
 config
-describing  resuming
+describing  material  resuming
 runs
-api  benchmarks
+api  benchmarks  experiments
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 
