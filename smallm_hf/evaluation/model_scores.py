@@ -1,7 +1,6 @@
 """All that score.py says of models: the score of a text, how certain it is, what they write, how fast they are."""
 
 import functools
-import glob
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import require_writable
+from smallm_hf.base.settings import expand_models
 from smallm_hf.data.reading.documents import read_documents
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
@@ -101,7 +101,7 @@ def evaluate_models(
     """
     questions, loading = questions or ScoringQuestions(), dict(loading or {})
     texts = require_texts(data)
-    models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
+    models = expand_models(models)
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed joins; take documents or sliding")
     _require_comparable([*models, *([against] if against else [])])
@@ -125,14 +125,6 @@ def evaluate_models(
         "validation_sha256": texts.files and texts.files.meta.validation.sha256,
         "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
     }
-
-
-def _expand(pattern: str) -> list[str]:
-    if not glob.has_magic(pattern):
-        return [pattern]
-    if not (found := sorted(glob.glob(pattern))):
-        raise UserError(f"--model {pattern}: matches no folder; give one that exists, such as runs/quickstart/best")
-    return found
 
 
 def _require_comparable(models: Sequence[str]) -> None:
