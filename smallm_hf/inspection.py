@@ -51,6 +51,13 @@ def require_known(largest_id: int, vocab_size: int) -> None:
         )
 
 
+def read_as_text(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Inputs by which a model reads ids (B, T) as a text; its encoder, if it has one, the same source for each."""
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": input_ids}
+    return {"input_ids": torch.zeros_like(input_ids), "decoder_input_ids": input_ids}
+
+
 @torch.inference_mode()
 def refuse_lookahead(model: PreTrainedModel) -> None:
     """Makes sure that no later token changes an earlier prediction, by one small forward pass.
@@ -62,7 +69,7 @@ def refuse_lookahead(model: PreTrainedModel) -> None:
     """
     input_ids = torch.zeros((2, 4), dtype=torch.long, device=model.device)
     input_ids[1, -1] = 1
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    logits = model(**read_as_text(model, input_ids), use_cache=False).logits[:, :-1]
     tolerance = 16 * torch.finfo(logits.dtype).eps * logits.abs().max()
     if (logits[0] - logits[1]).abs().max() > tolerance:
         raise UserError(

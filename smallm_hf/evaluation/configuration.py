@@ -59,6 +59,7 @@ class ScoringQuestions(Rules):
 
     Args:
         text_column: column of the data that holds the text, in all but text files.
+        documents: whether each `line` or each `paragraph` of a text file is a document, as `data.documents`.
         source_column: column that the encoder of a seq2seq model reads; by default it reads nothing.
         max_documents: score only this many, from the beginning.
         top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
@@ -77,6 +78,7 @@ class ScoringQuestions(Rules):
     """
 
     text_column: str = "text"
+    documents: Literal["line", "paragraph"] | None = None
     source_column: str | None = None
     max_documents: int | None = None
     top_k: Sequence[int] = (1, 3)

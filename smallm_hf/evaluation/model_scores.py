@@ -210,7 +210,8 @@ def _score_model(
 def _read_pairs(texts: ScoredTexts, questions: ScoringQuestions) -> Iterator[tuple[str, str]]:
     """The texts with their sources, which are empty if no column was named for them."""
     if questions.source_column is None:
-        pairs = ((text, "") for text in texts.read(text_column=questions.text_column))
+        how = {"text_column": questions.text_column, "documents": questions.documents}
+        pairs = ((text, "") for text in texts.read(**how))
     else:
         columns = (_read_column(texts.source, column) for column in (questions.text_column, questions.source_column))
         pairs = (pair for pair in zip(*columns, strict=True) if pair[0])

@@ -38,14 +38,17 @@ class ScoredTexts:
     files: TokenFiles | None = None
     limit: int | None = None
 
-    def read(self, *, text_column: str = "text") -> Iterator[str]:
+    def read(self, **how: Any) -> Iterator[str]:
         """Yields the documents, each whole.
+
+        Args:
+            how: options of `read_texts`, such as text_column; of no effect on token files.
 
         Raises:
             UserError: what `read_texts` raises, or a tokenizer that does not give a text back as it was.
         """
         if self.files is None:
-            yield from read_texts(self.source, text_column=text_column)
+            yield from read_texts(self.source, **how)
             return
         texts = decode_documents(self.files.validation[: self.limit], self.files.tokenizer)
         sizes = self.files.document_sizes(VALIDATION)[:, 1]
@@ -87,9 +90,9 @@ def require_texts(source: str) -> ScoredTexts:
     return ScoredTexts(source, files, results["config"]["training"]["validation_tokens"])
 
 
-def read_scored_texts(source: str, *, text_column: str = "text") -> Iterator[str]:
+def read_scored_texts(source: str, **how: Any) -> Iterator[str]:
     """Yields the documents of a source; arguments and errors are those of `require_texts` and `ScoredTexts.read`."""
-    yield from require_texts(source).read(text_column=text_column)
+    yield from require_texts(source).read(**how)
 
 
 def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> TokenFiles | None:

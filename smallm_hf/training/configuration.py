@@ -42,11 +42,13 @@ class TrainingConfig:
         max_seconds: training time (data, steps and logging; not compiling, validation, sampling or saving). The
             schedule fits itself to it.
         epochs: passes over the training tokens.
-        context_length: tokens per window; at most model.max_position_embeddings.
+        context_length: tokens per window, and of a source or target of pairs at most, of which longer ones are left
+            out; at most model.max_position_embeddings.
         length_warmup: shorter lengths to begin with, in tokens: each window is cut into rows of the first, then of the
             next, then left whole. Each divides context_length; those that are not shorter are passed over.
         length_warmup_fraction: share of the run trained in shorter rows, shared equally by the lengths.
-        batch_size: windows per process and micro-step; auto takes the most that fit into memory and divide the update.
+        batch_size: windows, or pairs, per process and micro-step; auto takes the most that fit into memory and divide
+            the update.
         accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
         global_batch_size: windows per optimizer update; null is batch_size x accumulation_steps, as the recipe states
             them where batch_size is set to auto on the line.
@@ -89,7 +91,8 @@ class TrainingConfig:
         keep_every: checkpoints at multiples of so many steps stay for good.
         on_full_disk: stop, or continue without what could not be written.
         sample_every: steps or tokens between two rounds of samples; null samples at the end only.
-        sample_prompts: what the samples continue; an empty prompt starts a new document.
+        sample_prompts: what the samples continue; an empty prompt starts a new document. Of an encoder-decoder the
+            sources that it answers, by default the first of the validation pairs.
         sample_tokens: new tokens per sample.
     """
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from smallm_hf.inspection import evaluation_mode
+from smallm_hf.inspection import evaluation_mode, read_as_text
 from smallm_hf.training.configuration import TrainingConfig
-from smallm_hf.training.validation import ValidationSet
+from smallm_hf.training.validation import Scorable
 
 
 class Objective(nn.Module):
@@ -45,9 +45,7 @@ class LanguageModelling(Objective):
         validation: what is scored; None where nothing is.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, *, compile: bool, chunked: bool, validation: ValidationSet | None = None
-    ):
+    def __init__(self, model: PreTrainedModel, *, compile: bool, chunked: bool, validation: Scorable | None = None):
         super().__init__()
         self.model, self.validation = model, validation
         self._no_split_modules = model._no_split_modules  # the blocks by which Accelerate splits a model
@@ -63,7 +61,7 @@ class LanguageModelling(Objective):
         model: PreTrainedModel,
         training: TrainingConfig,
         accelerator: Accelerator,
-        validation: ValidationSet | None = None,
+        validation: Scorable | None = None,
         **options: Any,
     ) -> "LanguageModelling":
         """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare_step`."""
@@ -71,13 +69,13 @@ class LanguageModelling(Objective):
         return cls(model, compile=compiles, chunked=training.loss == "chunked", validation=validation, **options)
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """Summed nats of the targets (B, T); `inputs` go to the model beside `input_ids` (B, T)."""
+        """Summed nats of the targets (B, T); all else goes to the model."""
         return self.compute(input_ids, targets, **inputs)
 
     def validate(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool]
     ) -> dict[str, Any] | None:
-        """The figures of the validation set, see `ValidationSet.score`."""
+        """The figures of the validation set, see `Scorable`."""
         return self.validation.score(model, batch_size, accelerator, interrupted)
 
     def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
@@ -113,8 +111,8 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or model.base_model is model:
         return False
-    input_ids = torch.arange(4, device=model.device)[None] % head.out_features
+    inputs = read_as_text(model, torch.arange(4, device=model.device)[None] % head.out_features)
     with evaluation_mode(model):
-        logits = model(input_ids=input_ids, use_cache=False).logits
-        mapped = head(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+        logits = model(**inputs, use_cache=False).logits
+        mapped = head(model.base_model(**inputs, use_cache=False).last_hidden_state)
     return logits.shape == mapped.shape and torch.equal(logits, mapped)

@@ -39,7 +39,7 @@ class Saver:
         model: the model to save.
         objective: what it leaves to the next batch is saved in checkpoints.
         tokenizer: saved beside the weights.
-        optimizer: saved in checkpoints.
+        optimizer: saved in checkpoints; None for a model that is counted, which has none.
         training: what is kept, and whether a run continues when the disk is full.
         run: the run folder; exists.
         log: the records there.
@@ -51,7 +51,7 @@ class Saver:
     model: PreTrainedModel
     objective: Objective
     tokenizer: PreTrainedTokenizerFast
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     training: TrainingConfig
     run: Path
     log: RunLog
