@@ -29,7 +29,7 @@ def main() -> None:
     questions, loading = take(ScoringQuestions, given), take(Loading, given)
     require_models(given["model"])
     if not Path(given["data"]).is_dir():
-        local_files(given["data"])
+        local_files(given["data"], questions.columns)
 
     from smallm_hf.evaluation.model_scores import evaluate_and_report
     from smallm_hf.training.devices import hardware
