@@ -132,7 +132,7 @@ def parse_command_line(
     if wrong := [word for word in arguments if printable(word) != word]:
         raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
     parser = _option_parser(description, training)
-    recipes, keys, others = _split(arguments, {*parser.get_defaults().keys(), "help"})
+    recipes, keys, others = split_line(arguments, {*parser.get_defaults().keys(), "help"})
     if {"-h", "--help"} & {*others}:
         _add_keys(parser)
     options = parser.parse_args(others).as_dict()
@@ -142,6 +142,39 @@ def parse_command_line(
         print(config.as_yaml(), end="")
         raise SystemExit(0)
     return config, CommandOptions(folder if training or output_dir else None, **options)
+
+
+def split_line(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """The recipes on a line, its keys with their values, and the words of other options.
+
+    Raises:
+        UserError: an unknown key (the nearest valid one is named), or one without a value.
+    """
+    recipes, stated, others, words = [], [], [], list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        name = key.removesuffix("+")  # which adds to a list
+        if not word.startswith("--") or key in options:
+            others.append(word)
+            continue
+        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
+            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
+        if not equals and (not words or words[0].startswith("--")):
+            lacking = "names no file; give one, for example configs/quickstart.yaml"
+            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
+        value = value if equals else words.pop(0)
+        if key == "config":
+            recipes.append(value)
+        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
+            content = load_word(value)
+            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
+        elif key == name:
+            check_word(key, value, TYPES.get(key))
+            stated.append((key, load_word(value) if key.startswith("model.") else value))
+        else:
+            stated.append((key, value))
+    return recipes, stated, others
 
 
 def read_run(
@@ -187,6 +220,7 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
     # All that can be refused without transformers and torch comes first.
     sections = {name: section(**_section(values, name)) for name, section in SECTIONS.items()}
     model = _section(values, "model")
+    _refuse_options(sections["tokenizer"])
     if model.get("init_from"):
         model, sections["tokenizer"] = _pretrained_sections(model, sections["tokenizer"])
     else:
@@ -226,8 +260,12 @@ def check_sections(config: RunConfig) -> None:
     Raises:
         UserError: naming both values and the fix.
     """
+    from smallm_hf.families import family_of
+
     training, model = config.training, model_config(config.model)
-    if not (training.max_steps or training.max_seconds or training.epochs):
+    if family_of(model).counted:
+        _check_counted(config)
+    elif not (training.max_steps or training.max_seconds or training.epochs):
         raise UserError("the run has no end; set training.max_steps, training.max_seconds or training.epochs")
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and training.context_length > positions:
@@ -278,6 +316,24 @@ def _check_pairs(config: RunConfig, model: "PreTrainedConfig") -> None:
             raise UserError(f"{key}={value} is for windows of one length, and pairs have many; leave it out")
     if weighted := [source.source for source in data.mixture if source.weight is not None]:
         raise UserError(f"{weighted[0]} has a weight, and pairs train by their number; leave the weights out")
+
+
+def _check_counted(config: RunConfig) -> None:
+    """Refuses what would change how a model is trained and has no meaning for one that is counted.
+
+    Raises:
+        UserError: naming the key.
+    """
+    weighted = any(source.weight is not None for source in config.data.sources or ())
+    for key, stated, fix in (
+        ("model.init_from", config.init_from, "state model.model_type and model.order in its place"),
+        ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
+        ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
+        ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
+        ("data.sources with weights", weighted, "leave the weights out: each text is counted once"),
+    ):
+        if stated:
+            raise UserError(f"{key} is for models that are trained step by step, and this one is counted; {fix}")
 
 
 def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrainedConfig":
@@ -350,40 +406,11 @@ def _option_parser(description: str, training: bool) -> ArgumentParser:
 
 
 def _add_keys(parser: ArgumentParser) -> None:
-    """Adds what `--help` says of recipes and keys, which `_split` takes out of the line."""
+    """Adds what `--help` says of recipes and keys, which `split_line` takes out of the line."""
     parser.add_argument("--config", help="a recipe, for example configs/quickstart.yaml; a later one wins")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
-
-
-def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
-    """The recipes on a line, its keys with their values, and the words of other options."""
-    recipes, stated, others, words = [], [], [], list(arguments)
-    while words:
-        word = words.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        name = key.removesuffix("+")  # which adds to a list
-        if not word.startswith("--") or key in options:
-            others.append(word)
-            continue
-        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
-            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
-        if not equals and (not words or words[0].startswith("--")):
-            lacking = "names no file; give one, for example configs/quickstart.yaml"
-            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
-        value = value if equals else words.pop(0)
-        if key == "config":
-            recipes.append(value)
-        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
-            content = load_word(value)
-            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
-        elif key == name:
-            check_word(key, value, TYPES.get(key))
-            stated.append((key, load_word(value) if key.startswith("model.") else value))
-        else:
-            stated.append((key, value))
-    return recipes, stated, others
 
 
 def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -466,6 +493,21 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(error)
+
+
+def _refuse_options(tokenizer: TokenizerConfig) -> None:
+    """Refuses options that the source of the tokenizer does not have."""
+    from smallm_hf.tokenizing.schemes import SCHEMES
+
+    known = SCHEMES[tokenizer.source].options if tokenizer.source in SCHEMES else ()
+    for option in dataclasses.fields(tokenizer):
+        value = getattr(tokenizer, option.name)
+        if option.name not in ("source", "vocab_size", *known) and value != option.default:
+            owners = ", ".join(name for name, scheme in SCHEMES.items() if option.name in scheme.options)
+            raise UserError(
+                f"tokenizer.{option.name}={value} is an option of tokenizer.source={owners}, not of "
+                f"{tokenizer.source}; leave it out"
+            )
 
 
 def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:

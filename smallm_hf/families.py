@@ -14,8 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.models.configuration_feedforward import FeedForwardConfig
+from smallm_hf.models.configuration_ngram import NgramConfig
+from smallm_hf.models.configuration_recurrent import RecurrentConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
 from smallm_hf.models.modeling_feedforward import FeedForwardForCausalLM, FeedForwardModel
+from smallm_hf.models.modeling_ngram import NgramForCausalLM
+from smallm_hf.models.modeling_recurrent import RecurrentCache, RecurrentForCausalLM, RecurrentModel
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -86,7 +90,8 @@ class Family:
     Attributes:
         config_class: the class of its configs; `AutoConfig` for families of transformers.
         model_class: the class that is trained; an Auto class for families of transformers.
-        base_class: the model without its head, for `AutoModel`; None for families of transformers.
+        base_class: the model without its head, for `AutoModel`; None for families of transformers, and where there is
+            no such thing.
         kind: `causal` predicts each token from those before it, `seq2seq` also from another text, `masked` from both
             sides of it.
         native: of a config, `(model type, None)` of the class in transformers that computes the same function, or
@@ -97,6 +102,9 @@ class Family:
         activations: of a text config and a context length, how many channels and attention weights a training step
             keeps for each token; `training/plan.py` knows the bytes of each.
         exports: targets that can hold this class itself; those of its native twin come on top.
+        state_class: the cache of a recurrent model, which `forward` moves on in place and padding does not move: a
+            list `states` of tuples of tensors, the rows of a batch along their second dimension. None for the others.
+        counted: whether it is counted in one pass over the text, see `training/counting.py`: it has no parameters.
     """
 
     config_class: type
@@ -108,6 +116,8 @@ class Family:
     flops_per_token: Callable[[PreTrainedModel, int], int] = transformer_flops
     activations: Callable[[PreTrainedConfig, int], tuple[int, int]] = transformer_activations
     exports: frozenset[str] = frozenset()
+    state_class: type | None = None
+    counted: bool = False
 
 
 # By model type.
@@ -119,15 +129,26 @@ def register(family: Family) -> None:
     config_class, auto_class = family.config_class, AUTO_CLASSES[family.kind]
     FAMILIES[config_class.model_type] = family
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
     auto_class.register(config_class, family.model_class, exist_ok=True)
     # `save_pretrained` copies the files of a class that is registered here into the folder.
     config_class.register_for_auto_class()
-    family.base_class.register_for_auto_class("AutoModel")
+    if family.base_class:
+        auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
+        family.base_class.register_for_auto_class("AutoModel")
     family.model_class.register_for_auto_class(auto_class.__name__)
 
 
 register(Family(SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel, native=native_type, exports=frozenset({"onnx"})))
+register(
+    Family(
+        RecurrentConfig,
+        RecurrentForCausalLM,
+        RecurrentModel,
+        native=lambda config: (None, "transformers has no language model of RNN, GRU or LSTM cells"),
+        muon_matrices=lambda model: (),  # a layer's gates are stacked in one matrix, each of which is a map of its own
+        state_class=RecurrentCache,
+    )
+)
 register(
     Family(
         FeedForwardConfig,
@@ -135,6 +156,16 @@ register(
         FeedForwardModel,
         native=lambda config: (None, "transformers has no feed-forward language model"),
         activations=feedforward_activations,
+    )
+)
+register(
+    Family(
+        NgramConfig,
+        NgramForCausalLM,
+        native=lambda config: (None, "transformers has no n-gram model"),
+        flops_per_token=lambda model, context_length: 0,
+        activations=lambda config, context_length: (0, 0),
+        counted=True,
     )
 )
 

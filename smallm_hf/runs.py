@@ -37,20 +37,23 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.families import family_of_file
+from smallm_hf.families import family_of, family_of_file
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.material import Material, material_of
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_fingerprints,
+    counted_before,
     find_checkpoint,
     fingerprints_of,
     resumed_config,
     starting_point,
 )
 from smallm_hf.tokenizing.encoding import start_token_id
+from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
+from smallm_hf.training.counting import Counting
 from smallm_hf.training.devices import (
     hardware,
     peak_memory_bytes,
@@ -72,8 +75,6 @@ from smallm_hf.training.update import Updater
 
 # A run that was asked to stop, or whose launcher is gone, ends within this time.
 OTHERS_END_SECONDS = 40.0
-# Of a tokenizer that takes them from the text, for a plan without one.
-ASSUMED_ENTRIES = 256
 # So long a run that fails or is asked to stop waits for its last push.
 LAST_PUSH_SECONDS = 10.0
 # What saving adds to a config, or what says nothing of its shape.
@@ -110,20 +111,32 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
-        config = _plannable(config, say)
-        precision, architecture = resolve_precision(config.training.precision), _planned_architecture(config)
-        config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+        config, plan, precision = plan_run(config, say)
         say(describe_plan(plan, config, precision))
+        if options.probe and plan.counted:
+            raise UserError("--probe times updates, and this model is counted without any; leave it out")
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
             training = _with_training(config, precision=precision, compile=plan.compiled).training
-            say(describe_probe(probe(architecture, training, precision), plan, training))
+            say(describe_probe(probe(model_config(config.model), training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say), ExitStack() as ends:
         return _train(config, options, say, ends)
+
+
+def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, RunPlan, str]:
+    """Counts what a run will cost, without data, tokenizer or weights.
+
+    Returns:
+        The config with the sizes that were `auto` decided, its plan, and the precision.
+    """
+    config, precision = _plannable(config, say), resolve_precision(config.training.precision)
+    architecture = _planned_architecture(config)
+    config = _with_sizes(config, architecture, precision)
+    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+    return config, plan, precision
 
 
 @contextmanager
@@ -151,7 +164,8 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None], ends: ExitStack) -> dict[str, Any]:
     """The whole of a run, from its text to its results; `ends` holds what is let go of, however that ends."""
     began, run = time.perf_counter(), options.output_dir
-    resumed = ends.enter_context(find_checkpoint(options, say))
+    counted = family_of(model_config(config.model)).counted  # which has no checkpoints
+    resumed = ends.enter_context(find_checkpoint(options, _silent if counted else say))
     if resumed is not None:
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
@@ -180,6 +194,11 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
+    if counted and options.resume:
+        if results := counted_before(run, config, files):
+            say(f"nothing left to count: {run} is finished")
+            return results
+        say(f"{run} was not counted to the end; starting afresh")
     parts = _Parts(config, material, model, accelerator, plan, run)
     loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
@@ -229,7 +248,7 @@ class _Parts:
 
 def _build_loop(
     parts: _Parts, checkpoint: Path | None, state: LoopState, mirror: Callable[[str, dict[str, Any]], None]
-) -> TrainingLoop:
+) -> TrainingLoop | Counting:
     """The parts of a training, each from those before: batches, objective, updater, saver, loop."""
     config, model, accelerator, files = parts.config, parts.model, parts.accelerator, parts.material.files
     training = config.training
@@ -237,12 +256,13 @@ def _build_loop(
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
     batches = parts.material.batches(accelerator, reporter.say)
     objective = parts.material.objective(model, training, accelerator, reporter.say)
-    updater = Updater.build(objective, batches, training, accelerator, state, reporter.say)
+    counted = parts.plan.counted
+    updater = None if counted else Updater.build(objective, batches, training, accelerator, state, reporter.say)
     retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
         tokenizer=files.tokenizer,
-        optimizer=updater.optimizer,
+        optimizer=updater and updater.optimizer,
         training=training,
         run=parts.run,
         log=RunLog(parts.run, accelerator.is_main_process, state.step, retakes, mirror),
@@ -250,6 +270,8 @@ def _build_loop(
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints_of(files)},
         say=reporter.say,
     )
+    if counted:
+        return Counting(model, files, batches, objective, saver, reporter, accelerator)
     loop = TrainingLoop(
         updater,
         objective,
@@ -369,7 +391,7 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     """The config with a number of entries for a plan, where it is the text that will decide it."""
     if config.init_from or "vocab_size" in config.model:
         return config
-    entries = min(ASSUMED_ENTRIES, config.vocab_size)
+    entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
 

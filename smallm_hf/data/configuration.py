@@ -26,6 +26,7 @@ class Source:
         target_column: of pairs, as `data.target_column`.
         encoding: of local files.
         separator: of .csv and .tsv files.
+        documents: of text files.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Source:
     target_column: str | None = None
     encoding: str | None = None
     separator: str | None = None
+    documents: Literal["line", "paragraph"] | None = None
 
     def __post_init__(self):
         if (self.source_column is None) != (self.target_column is None):
@@ -78,8 +80,8 @@ class DataConfig:
             `datasets` has left, or the id of a Hub data set. In a folder that also holds texts, tables without the
             text column are skipped.
         sources: several of them in place of `source`, each with `source` and, if need be, `weight`, `split`,
-            `configuration`, `revision`, `text_column`, `encoding` and `separator`: '[{"source": "books", "weight": 2},
-            {"source": "a.jsonl", "weight": 1}]'.
+            `configuration`, `revision`, `text_column`, `encoding`, `separator` and `documents`: '[{"source": "books",
+            "weight": 2}, {"source": "a.jsonl", "weight": 1}]'.
         configuration: configuration of a Hub data set.
         revision: branch, tag or commit of a Hub data set.
         streaming: whether a Hub data set is read over the network while it is used, instead of downloaded first.
@@ -96,6 +98,8 @@ class DataConfig:
             files that do not say it are guessed and named. `utf-8` refuses all others.
         separator: what stands between the columns of .csv and .tsv files, such as ; or \\t; left out, it is a tab in
             .tsv files, and guessed in others.
+        documents: whether each `line` or each `paragraph` (lines between blank ones) of a text file is a document;
+            left out, a file is one, or as many as stand between `<|endoftext|>`.
         validation_source: another source to validate on; left out, validation is cut from `source`.
         validation_split: split of a Hub data set to validate on: of `validation_source` (then `validation` by default),
             or without one of `source`. Local files have no splits and ignore it.
@@ -119,6 +123,7 @@ class DataConfig:
     target_column: str | None = None
     encoding: str | None = None
     separator: str | None = None
+    documents: Literal["line", "paragraph"] | None = None
     validation_source: str | None = None
     validation_split: str | None = None
     validation_ratio: float = 0.05
@@ -222,7 +227,9 @@ class SelectionConfig:
             first is kept.
         similarity: share of the different runs of 5 words in two documents that have to stand in both (Jaccard) for
             them to be near duplicates; estimated with a standard error of at most 0.045.
-        split: whether documents are split by a hash of their text, or so that rare words are spread evenly.
+        split: whether documents are split by a hash of their text, so that rare words are spread evenly (`stratified`),
+            or so that the last `data.validation_ratio` of a source validates (`tail`): the last documents; of fewer
+            than 20 the last characters.
         max_leakage: share of the runs of 13 words of a validation document that may stand in training too; a document
             of more leaves validation. 1 keeps all.
         formula_documents: runs of 13 words in more training documents than this are formulas, and give nothing away.
@@ -230,7 +237,7 @@ class SelectionConfig:
 
     duplicates: Literal["keep", "exact", "near"] = "near"
     similarity: float = 0.8
-    split: Literal["random", "stratified"] = "random"
+    split: Literal["random", "stratified", "tail"] = "random"
     max_leakage: float = 0.2
     formula_documents: int = 5
 
@@ -240,14 +247,27 @@ class TokenizerConfig:
     """Which tokenizer turns the text into ids.
 
     Args:
-        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `gpt2` takes
-            GPT-2's; anything else is the folder or the Hub id of an existing tokenizer.
-        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` at most; left out, it is
-            `model.vocab_size`. An existing tokenizer has its own number.
+        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `word` for each
+            word, number and mark, `gpt2` takes GPT-2's; anything else is the folder or the Hub id of an existing
+            tokenizer.
+        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` and `word` at most; left
+            out, it is `model.vocab_size`. An existing tokenizer has its own number.
+        lowercase: of `word`: whether the text is lowered, which is then what a model reads, writes and is scored on.
+        min_count: of `word`: fewest occurrences of an entry; rarer words are unknown ones. With 1 a model meets none
+            in training, and never learns to expect them.
+        punctuation: of `word`: `separate` makes entries of it, but for apostrophes inside of words; `attached` cuts at
+            white space alone, for texts that are cut into words already, such as WikiText.
     """
 
     source: str = "bpe"
     vocab_size: int | None = None
+    lowercase: bool = False
+    min_count: int = 2
+    punctuation: Literal["separate", "attached"] = "separate"
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise UserError(f"tokenizer.min_count={self.min_count} is out of range; set it to 1 or more")
 
 
 @dataclass(frozen=True)

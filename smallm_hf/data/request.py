@@ -71,7 +71,14 @@ class DataRequest:
                     del keys[name]
         for section in ("cleaning", "selection"):
             settings |= {f"{section}.{name}": value for name, value in asdict(getattr(self, section)).items()}
+        settings |= {f"tokenizer.{name}": value for name, value in self.tokenizer_options.items()}
         return {**settings, "tokenizer.source": self.tokenizer.source, "model.vocab_size": self.vocab_size}
+
+    @property
+    def tokenizer_options(self) -> dict[str, Any]:
+        """What the tokenizer is trained with beside the text and the number of entries."""
+        scheme = SCHEMES.get(self.tokenizer.source)
+        return {name: getattr(self.tokenizer, name) for name in scheme.options} if scheme else {}
 
     @cached_property
     def inputs(self) -> list[Input]:

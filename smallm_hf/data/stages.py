@@ -365,9 +365,11 @@ class Stages:
         )
         if scheme.sample_characters:
             texts = sample_texts(texts, scheme.sample_characters)
-        tokenizer = scheme.train(texts, limit)
+        options = self.request.tokenizer_options
+        tokenizer = scheme.train(texts, limit, **options)
         if len(tokenizer) < limit:
-            self.report(f"{len(tokenizer):,} entries of at most {limit:,}: all {scheme.units} of the text")
+            often = f" that occur {options['min_count']} times or more" if options.get("min_count", 1) > 1 else ""
+            self.report(f"{len(tokenizer):,} entries of at most {limit:,}: all {scheme.units} of the text{often}")
         return tokenizer
 
     def encode(

@@ -1,7 +1,6 @@
 """All that score.py says of models: the score of a text, how certain it is, what they write, how fast they are."""
 
 import functools
-import glob
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import require_writable
+from smallm_hf.base.settings import expand_models
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import ScoringQuestions
@@ -30,6 +30,7 @@ from smallm_hf.evaluation.sums import Sums
 from smallm_hf.evaluation.texts import Example, ScoredTexts, decode_documents, require_texts
 from smallm_hf.evaluation.word_loss import count_words
 from smallm_hf.families import require_writer
+from smallm_hf.inspection import ngram_count
 from smallm_hf.pretrained import find_kind, load_scorable
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little about a model.
@@ -99,7 +100,7 @@ def evaluate_models(
     """
     questions, loading = questions or ScoringQuestions(), dict(loading or {})
     texts = require_texts(data, questions.columns)
-    models = list(dict.fromkeys(itertools.chain(*map(_expand, models))))
+    models = expand_models(models)
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed joins; take documents or sliding")
     _require_comparable([*models, *([against] if against else [])])
@@ -112,7 +113,7 @@ def evaluate_models(
         pictures += rows[-1].pop("pictures", [])
     numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
     shared = [name for name in numbers if all(math.isfinite(row[name]) for row in rows)]
-    alike = len(rows) > 1 and len({row["parameters"] for row in rows}) == 1
+    alike = len(rows) > 1 and len({(row["parameters"], row["ngrams"]) for row in rows}) == 1
     return {
         "models": rows,
         "over_seeds": {name: over_seeds([row[name] for row in rows]) for name in shared} if alike else None,
@@ -123,14 +124,6 @@ def evaluate_models(
         "validation_sha256": texts.files and texts.files.meta.validation.sha256,
         "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
     }
-
-
-def _expand(pattern: str) -> list[str]:
-    if not glob.has_magic(pattern):
-        return [pattern]
-    if not (found := sorted(glob.glob(pattern))):
-        raise UserError(f"--model {pattern}: matches no folder; give one that exists, such as runs/quickstart/best")
-    return found
 
 
 def _require_comparable(models: Sequence[str]) -> None:
@@ -161,7 +154,7 @@ def _evaluate(
         asked = {name: getattr(questions, f"speed_{name}") for name in names}
         row["speed"] = in_own_process(load_and_measure, model, loading, **asked)
     loaded, tokenizer = load_scorable(model, **loading)
-    row["parameters"] = loaded.num_parameters()
+    row["parameters"], row["ngrams"] = loaded.num_parameters(), ngram_count(loaded)
     training = None
     if questions.training_tokens:
         training = open_token_files(questions.training_tokens)
@@ -207,7 +200,8 @@ def _score_model(
 
 
 def _read(texts: ScoredTexts, questions: ScoringQuestions) -> Iterator[Example]:
-    return itertools.islice(texts.read_examples(text_column=questions.text_column), questions.max_documents)
+    how = {"text_column": questions.text_column, "documents": questions.documents}
+    return itertools.islice(texts.read_examples(**how), questions.max_documents)
 
 
 def _count_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:

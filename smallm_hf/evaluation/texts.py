@@ -54,10 +54,10 @@ class ScoredTexts:
         """Whether it holds pairs, of which the targets are scored."""
         return self.files.is_pairs if self.files else bool(self.columns)
 
-    def read_examples(self, *, text_column: str = "text") -> Iterator[Example]:
-        """Yields the documents, or the pairs; raises what `read` does."""
+    def read_examples(self, **how: Any) -> Iterator[Example]:
+        """Yields the documents, or the pairs; arguments and errors are those of `read`."""
         if not self.is_pairs:
-            yield from map(Example, self.read(text_column=text_column))
+            yield from map(Example, self.read(**how))
         elif self.files:
             halves = self.read()
             yield from (Example(target, source, [target]) for source, target in zip(halves, halves, strict=True))
@@ -66,14 +66,17 @@ class ScoredTexts:
             for pair in read_documents(self.source, source_column=source_column, target_column=target_column):
                 yield Example(pair.target, pair.text, pair.metadata["targets"])
 
-    def read(self, *, text_column: str = "text") -> Iterator[str]:
+    def read(self, **how: Any) -> Iterator[str]:
         """Yields the documents, each whole.
+
+        Args:
+            how: options of `read_texts`, such as text_column; of no effect on token files.
 
         Raises:
             UserError: what `read_texts` raises, or a tokenizer that does not give a text back as it was.
         """
         if self.files is None:
-            yield from read_texts(self.source, text_column=text_column)
+            yield from read_texts(self.source, **how)
             return
         texts = decode_documents(self.files.validation[: self.limit], self.files.tokenizer)
         sizes = self.files.document_sizes(VALIDATION)[:, 1]
@@ -117,9 +120,9 @@ def require_texts(source: str, columns: tuple[str, ...] = ()) -> ScoredTexts:
     return ScoredTexts(source, files, limit)
 
 
-def read_scored_texts(source: str, *, text_column: str = "text") -> Iterator[str]:
+def read_scored_texts(source: str, **how: Any) -> Iterator[str]:
     """Yields the documents of a source; arguments and errors are those of `require_texts` and `ScoredTexts.read`."""
-    yield from require_texts(source).read(text_column=text_column)
+    yield from require_texts(source).read(**how)
 
 
 def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> TokenFiles | None:

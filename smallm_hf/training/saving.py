@@ -37,7 +37,7 @@ class Saver:
     Args:
         model: the model to save.
         tokenizer: saved beside the weights.
-        optimizer: saved in checkpoints.
+        optimizer: saved in checkpoints; None for a model that is counted, which has none.
         training: what is kept, and whether a run continues when the disk is full.
         run: the run folder; exists.
         log: the records there.
@@ -48,7 +48,7 @@ class Saver:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None
     training: TrainingConfig
     run: Path
     log: RunLog

@@ -145,6 +145,7 @@ def read_documents(
     target_column: str | None = None,
     encoding: str | None = None,
     separator: str | None = None,
+    documents: Literal["line", "paragraph"] | None = None,
     on_bad_file: Literal["error", "skip"] = "error",
     report: ReadingReport | None = None,
 ) -> Iterator[Document]:
@@ -169,6 +170,7 @@ def read_documents(
         target_column=target_column,
         encoding=encoding,
         separator=separator,
+        documents=documents,
     )
     if source == PYTHON_DOCS:
         found = python_docs()

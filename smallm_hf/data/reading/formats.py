@@ -82,6 +82,9 @@ def _read_file(path: Path, name: str, source: Source, report: ReadingReport) -> 
     else:
         with _marks_inside(path, report) as places:
             documents = split_documents(_lines(path, report, source.encoding), places.append)
+            if source.documents:
+                cut = (cut_lines(document, source.documents == "paragraph") for document in documents)
+                documents = itertools.chain.from_iterable(cut)
             for number, document in enumerate(documents, start=1):
                 yield f"{name}#{number}", {"file": name, "document": number}, document
 
@@ -173,3 +176,25 @@ def split_documents(lines: Iterable[str], found_inside: Callable[[int], None] = 
 
     for _, numbers in itertools.groupby(numbered(), key=operator.itemgetter(0)):
         yield (line for _, line in numbers)
+
+
+def cut_lines(lines: Iterable[str], into_paragraphs: bool) -> Iterator[Iterator[str]]:
+    """Yields each line of a text that is not blank, or with `into_paragraphs` each run of such lines, as a document.
+
+    Args:
+        lines: each with its end; long ones in several parts.
+        into_paragraphs: whether only blank lines separate documents.
+    """
+    document, is_beginning = 0, True
+
+    def numbered() -> Iterator[tuple[int, str]]:
+        nonlocal document, is_beginning
+        for part in lines:
+            is_blank = is_beginning and part.isspace()
+            document += is_beginning and (is_blank or not into_paragraphs)
+            is_beginning = part.endswith("\n")
+            if not is_blank:
+                yield document, part
+
+    for _, numbers in itertools.groupby(numbered(), key=operator.itemgetter(0)):
+        yield (part for _, part in numbers)
