@@ -54,7 +54,7 @@ TYPES: dict[str, Any] = {
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to train "
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a language model to train "
     "further, with its own tokenizer: other model keys of the same file or line then change its config, and earlier "
     "ones are ignored"
 )
@@ -220,6 +220,7 @@ def read_config(recipes: Sequence[str | Path | Mapping[str, Any]], stated: Itera
     # All that can be refused without transformers and torch comes first.
     sections = {name: section(**_section(values, name)) for name, section in SECTIONS.items()}
     model = _section(values, "model")
+    _refuse_options(sections["tokenizer"])
     if model.get("init_from"):
         model, sections["tokenizer"] = _pretrained_sections(model, sections["tokenizer"])
     else:
@@ -259,8 +260,12 @@ def check_sections(config: RunConfig) -> None:
     Raises:
         UserError: naming both values and the fix.
     """
+    from smallm_hf.families import family_of
+
     training, model = config.training, model_config(config.model)
-    if not (training.max_steps or training.max_seconds or training.epochs):
+    if family_of(model).counted:
+        _check_counted(config)
+    elif not (training.max_steps or training.max_seconds or training.epochs):
         raise UserError("the run has no end; set training.max_steps, training.max_seconds or training.epochs")
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and training.context_length > positions:
@@ -281,6 +286,78 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
+    if config.batching.carry_state:
+        _check_carrying(config, model)
+    _check_pairs(config, model)
+
+
+def _check_carrying(config: RunConfig, model: "PreTrainedConfig") -> None:
+    """Refuses to carry a state that there is none of, or through what is not one text from front to back."""
+    from smallm_hf.families import family_of
+
+    if family_of(model).state_class is None:
+        raise UserError(
+            f"batching.carry_state=true needs a recurrent state, and model.model_type={model.model_type} has none; set "
+            "that to recurrent, or batching.carry_state=false"
+        )
+    weights = [source.weight for source in config.data.sources or [] if source.weight is not None]
+    if weights:
+        raise UserError(
+            f"batching.carry_state=true reads one text from front to back, and data.sources with weights {weights} are "
+            "a mixture; leave the weights out, or set batching.carry_state=false"
+        )
+    if len(config.training.row_lengths) > 1:
+        raise UserError(
+            "batching.carry_state=true reads the rows of an update from front to back, and training.length_warmup="
+            f"{config.training.length_warmup} cuts them into shorter ones; leave one of them out"
+        )
+
+
+def _check_pairs(config: RunConfig, model: "PreTrainedConfig") -> None:
+    """Refuses pairs for a model that does not read them, and what is made for windows beside them."""
+    data, name = config.data, config.model.get("init_from") or f"model.model_type={model.model_type}"
+    if model.is_encoder_decoder != data.is_pairs:
+        if data.is_pairs:
+            raise UserError(
+                f"{name} trains on texts, and data.target_column={data.mixture[0].target_column} asks for pairs; leave "
+                "out data.source_column and data.target_column, or take an encoder-decoder such as marian, bart, t5"
+            )
+        raise UserError(
+            f"{name} is an encoder-decoder and trains on pairs, and data.target_column is null; set "
+            "data.source_column and data.target_column, for example to de and en"
+        )
+    if not data.is_pairs:
+        return
+    if data.validation_source and not data.target_column:
+        raise UserError(
+            f"data.validation_source={data.validation_source} has no columns of its own; set data.source_column and "
+            "data.target_column"
+        )
+    for_windows = {f"batching.{field.name}": field.default for field in dataclasses.fields(config.batching)}
+    for key, default in [*for_windows.items(), ("training.length_warmup", []), ("training.compile", "auto")]:
+        section, field = key.split(".")
+        if (value := getattr(getattr(config, section), field)) not in (default, False):
+            raise UserError(f"{key}={value} is for windows of one length, and pairs have many; leave it out")
+    if weighted := [source.source for source in data.mixture if source.weight is not None]:
+        raise UserError(f"{weighted[0]} has a weight, and pairs train by their number; leave the weights out")
+
+
+def _check_counted(config: RunConfig) -> None:
+    """Refuses what would change how a model is trained and has no meaning for one that is counted.
+
+    Raises:
+        UserError: naming the key.
+    """
+    weighted = any(source.weight is not None for source in config.data.sources or ())
+    for key, stated, fix in (
+        ("model.init_from", config.init_from, "state model.model_type and model.order in its place"),
+        ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
+        ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
+        ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
+        ("data.sources with weights", weighted, "leave the weights out: each text is counted once"),
+    ):
+        if stated:
+            raise UserError(f"{key} is for models that are trained step by step, and this one is counted; {fix}")
 
 
 def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrainedConfig":
@@ -440,6 +517,21 @@ def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(error)
+
+
+def _refuse_options(tokenizer: TokenizerConfig) -> None:
+    """Refuses options that the source of the tokenizer does not have."""
+    from smallm_hf.tokenizing.schemes import SCHEMES
+
+    known = SCHEMES[tokenizer.source].options if tokenizer.source in SCHEMES else ()
+    for option in dataclasses.fields(tokenizer):
+        value = getattr(tokenizer, option.name)
+        if option.name not in ("source", "vocab_size", *known) and value != option.default:
+            owners = ", ".join(name for name, scheme in SCHEMES.items() if option.name in scheme.options)
+            raise UserError(
+                f"tokenizer.{option.name}={value} is an option of tokenizer.source={owners}, not of "
+                f"{tokenizer.source}; leave it out"
+            )
 
 
 def _pretrained_sections(model: dict[str, Any], tokenizer: TokenizerConfig) -> tuple[dict[str, Any], TokenizerConfig]:

@@ -22,8 +22,11 @@ class Source:
         configuration: of a Hub data set.
         revision: of a Hub data set.
         text_column: column that holds the text.
+        source_column: of pairs, as `data.source_column`.
+        target_column: of pairs, as `data.target_column`.
         encoding: of local files.
         separator: of .csv and .tsv files.
+        documents: of text files.
     """
 
     source: str
@@ -32,10 +35,18 @@ class Source:
     configuration: str | None = None
     revision: str | None = None
     text_column: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
     encoding: str | None = None
     separator: str | None = None
+    documents: Literal["line", "paragraph"] | None = None
 
     def __post_init__(self):
+        if (self.source_column is None) != (self.target_column is None):
+            raise UserError(
+                f"data.source_column={self.source_column or 'null'} and data.target_column="
+                f"{self.target_column or 'null'} make pairs together only; give both, or neither for plain text"
+            )
         try:
             "".encode(self.encoding or "utf-8")
         except (LookupError, UnicodeError) as error:
@@ -49,6 +60,11 @@ class Source:
                 f"data.separator={self.separator!r} is not one character; set it to what stands between the columns, "
                 r"such as ; or \t"
             )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Source and target column of pairs; none where it is plain text."""
+        return (self.source_column, self.target_column) if self.source_column and self.target_column else ()
 
 
 HOW_TO_READ = tuple(field.name for field in fields(Source) if field.name not in ("source", "weight"))
@@ -64,18 +80,26 @@ class DataConfig:
             `datasets` has left, or the id of a Hub data set. In a folder that also holds texts, tables without the
             text column are skipped.
         sources: several of them in place of `source`, each with `source` and, if need be, `weight`, `split`,
-            `configuration`, `revision`, `text_column`, `encoding` and `separator`: '[{"source": "books", "weight": 2},
-            {"source": "a.jsonl", "weight": 1}]'.
+            `configuration`, `revision`, `text_column`, `encoding`, `separator` and `documents`: '[{"source": "books",
+            "weight": 2}, {"source": "a.jsonl", "weight": 1}]'.
         configuration: configuration of a Hub data set.
         revision: branch, tag or commit of a Hub data set.
         streaming: whether a Hub data set is read over the network while it is used, instead of downloaded first.
         split: split to train on, of a Hub data set or of a `DatasetDict` that was saved.
         text_column: column that holds the text, in everything but text files; in a .csv or .tsv without a header the
             number of the column, from 1. Chat exports (`messages`, or rows of `role` and `content`) need none.
+        source_column: for an encoder-decoder, which trains on pairs: the column that it reads. A name with dots leads
+            into a column, as `translation.de` does, and braces make a text of several: `question: {question} context:
+            {context}`. In parallel texts, the end of the file's name: with `data.source: corpus/train`, `de` and `en`
+            read `train.de.gz` and `train.en.gz`, line by line. SQuAD's JSON has the columns `question`, `context` and
+            `answers.text`.
+        target_column: the column that it is to write; of several texts in it the first trains.
         encoding: of local files that are neither UTF-8 nor marked by a byte order mark, such as windows-1250; left out,
             files that do not say it are guessed and named. `utf-8` refuses all others.
         separator: what stands between the columns of .csv and .tsv files, such as ; or \\t; left out, it is a tab in
             .tsv files, and guessed in others.
+        documents: whether each `line` or each `paragraph` (lines between blank ones) of a text file is a document;
+            left out, a file is one, or as many as stand between `<|endoftext|>`.
         validation_source: another source to validate on; left out, validation is cut from `source`.
         validation_split: split of a Hub data set to validate on: of `validation_source` (then `validation` by default),
             or without one of `source`. Local files have no splits and ignore it.
@@ -95,8 +119,11 @@ class DataConfig:
     streaming: bool = False
     split: str = "train"
     text_column: str = "text"
+    source_column: str | None = None
+    target_column: str | None = None
     encoding: str | None = None
     separator: str | None = None
+    documents: Literal["line", "paragraph"] | None = None
     validation_source: str | None = None
     validation_split: str | None = None
     validation_ratio: float = 0.05
@@ -122,7 +149,12 @@ class DataConfig:
                 f"data.sources has the weights {weights}; give every source one above 0, or none to train on all in "
                 "proportion to their size"
             )
-        Source("", encoding=self.encoding, separator=self.separator)  # which refuses wrong ones
+        Source("", **{name: getattr(self, name) for name in HOW_TO_READ})  # which refuses wrong ones
+        if len({bool(source.columns) for source in self.mixture}) > 1:
+            raise UserError(
+                "some of data.sources have source_column and target_column, others have not; a run trains on pairs or "
+                "on texts, so give them to all or to none"
+            )
         if self.workers is not None and self.workers < 1:
             raise UserError(f"data.workers={self.workers} processes do nothing; set it to 1 or more, or leave it out")
 
@@ -133,6 +165,11 @@ class DataConfig:
             replace(source, **{name: getattr(source, name) or getattr(self, name) for name in HOW_TO_READ})
             for source in self.sources or [Source(self.source)]
         ]
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether the data are pairs of a source and a target."""
+        return bool(self.mixture[0].columns)
 
     @property
     def title(self) -> str:
@@ -190,7 +227,9 @@ class SelectionConfig:
             first is kept.
         similarity: share of the different runs of 5 words in two documents that have to stand in both (Jaccard) for
             them to be near duplicates; estimated with a standard error of at most 0.045.
-        split: whether documents are split by a hash of their text, or so that rare words are spread evenly.
+        split: whether documents are split by a hash of their text, so that rare words are spread evenly (`stratified`),
+            or so that the last `data.validation_ratio` of a source validates (`tail`): the last documents; of fewer
+            than 20 the last characters.
         max_leakage: share of the runs of 13 words of a validation document that may stand in training too; a document
             of more leaves validation. 1 keeps all.
         formula_documents: runs of 13 words in more training documents than this are formulas, and give nothing away.
@@ -198,7 +237,7 @@ class SelectionConfig:
 
     duplicates: Literal["keep", "exact", "near"] = "near"
     similarity: float = 0.8
-    split: Literal["random", "stratified"] = "random"
+    split: Literal["random", "stratified", "tail"] = "random"
     max_leakage: float = 0.2
     formula_documents: int = 5
 
@@ -208,14 +247,27 @@ class TokenizerConfig:
     """Which tokenizer turns the text into ids.
 
     Args:
-        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `gpt2` takes
-            GPT-2's; anything else is the folder or the Hub id of an existing tokenizer.
-        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` at most; left out, it is
-            `model.vocab_size`. An existing tokenizer has its own number.
+        source: `bpe` trains a byte-level BPE on the text, `char` has an entry for each character of it, `word` for each
+            word, number and mark, `gpt2` takes GPT-2's; anything else is the folder or the Hub id of an existing
+            tokenizer.
+        vocab_size: number of entries, special tokens included: of `bpe` exactly, of `char` and `word` at most; left
+            out, it is `model.vocab_size`. An existing tokenizer has its own number.
+        lowercase: of `word`: whether the text is lowered, which is then what a model reads, writes and is scored on.
+        min_count: of `word`: fewest occurrences of an entry; rarer words are unknown ones. With 1 a model meets none
+            in training, and never learns to expect them.
+        punctuation: of `word`: `separate` makes entries of it, but for apostrophes inside of words; `attached` cuts at
+            white space alone, for texts that are cut into words already, such as WikiText.
     """
 
     source: str = "bpe"
     vocab_size: int | None = None
+    lowercase: bool = False
+    min_count: int = 2
+    punctuation: Literal["separate", "attached"] = "separate"
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise UserError(f"tokenizer.min_count={self.min_count} is out of range; set it to 1 or more")
 
 
 @dataclass(frozen=True)
@@ -227,6 +279,9 @@ class BatchingConfig:
             makes windows overlap, and one epoch trains each token about training.context_length / stride times.
         within_documents: attention does not look across the eos before a document, where positions begin at 0 again,
             neither in training nor in validation.
+        carry_state: a recurrent model begins a window with the state that the one before it in the text has left, so
+            that its context reaches beyond training.context_length (truncated back-propagation through time). Each row
+            of an update is then a stretch of the text of its own, read from front to back in an epoch.
         curriculum: order of the first windows: length from short to long documents, loss from common to rare words
             (nats per token under the frequencies of the training text); null is random.
         curriculum_tokens: the tokens of a run that come in this order, of each source at most one pass; null is the
@@ -236,6 +291,7 @@ class BatchingConfig:
 
     stride: int | None = None
     within_documents: bool = False
+    carry_state: bool = False
     curriculum: Literal["length", "loss"] | None = None
     curriculum_tokens: int | None = None
     curriculum_buckets: int = 10
@@ -245,6 +301,13 @@ class BatchingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"batching.{name}={value} is out of range; set it to a number above 0, or null")
+        others = {"stride": None, "within_documents": False, "curriculum": None}
+        for name, value in others.items():
+            if self.carry_state and getattr(self, name) != value:
+                raise UserError(
+                    f"batching.carry_state=true reads the text from front to back, and batching.{name}="
+                    f"{getattr(self, name)} does not; leave one of them out"
+                )
         if self.curriculum_tokens and not self.curriculum:
             raise UserError(
                 f"batching.curriculum_tokens={self.curriculum_tokens} has no order while batching.curriculum is null; "

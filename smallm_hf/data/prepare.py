@@ -31,6 +31,7 @@ from smallm_hf.tokenizing.loading import tokenizer_fingerprint
 from smallm_hf.tokenizing.schemes import SCHEMES
 
 POLL_SECONDS = 0.5
+HARDLY_USED = 0.1  # share of the entries below which it is said
 IDENTITY = "identity.json"
 PACKAGES = ("smallm_hf", "tokenizers", "tiktoken", "transformers", "datasets", "ftfy", "resiliparse", "rensa")
 
@@ -195,6 +196,18 @@ def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
         versions=_versions(),
     )
     report = make_report(meta, cleaned, selection, counts, tokenizer, seconds)
+    duplicates, leaked = report["selection"]["duplicates"], report["selection"]["leakage"]["documents_left_validation"]
+    for setting, number in (
+        (f"duplicates={request.selection.duplicates}", duplicates["dropped"]),
+        (f"max_leakage={request.selection.max_leakage}", leaked),
+    ):
+        if number:
+            stages.report(f"selection.{setting} leaves out {number:,} of {duplicates['documents']:,} documents")
+    entries, used = (report["tokenizer"][name] for name in ("entries", "used_entries"))
+    if used < HARDLY_USED * entries and not report["tokenizer"]["lossless"]:
+        stages.report(
+            f"the training text uses {used:,} of the tokenizer's {entries:,} entries; is it made for this text?"
+        )
     for side, rate in report["tokenizer"]["unknown_rate"].items():
         if rate:
             stages.report(f"{rate:.4%} of the {side} tokens are unknown ones, which stand for what has no entry")

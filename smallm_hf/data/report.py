@@ -115,12 +115,14 @@ def _unknown(counts: list[dict[str, Any]], side: str, tokenizer: PreTrainedToken
 
 def _tokenizer(meta: Meta, counts: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     special = [id for id in tokenizer.all_special_ids if id is not None]
-    unused = np.setdiff1d(np.flatnonzero(sum(one["entries"][TRAIN] for one in counts) == 0), special)
+    found = sum(one["entries"][TRAIN] for one in counts)
+    unused = np.setdiff1d(np.flatnonzero(found == 0), special)
     shown = sorted(tokenizer.convert_ids_to_tokens(unused.tolist()), key=lambda token: (-len(token), token))
     scheme = SCHEMES.get(meta.settings["tokenizer.source"])
     return {
         "entries": len(tokenizer),
         "lossless": scheme.lossless if scheme else is_lossless(tokenizer),
+        "used_entries": int(np.count_nonzero(found)),
         "unused_entries": len(unused),
         "unused_share": round(len(unused) / len(tokenizer), 4),
         "unused_examples": shown[:UNUSED_SHOWN],

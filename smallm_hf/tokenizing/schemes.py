@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
@@ -14,7 +15,14 @@ from smallm_hf.tokenizing.loading import EOS
 
 PAD, UNKNOWN = "<|pad|>", "<|unk|>"
 SMALLEST_BPE = 257  # 256 bytes and eos
-SMALLEST_CHAR = 4  # one character, eos, pad and unk
+SPECIALS = (EOS, PAD, UNKNOWN)  # behind the entries of `char` and `word`
+SMALLEST_OF_UNITS = 1 + len(SPECIALS)
+# Where `word` cuts; the pieces, joined, are the text. One space before an entry is part of it, a literal <unk> is a
+# word, and a special token that is written out is no entry.
+WORD_PIECES = {
+    "separate": r" ?<unk>| ?[\p{L}\p{M}]+(?:['’][\p{L}\p{M}]+)*| ?\p{N}+| ?([^\s\p{L}\p{M}\p{N}])\1*|\n\n|\s",
+    "attached": r"<(?=\|(?:endoftext|pad|unk)\|>)| ?\S+|\n\n|\s",
+}
 
 
 @dataclass(frozen=True)
@@ -23,21 +31,25 @@ class Scheme:
 
     Args:
         title: what comes of it.
-        train: called with texts and a limit, the number of entries with all special tokens; the same texts give the
-            same tokenizer.
+        train: called with texts, a limit, the number of entries with all special tokens, and the options; the same
+            texts give the same tokenizer.
         lossless: whether every text comes back from its ids as it was.
         units: what it has an entry for, of which a text may have fewer than the limit; None where the limit is always
             reached, or refused.
         default_limit: where none is stated; None takes the `vocab_size` that the model has by default.
+        planned_entries: what a plan without the text assumes; None is the limit.
         sample_characters: of text that are enough to train on; None is all of the text.
+        options: the fields of `TokenizerConfig` that it takes beside source and vocab_size.
     """
 
     title: str
-    train: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
+    train: Callable[..., PreTrainedTokenizerFast]
     lossless: bool
     units: str | None = None
     default_limit: int | None = None
+    planned_entries: int | None = None
     sample_characters: int | None = None
+    options: tuple[str, ...] = ()
 
 
 def train_bpe(texts: Iterable[str], limit: int) -> PreTrainedTokenizerFast:
@@ -86,20 +98,74 @@ def train_char(texts: Iterable[str], limit: int) -> PreTrainedTokenizerFast:
     Raises:
         UserError: a limit below 4.
     """
-    if limit < SMALLEST_CHAR:
-        raise UserError(
-            f"model.vocab_size={limit} is below {SMALLEST_CHAR}, one character, {EOS}, {PAD} and {UNKNOWN}; "
-            f"raise it to {SMALLEST_CHAR} or more"
-        )
+    _require_room(limit, "one character")
     counts = Counter()
     for text in texts:
         counts.update(valid_unicode(text))
-    characters = sorted(counts, key=lambda character: (-counts[character], character))
-    entries = [*characters[: limit - SMALLEST_CHAR + 1], EOS, PAD, UNKNOWN]
     # A BPE without merges cuts a text into characters, four times as fast as a pre-tokenizer that splits it.
-    model = models.BPE({entry: number for number, entry in enumerate(entries)}, [], unk_token=UNKNOWN)
-    backend = Tokenizer(model)
+    backend = Tokenizer(models.BPE(_most_frequent(counts, limit), [], unk_token=UNKNOWN))
     backend.decoder = decoders.Fuse()
+    return _of_units(backend)
+
+
+def train_word(
+    texts: Iterable[str],
+    limit: int,
+    *,
+    lowercase: bool = False,
+    min_count: int = 2,
+    punctuation: Literal["separate", "attached"] = "separate",
+) -> PreTrainedTokenizerFast:
+    """Makes an entry of each word, number and mark of the texts, the most frequent first, ties in alphabetical order.
+
+    As in GPT-2's pre-tokenisation a space belongs to what it stands before: ` the` and `the` are two entries, and the
+    entries of a text, joined, are the text. It comes back from its ids as it was but for words without an entry, which
+    are `<|unk|>`, and for capitals where they are lowered. Other white space has entries of its own, a blank line
+    (two line ends) too.
+
+    Args:
+        texts: to count in.
+        limit: entries at most, with `<|endoftext|>` (bos and eos), `<|pad|>` and `<|unk|>` behind the words.
+        lowercase: whether texts are lowered first.
+        min_count: fewest occurrences of an entry. With 1 the training text has no unknown word, and a model never
+            learns to expect one.
+        punctuation: `separate` cuts it off words, but for apostrophes inside of them, and into runs of one mark (`...`,
+            `--`); `attached` cuts at white space alone, for texts that are cut into words already, such as WikiText.
+
+    Raises:
+        UserError: a limit below 4.
+    """
+    _require_room(limit, "one word")
+    normalizer = normalizers.Lowercase() if lowercase else None
+    cut = pre_tokenizers.Split(Regex(WORD_PIECES[punctuation]), "isolated")
+    counts = Counter()
+    for text in map(valid_unicode, texts):
+        text = normalizer.normalize_str(text) if normalizer else text
+        counts.update(piece for piece, _ in cut.pre_tokenize_str(text))
+    frequent = {piece: count for piece, count in counts.items() if count >= min_count}
+    backend = Tokenizer(models.WordLevel(_most_frequent(frequent, limit), unk_token=UNKNOWN))
+    if normalizer:
+        backend.normalizer = normalizer
+    backend.pre_tokenizer = cut
+    backend.decoder = decoders.Sequence([decoders.Replace(UNKNOWN, f" {UNKNOWN}"), decoders.Fuse()])
+    return _of_units(backend)
+
+
+def _require_room(limit: int, unit: str) -> None:
+    if limit < SMALLEST_OF_UNITS:
+        raise UserError(
+            f"model.vocab_size={limit} is below {SMALLEST_OF_UNITS}, {unit}, {EOS}, {PAD} and {UNKNOWN}; "
+            f"raise it to {SMALLEST_OF_UNITS} or more"
+        )
+
+
+def _most_frequent(counts: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Numbers the most frequent units, ties in their order, and behind them the special tokens."""
+    units = sorted(counts, key=lambda unit: (-counts[unit], unit))
+    return {entry: number for number, entry in enumerate([*units[: limit - len(SPECIALS)], *SPECIALS])}
+
+
+def _of_units(backend: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=EOS,
@@ -114,5 +180,20 @@ def train_char(texts: Iterable[str], limit: int) -> PreTrainedTokenizerFast:
 # By what `tokenizer.source` calls them; 16 million characters bound the memory of merging, and more change few merges.
 SCHEMES = {
     "bpe": Scheme("a byte-level BPE", train_bpe, lossless=True, sample_characters=16_000_000),
-    "char": Scheme("a tokenizer of characters", train_char, lossless=False, units="characters", default_limit=1 << 16),
+    "char": Scheme(
+        "a tokenizer of characters",
+        train_char,
+        lossless=False,
+        units="characters",
+        default_limit=1 << 16,
+        planned_entries=256,
+    ),
+    "word": Scheme(
+        "a tokenizer of words",
+        train_word,
+        lossless=False,
+        units="words",
+        default_limit=1 << 16,
+        options=("lowercase", "min_count", "punctuation"),
+    ),
 }

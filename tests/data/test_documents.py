@@ -133,6 +133,23 @@ def test_a_file_without_separators_is_one_document(tmp_path):
     assert texts(tmp_path / "notes") == ["one\n\ntwo"]
 
 
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("line", ["anna", "anna", "bob", "a  long\tline", "last"]),
+        ("paragraph", ["anna\nanna\n  bob", "a  long\tline", "last"]),
+    ],
+)
+@pytest.mark.parametrize("held", [1000, 3])
+def test_lines_or_paragraphs_may_be_documents(tmp_path, monkeypatch, unit, expected, held):
+    (tmp_path / "names.txt").write_bytes(b"\n\nanna\nanna\r\n  bob\n \t\n\na  long\tline \n<|endoftext|>\nlast")
+    monkeypatch.setattr(formats, "PIECE_CHARACTERS", held)  # lines come in parts
+    found = list(read_documents(str(tmp_path), documents=unit))
+    assert [document.text for document in found] == expected
+    assert [document.id for document in found] == [f"names.txt#{number + 1}" for number in range(len(expected))]
+    assert texts(tmp_path) == ["anna\nanna\n  bob\n \t\n\na  long\tline", "last"]
+
+
 def test_split_documents_goes_by_lines():
     lines = ["a\n", "b\n", "<|endoftext|>\n", "c\n", "<|endoftext|>"]
     assert [list(document) for document in split_documents(lines)] == [["a\n", "b\n"], ["c\n"]]

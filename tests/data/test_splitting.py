@@ -13,6 +13,7 @@ from smallm_hf.data.selection.splitting import (
     VALIDATION,
     hash_fraction,
     plan_inside,
+    plan_tail,
     split_by_hash,
     split_by_rare_words,
     validation_blocks,
@@ -214,3 +215,53 @@ def test_blocks_are_disjoint_in_order_and_leave_both_sides_something(units, rati
     assert 0 <= chosen[0] <= chosen[-1] < units
     assert 0 < len(chosen) < units
     assert abs(len(chosen) - ratio * units) <= 1
+
+
+# --- the tail --------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_tenth_of_one_text_validates_from_the_character_on_at_which_nanogpt_cuts(shared_data):
+    text = (shared_data / "shakespeare" / "tinyshakespeare.txt").read_text().strip()
+    cut = int(0.9 * len(text))
+    assert split([text], 0.1, "tail") == ([text[:cut]], [text[cut:]])
+
+
+def test_a_tail_is_cut_in_any_piece_of_any_of_few_documents(monkeypatch):
+    texts = ["ab cd ef gh ij", "kl  mn\n\nop", "q"]
+    whole = "".join(texts)
+    for held in (1000, 4):
+        monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", held)
+        for cut in range(1, len(whole)):
+            train, validation = split(texts, 1 - (cut + 0.5) / len(whole), "tail")
+            assert ("".join(train), "".join(validation)) == (whole[:cut], whole[cut:])
+            assert len(train) + len(validation) in (3, 4)
+
+
+def test_pieces_of_a_tail_are_numbered_and_closed(monkeypatch):
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 5)
+    documents = [piece for name in "xy" for piece in cut_pieces(name, {}, ["ab cd ef gh ij"])]
+    cut = list(plan_tail(lambda: documents, 0.75)(documents))
+    for _, run in itertools.groupby(cut, lambda pair: pair[1].id):
+        run = [document for _, document in run]
+        assert [document.piece for document in run] == list(range(len(run)))
+        assert [document.is_last for document in run] == [False] * (len(run) - 1) + [True]
+    assert [(side, id) for (side, id), _ in itertools.groupby(cut, lambda pair: (pair[0], pair[1].id))] == [
+        (TRAIN, "x:1"),
+        (VALIDATION, "x:2"),
+        (VALIDATION, "y:2"),
+    ]
+
+
+def test_of_many_documents_the_last_validate_whole():
+    texts = [f"story {number} " + "word " * (number % 3) for number in range(100)]
+    train, validation = split([text.strip() for text in texts], 0.1, "tail")
+    assert train + validation == [text.strip() for text in texts]
+    words = sum(len(text.split()) for text in texts)
+    assert 0 <= 0.1 * words - sum(len(text.split()) for text in validation) < 4
+    assert split(["a b " * 50, *map(str, range(30))], 0.9, "tail")[1] == [*map(str, range(30))]
+    assert split([*map(str, range(30)), "a b " * 50], 0.1, "tail")[1] == [("a b " * 50).strip()]
+
+
+def test_a_tail_of_nothing_is_refused():
+    with pytest.raises(UserError, match=r"data.validation_ratio=0.1 of 1 characters leaves one side empty"):
+        split(["a"], 0.1, "tail")

@@ -1,5 +1,6 @@
 """The tokenizer of a run decides how many entries its model has."""
 
+import dataclasses
 import json
 import math
 import random
@@ -15,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
+from smallm_hf.data.configuration import TokenizerConfig
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.runs import prepare_run, train_run
 from smallm_hf.tokenizing.loading import save_tokenizer
-from smallm_hf.tokenizing.schemes import train_bpe
+from smallm_hf.tokenizing.schemes import train_bpe, train_word
 from smallm_hf.training.progress import read_records
 
 SCORE = str(Path(__file__).resolve().parents[2] / "scripts" / "score.py")
@@ -76,7 +78,7 @@ def test_the_config_that_a_run_leaves_states_limit_and_outcome_and_repeats_it(re
     train(recipe, tmp_path / "run", "--training.max_steps", 1)
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     entries = open_token_files(tmp_path / "tokens").meta.vocab_size
-    assert written["tokenizer"] == {"source": "char", "vocab_size": limit or 65_536}
+    assert written["tokenizer"] == dataclasses.asdict(TokenizerConfig("char", limit or 65_536))
     assert written["model"]["vocab_size"] == entries < 40
     capsys.readouterr()
     train(tmp_path / "run" / "config.yaml", tmp_path / "again")
@@ -105,6 +107,44 @@ def test_a_limit_below_the_alphabet_is_reached_and_what_is_unknown_is_said(recip
     assert "% of the validation tokens are unknown ones" in said
     with pytest.raises(UserError, match=r"gives back \d+ of \d+ bytes of validation document 1; give the text itself"):
         list(read_scored_texts(str(tmp_path / "tokens")))
+
+
+def test_a_run_of_words_trains_on_those_that_occur_often_enough_and_its_options_decide_the_token_files(
+    recipe, tmp_path, capsys
+):
+    words = ["--tokenizer.source", "word", "--tokenizer.min_count", 3, "--training.max_steps", 1]
+    train(recipe, tmp_path / "run", *words)
+    said = capsys.readouterr().out
+    assert "entries of at most 280: all words of the text that occur 3 times or more" in said
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "best")
+    assert tokenizer.decode(tokenizer(" the cat 🙂")["input_ids"]) == " the cat 🙂"
+    with pytest.raises(UserError, match="tokenizer.lowercase=False, this run wants True"):
+        train(recipe, tmp_path / "lowered", *words, "--tokenizer.lowercase", "true")
+
+
+def test_a_tokenizer_of_another_text_is_said_to_be_hardly_used(recipe, tmp_path, capsys):
+    save_tokenizer(
+        train_word([f" {number} cat" for number in range(200)], 500, min_count=1),
+        tmp_path / "other",
+        32,
+    )
+    content = yaml.safe_load(recipe.read_text())
+    content["model"].pop("vocab_size")
+    content["tokenizer"] = {"source": str(tmp_path / "other")}
+    recipe.write_text(yaml.safe_dump(content))
+    prepare_run(*parse_command_line("test", ["--config", str(recipe)], training=False))
+    said = capsys.readouterr().out
+    assert "the training text uses 3 of the tokenizer's 204 entries; is it made for this text?" in said
+
+
+def test_options_that_a_tokenizer_does_not_have_are_refused():
+    assert parse("--tokenizer.source", "word", "--tokenizer.lowercase", "true").tokenizer.lowercase
+    with pytest.raises(UserError, match="tokenizer.lowercase=True is an option of tokenizer.source=word, not of bpe"):
+        parse("--tokenizer.lowercase", "true")
+    with pytest.raises(UserError, match="tokenizer.min_count=1 is an option of tokenizer.source=word, not of ./mine"):
+        parse("--tokenizer.source", "./mine", "--tokenizer.min_count", 1)
+    with pytest.raises(UserError, match="tokenizer.min_count=0 is out of range; set it to 1 or more"):
+        parse("--tokenizer.source", "word", "--tokenizer.min_count", 0)
 
 
 def test_a_plan_assumes_a_number_where_the_text_decides_it(recipe, tmp_path, capsys):

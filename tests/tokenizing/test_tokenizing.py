@@ -31,7 +31,7 @@ from smallm_hf.tokenizing.loading import (
     save_tokenizer,
     tokenizer_fingerprint,
 )
-from smallm_hf.tokenizing.schemes import SCHEMES, train_bpe, train_char
+from smallm_hf.tokenizing.schemes import SCHEMES, train_bpe, train_char, train_word
 
 TEXTS = [
     "the cat sat on the mat. the cat sat on the hat.\n\n",
@@ -64,6 +64,11 @@ def own():
 @pytest.fixture(scope="module")
 def characters():
     return train_char(TEXTS, 1000)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return train_word(TEXTS, 1000)
 
 
 @pytest.fixture
@@ -274,6 +279,90 @@ def test_known_characters_come_back_as_they_were_and_stand_where_they_did(charac
     assert characters.decode(characters("QQ")["input_ids"]) == "<|unk|>" * 2
 
 
+# --- words -----------------------------------------------------------------------------------------------------------
+
+SPOKEN = (
+    "\"Don't,\" she said -- 'tis 1984...  The <unk> cat's;\n\n\ta (b)  well-known\r\n"
+    " \u00e9\u0301t\u00e9 \u65e5\u672c\u8a9e \U0001f642!?"
+)
+
+
+def pieces(tokenizer, text):
+    return [text[slice(*place)] for place in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+
+
+def test_words_numbers_and_marks_are_entries_with_the_space_before_them():
+    tokenizer = train_word([SPOKEN], 1000, min_count=1)
+    assert pieces(tokenizer, SPOKEN)[:12] == [
+        '"',
+        "Don't",
+        ",",
+        '"',
+        " she",
+        " said",
+        " --",
+        " '",
+        "tis",
+        " 1984",
+        "...",
+        " ",
+    ]
+    assert {" <unk>", " cat's", "\n\n", "\t", "a", " (", "b", ")", "-"} <= set(tokenizer.get_vocab())
+    assert tokenizer.convert_ids_to_tokens(range(2)) == [" ", '"']  # the most frequent first, ties in order
+
+
+@pytest.mark.parametrize("options", [{}, {"punctuation": "attached"}])
+def test_a_text_of_known_words_comes_back_as_it_was(options, shared_data):
+    verses = (shared_data / "shakespeare" / "tinyshakespeare.txt").read_text()[:50_000]
+    articles = (shared_data / "wikitext2" / "wikitext2_valid.txt").read_text(encoding="utf-8")[:50_000]
+    texts = [verses, articles, SPOKEN, *ODD]
+    tokenizer = train_word(texts, 100_000, min_count=1, **options)
+    for text, ids in zip(texts, make_encoder(tokenizer)(texts), strict=True):
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eos_token_id not in ids  # one that is written out is text
+    assert "".join(pieces(tokenizer, verses)) == verses
+
+
+def test_attached_punctuation_leaves_wikitext_as_it_was_cut():
+    text = "the <unk> 's 1 @,@ 000 @-@ ton ship , U.S."
+    tokenizer = train_word([text], 100, min_count=1, punctuation="attached")
+    assert pieces(tokenizer, text) == ["the", *(f" {word}" for word in text.split()[1:])]
+
+
+def test_rare_words_are_unknown_and_read_as_words():
+    tokenizer = train_word(["the cat, the dog, the end"], 100)
+    assert tokenizer.convert_ids_to_tokens(range(len(tokenizer))) == [
+        " the",
+        ",",
+        "<|endoftext|>",
+        "<|pad|>",
+        "<|unk|>",
+    ]
+    encoded = tokenizer("a cat, the <|unk|>", return_offsets_mapping=True, split_special_tokens=True)
+    assert tokenizer.decode(encoded["input_ids"][:4]) == " <|unk|> <|unk|>, the"
+    assert encoded["offset_mapping"][:4] == [(0, 1), (1, 5), (5, 6), (6, 10)]
+    assert len(train_word(["a b c d e f"], 5, min_count=1)) == 5
+    with pytest.raises(UserError, match=r"model.vocab_size=3 is below 4, one word"):
+        train_word(["a"], 3)
+
+
+def test_lowered_words_lose_their_capitals_alone():
+    text = "The THE the \u00c9t\u00e9"
+    tokenizer = train_word([text], 100, lowercase=True, min_count=1)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text.lower()
+    assert pieces(tokenizer, text) == ["The", " THE", " the", " \u00c9t\u00e9"]
+
+
+@pytest.mark.parametrize("option", [{"lowercase": True}, {"min_count": 1}, {"punctuation": "attached"}])
+def test_every_option_of_words_makes_another_tokenizer(words, option):
+    assert tokenizer_fingerprint(train_word(reversed(TEXTS), 1000)) == tokenizer_fingerprint(words)
+    assert tokenizer_fingerprint(train_word([*TEXTS, "Rare, word"], 1000, **option)) != tokenizer_fingerprint(words)
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_scheme_says_truly_whether_it_is_lossless(name):
     tokenizer = SCHEMES[name].train(TEXTS, 280)
@@ -295,32 +384,36 @@ def test_what_changes_or_may_lack_bytes_is_not_lossless(gpt2, own):
 # --- saved -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["own", "gpt2", "characters"])
+@pytest.mark.parametrize("which", ["own", "gpt2", "characters", "words"])
 def test_a_saved_tokenizer_loads_plainly_with_eos_pad_and_length(request, tmp_path, which):
     tokenizer = request.getfixturevalue(which)
     before = tokenizer_fingerprint(tokenizer)
     save_tokenizer(tokenizer, tmp_path / "first", 77)
     save_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "first"), tmp_path / "second", 78)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "second")
-    assert type(loaded) is (PreTrainedTokenizerFast if which == "characters" else GPT2Tokenizer)
+    assert type(loaded) is (PreTrainedTokenizerFast if which in ("characters", "words") else GPT2Tokenizer)
     assert loaded.model_max_length == 78
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
     assert tokenizer_fingerprint(loaded) == before
 
 
-def test_characters_load_in_a_process_without_our_package(tmp_path, characters):
-    save_tokenizer(characters, tmp_path, 16)
-    # The name that transformers 4 knows too.
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+def test_characters_and_words_load_in_a_process_without_our_package(tmp_path, characters, words):
+    for name, tokenizer in (("characters", characters), ("words", words)):
+        save_tokenizer(tokenizer, tmp_path / name, 16)
+        # The name that transformers 4 knows too.
+        written = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
     program = (
-        "import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "import sys; from transformers import AutoTokenizer\n"
+        "for name in ('characters', 'words'):\n"
+        "    t = AutoTokenizer.from_pretrained(name); text = 'the cat 🙂\\n'.replace(' 🙂', ' 🙂' * (name[0] == 'c'))\n"
+        "    print(t.decode(t(text).input_ids) == text, len(t))\n"
         "assert not any(name.startswith('smallm') for name in sys.modules)\n"
-        "print(t.decode(t('the cat 🙂\\n').input_ids) == 'the cat 🙂\\n', len(t))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [sys.executable, "-c", program]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
-    assert printed.split() == ["True", str(len(characters))]
+    assert printed.split() == ["True", str(len(characters)), "True", str(len(words))]
 
 
 def test_nothing_about_our_machine_leaks_into_a_saved_tokenizer(tmp_path, own):
@@ -357,7 +450,7 @@ def test_tiktoken_and_the_tokenizers_library_give_the_same_ids(gpt2):
     assert [list(ids) for ids in make_encoder(gpt2)(texts)] == expected
 
 
-@pytest.mark.parametrize("which", ["own", "gpt2", "characters"])
+@pytest.mark.parametrize("which", ["own", "gpt2", "characters", "words"])
 def test_special_tokens_written_in_a_text_are_ordinary_text(request, which):
     tokenizer = request.getfixturevalue(which)
     ids = list(make_encoder(tokenizer)(["a<|endoftext|>b<|pad|>"])[0])

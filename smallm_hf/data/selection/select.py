@@ -24,7 +24,9 @@ from smallm_hf.data.selection.splitting import (
     SIDES,
     InsidePlan,
     plan_inside,
+    plan_tail,
     split_by_hash,
+    split_by_place,
     split_by_rare_words,
 )
 
@@ -242,7 +244,8 @@ def _plan_few(corpus: _Corpus, config: SelectionConfig, ratio: float) -> dict[in
                     f"selection.split=stratified needs {FEWEST_DOCUMENTS} documents that are not duplicates, the "
                     f"source has {number}; set selection.split to random, or give more"
                 )
-            plans[source] = plan_inside(functools.partial(corpus.read, source, corpus.is_kept[here]), ratio)
+            plan = plan_tail if config.split == "tail" else plan_inside
+            plans[source] = plan(functools.partial(corpus.read, source, corpus.is_kept[here]), ratio)
     return plans
 
 
@@ -269,6 +272,8 @@ def _give_sides(corpus: _Corpus, config: SelectionConfig, ratio: float) -> np.nd
         )
     if config.split == "stratified":
         validates = split_by_rare_words(lambda: corpus.documents(is_free), followed, ratio)
+    elif config.split == "tail":
+        validates = split_by_place(corpus.features.words[is_free], corpus.sources[is_free], ratio)[followed]
     else:
         validates = split_by_hash(corpus.features.hashes[is_free][followed], ratio)
     codes[is_free] = np.where(validates, VALIDATES, TRAINS)

@@ -1,4 +1,4 @@
-"""Which text trains and which validates: by a hash of each document, by its rare words, or inside few documents."""
+"""Which text trains and which validates: by a hash of each document, by its rare words, by its place, or inside few."""
 
 import hashlib
 import io
@@ -7,7 +7,7 @@ import math
 import re
 from bisect import bisect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ TRAIN, VALIDATION = SIDES = ("train", "validation")
 FEWEST_DOCUMENTS = 20  # in a source; fewer are split inside
 BLOCKS = 10  # places in the text that validation is then taken from
 KINDS = PARAGRAPHS, LINES, WORDS = ("paragraphs", "lines", "words")  # what it may be cut into, best first
+CHARACTERS = "characters"  # what a tail is cut from
 VOCABULARY_BITS = 22  # of the number of a word; words that share them count as one
 RARE = 10  # times the least number of documents that can be split at the ratio: words in more are not rare
 WORD_AND_BLANKS = re.compile(r"\S+\s*|\s+")
@@ -102,6 +103,23 @@ def split_by_rare_words(read: Read, followed: np.ndarray, ratio: float) -> np.nd
     return validates
 
 
+def split_by_place(sizes: np.ndarray, sources: np.ndarray, ratio: float) -> np.ndarray:
+    """Returns which documents validate, (N,) bool: of each source the last, but for the very first of its documents.
+
+    Args:
+        sizes: (N,) int64, of each document, in reading order.
+        sources: (N,) int, the number of its source.
+        ratio: share of the size of a source that validates, less what is missing to a whole document.
+    """
+    validates = np.zeros(len(sizes), bool)
+    for source in np.unique(sources):
+        here = np.flatnonzero(sources == source)[1:]
+        total = sizes[sources == source].sum()
+        validates[here] = np.cumsum(sizes[here][::-1])[::-1] <= ratio * total
+        validates[here[-1:]] = True
+    return validates
+
+
 @dataclass(frozen=True)
 class InsidePlan:
     """How few documents are cut into both sides: which of their consecutive units of one kind validate."""
@@ -111,6 +129,9 @@ class InsidePlan:
 
     def __call__(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         """Yields the same documents as (side, document) pairs, each run of units a document of its own."""
+        if self.kind == CHARACTERS:
+            yield from _cut_tail(documents, self.blocks[0].start)
+            return
         edges = [edge for block in self.blocks for edge in (block.start, block.stop)]
 
         def id_and_side(item: tuple[Document, int, str]) -> tuple[str, str]:
@@ -140,6 +161,41 @@ def plan_inside(read: Read, ratio: float) -> InsidePlan:
         "the data source has fewer than two words, nothing to split into train and validation; "
         "give more text or data.validation_source"
     )
+
+
+def plan_tail(read: Read, ratio: float) -> InsidePlan:
+    """Decides at which character few documents are cut, so that the last `ratio` of their characters validates.
+
+    The cut is at `int((1 - ratio) * characters)`, whatever stands there.
+
+    Raises:
+        UserError: one side would be empty.
+    """
+    characters = sum(len(document.text) for document in read())
+    cut = int((1 - ratio) * characters)
+    if not 0 < cut < characters:
+        raise UserError(
+            f"data.validation_ratio={ratio} of {characters} characters leaves one side empty; give more text, another "
+            "ratio or data.validation_source"
+        )
+    return InsidePlan([range(cut, characters)], CHARACTERS)
+
+
+def _cut_tail(documents: Iterable[Document], cut: int) -> Iterator[tuple[str, Document]]:
+    """Yields the same text as (side, document) pairs, validation from a character on; no blanks are stripped there."""
+    stop = first_piece = 0
+    for document in documents:
+        start, text = stop, document.text
+        stop += len(text)
+        kept = min(max(cut - start, 0), len(text))
+        if kept or not text:
+            is_last = document.is_last or stop >= cut
+            yield TRAIN, replace(document, id=f"{document.id}:1", text=text[:kept], is_last=is_last)
+        if kept < len(text):
+            if document.piece == 0 or start <= cut:
+                first_piece = document.piece
+            piece = document.piece - first_piece
+            yield VALIDATION, replace(document, id=f"{document.id}:2", text=text[kept:], piece=piece)
 
 
 def validation_blocks(units: int, ratio: float) -> list[range]:
