@@ -21,7 +21,7 @@ from smallm_hf.training.progress import read_records
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = str(REPOSITORY / "scripts" / "train.py")
-FILES = {path.stem: path for path in sorted((REPOSITORY / "configs").glob("*.yaml"))}
+FILES = {path.stem: path for path in sorted((REPOSITORY / "configs").glob("*.yaml")) if path.stem != "ladder"}
 FROM_SCRATCH = [name for name, path in FILES.items() if "init_from" not in yaml.safe_load(path.read_text())["model"]]
 STEPS = 2
 

@@ -29,7 +29,7 @@ SMALLM = {
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
 LADDER = {
-    "data": {"validation_ratio": 0.2},
+    "data": {"validation_ratio": 0.2, "workers": 1},
     "training": {"context_length": 32, "batch_size": 4, "sample_tokens": 5, "compile": False, "precision": "fp32"},
     "budget_seconds": 30,
     "sizes_in_words": [500],
