@@ -294,11 +294,11 @@ def _curve(points: Sequence[Sequence[float | None]], column: int) -> Any:
 
 
 def _lead(results: dict[str, Any]) -> str:
-    text = results["text"]
+    text, threads = results["text"], results["hardware"]["cpu_threads"]
     return (
         f"One text for all: {text[TRAIN_FILE]['words']:,} words to train on, and {text[VALIDATION_FILE]['bytes']:,} "
         f"bytes in {text[VALIDATION_FILE]['documents']:,} documents to be scored on; on {results['hardware']['cpu']}, "
-        f"{results['hardware']['cpu_threads']} threads, one run at a time."
+        f"{threads} thread{'s' if threads != 1 else ''}, one run at a time."
     )
 
 
