@@ -170,19 +170,19 @@ class Pairs:
 
     def _fitting(self, side: str) -> TokenPairs:
         """The pairs of a side that are not too long; what is left out is noted."""
-        files, limit = self.files, self.config.training.context_length
+        files, limit, name = self.files, self.config.training.context_length, {TRAIN: "training"}.get(side, side)
         around = added_around(files.tokenizer)
         pairs = TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around)
         fitting = pairs.fitting(limit)
         if not len(fitting):
             raise UserError(
-                f"none of the {len(pairs):,} {side} pairs has at most training.context_length={limit} tokens in source "
+                f"none of the {len(pairs):,} {name} pairs has at most training.context_length={limit} tokens in source "
                 f"and target each, the shortest {pairs.lengths.max(axis=1).min()}; raise it"
             )
         if len(fitting) < len(pairs):
             longest = pairs.lengths.max()
             self.left_out.append(
-                f"left out {len(pairs) - len(fitting):,} of {len(pairs):,} {side} pairs, whose source or target has "
+                f"left out {len(pairs) - len(fitting):,} of {len(pairs):,} {name} pairs, whose source or target has "
                 f"more than training.context_length={limit} tokens (up to {longest:,})"
             )
         return fitting
