@@ -13,6 +13,7 @@ from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.generation.request import prompt_ids
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
+from smallm_hf.tokenizing.loading import lowers
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.objectives import LanguageModelling, Objective
 from smallm_hf.training.validation import ValidationSet
@@ -65,7 +66,8 @@ class PackedText:
         self.order = WindowOrder(*shape, config.batching, files.meta.sources)
         self.examples_per_epoch = self.order.windows_per_epoch
         rule = "attention within documents, " if config.batching.within_documents else ""
-        self.protocol = f"packed, {rule}windows of {config.training.context_length} tokens, float32"
+        text = ", lower-cased text" if lowers(files.tokenizer) else ""
+        self.protocol = f"packed, {rule}windows of {config.training.context_length} tokens, float32{text}"
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuses a model that looks ahead or mixes documents, and a prompt too long for it."""

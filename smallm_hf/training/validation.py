@@ -28,12 +28,19 @@ class ValidationSet:
         bytes: that they stand for, an eos counted as one.
         context_length: tokens per window.
         separator: the eos, where the run attends within documents; None where it does not.
+        hidden: what their unknown tokens stand for; None where the tokenizer has none.
     """
 
     tokens: np.ndarray
     bytes: int
     context_length: int
     separator: int | None = None
+    hidden: Sums | None = None
+
+    @property
+    def size(self) -> Sums:
+        """What is known of the text before it is scored."""
+        return Sums(bytes=self.bytes) + (self.hidden or Sums())
 
     @classmethod
     def choose(
@@ -53,7 +60,11 @@ class ValidationSet:
         documents = len(ends) if limit is None else max(1, np.searchsorted(ends, limit, side="right"))
         separator = files.meta.eos_token_id if within_documents else None
         size_with_ends = int(size[:documents].sum() + documents)
-        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator)
+        hidden = files.hidden(VALIDATION)
+        if hidden is not None:
+            number, nats = hidden[:documents].sum(axis=0).tolist()
+            hidden = Sums(unknown=int(number), spelling=nats)
+        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator, hidden)
 
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
@@ -84,7 +95,7 @@ class ValidationSet:
             sums = Sums(nats, *counts)
         if stops:
             return None
-        figures = summarize(sums + Sums(bytes=self.bytes))
+        figures = summarize(sums + self.size, self.hidden is not None)
         return {f"validation_{name}": value for name, value in figures.items()}
 
 
