@@ -9,16 +9,18 @@ from jsonargparse.typing import PositiveInt
 from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
 from smallm_hf.base.settings import Loading, require_models
 from smallm_hf.data.reading.files import local_files
-from smallm_hf.evaluation.configuration import ScoringQuestions
+from smallm_hf.evaluation.configuration import MinimalPairs, ScoringQuestions
+from smallm_hf.evaluation.pair_files import read_paradigms
 
-DESCRIPTION = "Scores causal, seq2seq and masked language models on text, by a stated protocol."
+DESCRIPTION = "Scores language models on text, by a stated protocol, or causal ones on minimal pairs of sentences."
 
 
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", nargs="+", required=True, help="folders, 'runs/x-seed*/best' or Hub ids")
     parser.add_argument("--against", metavar="MODEL", help="report how likely each model is better than this one")
-    parser.add_argument("--data", required=True, help="a file, a folder, a Hub data set, or a run: its validation text")
+    parser.add_argument("--data", help="a file, a folder, a Hub data set, or a run: its validation text")
+    parser.add_class_arguments(MinimalPairs, as_group=False)
     parser.add_class_arguments(ScoringQuestions, as_group=False, skip={"top_k", "speed"})
     parser.add_argument("--top_k", nargs="+", type=PositiveInt, default=[1, 3], help="k of the top-k accuracies")
     parser.add_argument("--speed", action="store_true", help="time reading and writing")
@@ -26,13 +28,22 @@ def main() -> None:
     parser.add_argument("--output", help="a JSON file for the results, with versions and command")
     parser.add_argument("--report", help="an HTML page with all results")
     given = parser.parse_args().as_dict()
-    questions, loading = take(ScoringQuestions, given), take(Loading, given)
+    questions, loading, pairs = (take(kind, given) for kind in (ScoringQuestions, Loading, MinimalPairs))
+    pairs.require_alone(given["data"], given["against"], questions, loading)
     require_models(given["model"])
-    if not Path(given["data"]).is_dir():
-        local_files(given["data"])
+    if pairs.minimal_pairs:
+        paradigms = read_paradigms(pairs.minimal_pairs, pairs.max_pairs)
+    elif not Path(given["data"]).is_dir():
+        local_files(given["data"], questions.columns)
 
-    from smallm_hf.evaluation.model_scores import evaluate_and_report
     from smallm_hf.training.devices import hardware
+
+    if pairs.minimal_pairs:
+        from smallm_hf.evaluation.minimal_pairs import judge_and_report
+
+        judge_and_report(paradigms, pairs, questions, asdict(loading), hardware, **given)
+        return
+    from smallm_hf.evaluation.model_scores import evaluate_and_report
 
     draw = None
     if given["report"]:

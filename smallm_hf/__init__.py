@@ -15,11 +15,21 @@ from smallm_hf.base.registering import when_imported as _when_imported
 
 if TYPE_CHECKING:
     from smallm_hf.api import generate, load, prepare, score, train
-    from smallm_hf.models import SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel
+    from smallm_hf.models import (
+        RecurrentConfig,
+        RecurrentForCausalLM,
+        RecurrentModel,
+        SmaLLMConfig,
+        SmaLLMForCausalLM,
+        SmaLLMModel,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RecurrentConfig",
+    "RecurrentForCausalLM",
+    "RecurrentModel",
     "SmaLLMConfig",
     "SmaLLMForCausalLM",
     "SmaLLMModel",
@@ -36,7 +46,7 @@ _when_imported("transformers", then="smallm_hf.families")
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "models" if name.startswith("SmaLLM") else "api"
+        home = "models" if name[0].isupper() else "api"
         return getattr(importlib.import_module(f"smallm_hf.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -54,7 +54,7 @@ TYPES: dict[str, Any] = {
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
     "model_type (default: smallm) and that type's own config fields, checked by name and type, "
-    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a causal language model to train "
+    "for example --model.hidden_size 256; or init_from, the folder or Hub id of a language model to train "
     "further, with its own tokenizer: other model keys of the same file or line then change its config, and earlier "
     "ones are ignored"
 )
@@ -132,7 +132,7 @@ def parse_command_line(
     if wrong := [word for word in arguments if printable(word) != word]:
         raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
     parser = _option_parser(description, training)
-    recipes, keys, others = _split(arguments, {*parser.get_defaults().keys(), "help"})
+    recipes, keys, others = split_line(arguments, {*parser.get_defaults().keys(), "help"})
     if {"-h", "--help"} & {*others}:
         _add_keys(parser)
     options = parser.parse_args(others).as_dict()
@@ -142,6 +142,39 @@ def parse_command_line(
         print(config.as_yaml(), end="")
         raise SystemExit(0)
     return config, CommandOptions(folder if training or output_dir else None, **options)
+
+
+def split_line(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """The recipes on a line, its keys with their values, and the words of other options.
+
+    Raises:
+        UserError: an unknown key (the nearest valid one is named), or one without a value.
+    """
+    recipes, stated, others, words = [], [], [], list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        name = key.removesuffix("+")  # which adds to a list
+        if not word.startswith("--") or key in options:
+            others.append(word)
+            continue
+        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
+            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
+        if not equals and (not words or words[0].startswith("--")):
+            lacking = "names no file; give one, for example configs/quickstart.yaml"
+            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
+        value = value if equals else words.pop(0)
+        if key == "config":
+            recipes.append(value)
+        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
+            content = load_word(value)
+            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
+        elif key == name:
+            check_word(key, value, TYPES.get(key))
+            stated.append((key, load_word(value) if key.startswith("model.") else value))
+        else:
+            stated.append((key, value))
+    return recipes, stated, others
 
 
 def read_run(
@@ -227,8 +260,12 @@ def check_sections(config: RunConfig) -> None:
     Raises:
         UserError: naming both values and the fix.
     """
+    from smallm_hf.families import family_of
+
     training, model = config.training, model_config(config.model)
-    if not (training.max_steps or training.max_seconds or training.epochs):
+    if family_of(model).counted:
+        _check_counted(config)
+    elif not (training.max_steps or training.max_seconds or training.epochs):
         raise UserError("the run has no end; set training.max_steps, training.max_seconds or training.epochs")
     positions = getattr(model, "max_position_embeddings", None)
     if positions is not None and training.context_length > positions:
@@ -249,6 +286,78 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
+    if config.batching.carry_state:
+        _check_carrying(config, model)
+    _check_pairs(config, model)
+
+
+def _check_carrying(config: RunConfig, model: "PreTrainedConfig") -> None:
+    """Refuses to carry a state that there is none of, or through what is not one text from front to back."""
+    from smallm_hf.families import family_of
+
+    if family_of(model).state_class is None:
+        raise UserError(
+            f"batching.carry_state=true needs a recurrent state, and model.model_type={model.model_type} has none; set "
+            "that to recurrent, or batching.carry_state=false"
+        )
+    weights = [source.weight for source in config.data.sources or [] if source.weight is not None]
+    if weights:
+        raise UserError(
+            f"batching.carry_state=true reads one text from front to back, and data.sources with weights {weights} are "
+            "a mixture; leave the weights out, or set batching.carry_state=false"
+        )
+    if len(config.training.row_lengths) > 1:
+        raise UserError(
+            "batching.carry_state=true reads the rows of an update from front to back, and training.length_warmup="
+            f"{config.training.length_warmup} cuts them into shorter ones; leave one of them out"
+        )
+
+
+def _check_pairs(config: RunConfig, model: "PreTrainedConfig") -> None:
+    """Refuses pairs for a model that does not read them, and what is made for windows beside them."""
+    data, name = config.data, config.model.get("init_from") or f"model.model_type={model.model_type}"
+    if model.is_encoder_decoder != data.is_pairs:
+        if data.is_pairs:
+            raise UserError(
+                f"{name} trains on texts, and data.target_column={data.mixture[0].target_column} asks for pairs; leave "
+                "out data.source_column and data.target_column, or take an encoder-decoder such as marian, bart, t5"
+            )
+        raise UserError(
+            f"{name} is an encoder-decoder and trains on pairs, and data.target_column is null; set "
+            "data.source_column and data.target_column, for example to de and en"
+        )
+    if not data.is_pairs:
+        return
+    if data.validation_source and not data.target_column:
+        raise UserError(
+            f"data.validation_source={data.validation_source} has no columns of its own; set data.source_column and "
+            "data.target_column"
+        )
+    for_windows = {f"batching.{field.name}": field.default for field in dataclasses.fields(config.batching)}
+    for key, default in [*for_windows.items(), ("training.length_warmup", []), ("training.compile", "auto")]:
+        section, field = key.split(".")
+        if (value := getattr(getattr(config, section), field)) not in (default, False):
+            raise UserError(f"{key}={value} is for windows of one length, and pairs have many; leave it out")
+    if weighted := [source.source for source in data.mixture if source.weight is not None]:
+        raise UserError(f"{weighted[0]} has a weight, and pairs train by their number; leave the weights out")
+
+
+def _check_counted(config: RunConfig) -> None:
+    """Refuses what would change how a model is trained and has no meaning for one that is counted.
+
+    Raises:
+        UserError: naming the key.
+    """
+    weighted = any(source.weight is not None for source in config.data.sources or ())
+    for key, stated, fix in (
+        ("model.init_from", config.init_from, "state model.model_type and model.order in its place"),
+        ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
+        ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
+        ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
+        ("data.sources with weights", weighted, "leave the weights out: each text is counted once"),
+    ):
+        if stated:
+            raise UserError(f"{key} is for models that are trained step by step, and this one is counted; {fix}")
 
 
 def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrainedConfig":
@@ -321,40 +430,11 @@ def _option_parser(description: str, training: bool) -> ArgumentParser:
 
 
 def _add_keys(parser: ArgumentParser) -> None:
-    """Adds what `--help` says of recipes and keys, which `_split` takes out of the line."""
+    """Adds what `--help` says of recipes and keys, which `split_line` takes out of the line."""
     parser.add_argument("--config", help="a recipe, for example configs/quickstart.yaml; a later one wins")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
-
-
-def _split(arguments: Sequence[str], options: Container[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
-    """The recipes on a line, its keys with their values, and the words of other options."""
-    recipes, stated, others, words = [], [], [], list(arguments)
-    while words:
-        word = words.pop(0)
-        key, equals, value = word.removeprefix("--").partition("=")
-        name = key.removesuffix("+")  # which adds to a list
-        if not word.startswith("--") or key in options:
-            others.append(word)
-            continue
-        if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
-            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
-        if not equals and (not words or words[0].startswith("--")):
-            lacking = "names no file; give one, for example configs/quickstart.yaml"
-            raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
-        value = value if equals else words.pop(0)
-        if key == "config":
-            recipes.append(value)
-        elif key in (*SECTIONS, "model"):  # a whole section, in one word or in a file
-            content = load_word(value)
-            stated += keys_of({key: read_recipe(content, {}) if isinstance(content, str) else content})
-        elif key == name:
-            check_word(key, value, TYPES.get(key))
-            stated.append((key, load_word(value) if key.startswith("model.") else value))
-        else:
-            stated.append((key, value))
-    return recipes, stated, others
 
 
 def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from smallm_hf.base.arithmetic import slow_dtype
-from smallm_hf.config import RunConfig
+from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.devices import accelerator_type, held_bytes
+from smallm_hf.training.kneser_ney import COUNTING_BYTES
 from smallm_hf.training.plan import RunPlan
 from smallm_hf.training.probe import Probe
 from smallm_hf.training.progress import count, duration
@@ -20,8 +21,9 @@ from smallm_hf.training.progress import count, duration
 def describe_data(files: TokenFiles) -> str:
     """The size of token files."""
     sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
+    unit, texts = ("pairs", 2) if files.is_pairs else ("documents", 1)
     return "\n".join(
-        f"{name:<17} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens "
+        f"{name:<17} {side.documents // texts:,} {unit}, {side.bytes:,} bytes, {side.tokens:,} tokens "
         f"({side.bytes / side.tokens:.2f} bytes per token)"
         for name, side in sides
     )
@@ -36,6 +38,9 @@ def describe_next(files: TokenFiles) -> str:
 def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
     """The plan of a run before it starts."""
     training = config.training
+    if plan.counted:
+        return _describe_counting(config)
+    unit = "pairs of at most" if config.data.is_pairs else "windows of"
     other = plan.parameters - plan.embedding_parameters
     end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
     if training.epochs and not plan.tokens:
@@ -46,12 +51,26 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
         [
             f"parameters        {plan.parameters:,} ({plan.embedding_parameters:,} embedding, {other:,} other)",
             f"tokens per step   {plan.tokens_per_step:,} "
-            f"({training.accumulation_steps} x {training.batch_size} windows of {training.context_length})",
+            f"({training.accumulation_steps} x {training.batch_size} {unit} {training.context_length})",
             f"total tokens      {end} ({training.limits})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
             f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
             f"precision         {precision}, compile {plan.compiled}, loss {training.loss}",
             *([f"                  {slow}; training.precision=fp32 would be faster"] if slow else []),
+        ]
+    )
+
+
+def _describe_counting(config: RunConfig) -> str:
+    """The plan of a run that counts: what it costs depends on the text, of which a plan knows nothing."""
+    order, held = model_config(config.model).order, held_bytes() / 2**30
+    return "\n".join(
+        [
+            f"n-grams           of 1 to {order} tokens, counted in one pass over the training text, without updates;",
+            "                  how many different ones there are is known only then",
+            f"memory            {held:.2f} GiB per process, and at most {COUNTING_BYTES} bytes for each different",
+            f"                  n-gram of {order} tokens",
+            "time              unknown before the text is read",
         ]
     )
 
@@ -86,13 +105,8 @@ def describe_end(step: int, training: TrainingConfig, has_results: bool) -> str:
 def describe_results(results: dict[str, Any], run: Path) -> str:
     """How a run ended, and what to do with it next."""
     early = ", stopped early without a lower validation loss" if results["stopped_early"] else ""
-    last, best, prompt = results["last"], results["best"], results["config"]["training"]["sample_prompts"][0]
-    model = shlex.quote(f"{run}/best")
-    model_in_python = json.dumps(f"{run}/best", ensure_ascii=False)  # which leaves single quotes to the shell
-    in_python = (
-        "from transformers import pipeline; "
-        f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
-    )
+    last, best, ngrams = results["last"], results["best"], results.get("ngrams", [])
+    how, sizes = "counted" if ngrams else "trained", ", ".join(f"{number:,}" for number in ngrams)
     windows = sum(source["windows"] for source in results["sources"])
     unknown = last.get("validation_unknown_rate")
     drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
@@ -103,13 +117,32 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             f"bits per byte {last['validation_bits_per_byte']:.4f} ({results['protocol']})",
             *([f"unknown tokens    {unknown:.2%} of them, whose spelling counts in bits per byte"] if unknown else []),
             f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
-            f"trained           {count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
+            f"{how:<18}{count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
             f"{duration(results['wall_seconds'])} in all{early}",
+            *([f"n-grams           {sum(ngrams):,} ({sizes} of 1, 2 ... tokens)"] if ngrams else []),
             *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",
             "next:",
-            f"  python scripts/generate.py --model {model} --prompt {shlex.quote(prompt)}",
-            f"  python scripts/score.py --model {model} --data YOUR_TEXT.txt",
-            f"  python -c {shlex.quote(in_python)}",
+            *(f"  python {words}" for words in _next_commands(f"{run}/best", results["config"])),
         ]
     )
+
+
+def _next_commands(model: str, config: dict[str, Any]) -> list[str]:
+    """What to do with a trained model, as words behind `python`."""
+    score = f"scripts/score.py --model {shlex.quote(model)} --data"
+    columns = [config["data"][f"{side}_column"] for side in ("source", "target")]
+    if all(columns):
+        source, target = map(shlex.quote, columns)
+        return [f"{score} YOUR_PAIRS --source_column {source} --text_column {target} --generate 100 --beams 5"]
+    prompt = shlex.quote(config["training"]["sample_prompts"][0])
+    model_in_python = json.dumps(model, ensure_ascii=False)  # which leaves single quotes to the shell
+    in_python = (
+        "from transformers import pipeline; "
+        f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
+    )
+    return [
+        f"scripts/generate.py --model {shlex.quote(model)} --prompt {prompt}",
+        f"{score} YOUR_TEXT.txt",
+        f"-c {shlex.quote(in_python)}",
+    ]

@@ -14,8 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.models.configuration_feedforward import FeedForwardConfig
+from smallm_hf.models.configuration_ngram import NgramConfig
+from smallm_hf.models.configuration_recurrent import RecurrentConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
 from smallm_hf.models.modeling_feedforward import FeedForwardForCausalLM, FeedForwardModel
+from smallm_hf.models.modeling_ngram import NgramForCausalLM
+from smallm_hf.models.modeling_recurrent import RecurrentCache, RecurrentForCausalLM, RecurrentModel
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -23,6 +27,10 @@ AUTO_CLASSES: dict[Kind, type] = {
     "causal": auto.AutoModelForCausalLM,
     "seq2seq": auto.AutoModelForSeq2SeqLM,
     "masked": auto.AutoModelForMaskedLM,
+}
+TRAINABLE = {
+    "causal": auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "seq2seq": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 }
 # What scripts/export.py writes.
 TARGETS = frozenset({"native", "gguf", "onnx"})
@@ -38,7 +46,8 @@ def transformer_flops(model: PreTrainedModel, context_length: int) -> int:
 
     What multiplies is every matrix but the tables, whose look-up is free, and the output head, tied or not (Kaplan et
     al. 2020, section 2.1; Chowdhery et al. 2022, appendix B). Causal kernels skip up to half of the second term, which
-    is counted in full; so is every expert of a mixture.
+    is counted in full; so is every expert of a mixture. Of an encoder-decoder a token is one of the target, with one
+    of the source.
     """
     groups = parameter_groups(model)
     multiplying = sum(parameter.numel() for parameter in groups["hidden"] + groups["other"])
@@ -47,13 +56,22 @@ def transformer_flops(model: PreTrainedModel, context_length: int) -> int:
         multiplying += head.weight.numel()
     config = model.config.get_text_config()
     attends = getattr(config, "num_attention_heads", 0) > 0
-    return 6 * multiplying + 12 * attends * config.num_hidden_layers * config.hidden_size * context_length
+    return 6 * multiplying + 12 * attends * _layers(config)[1] * config.hidden_size * context_length
+
+
+def _layers(config: PreTrainedConfig) -> tuple[int, int]:
+    """Layers, and the attentions in them: a layer of a decoder that looks at a source has two."""
+    layers = decoder = config.num_hidden_layers
+    if not config.is_encoder_decoder:
+        return layers, layers
+    decoder = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or layers
+    return layers + decoder, layers + 2 * decoder
 
 
 def transformer_activations(config: PreTrainedConfig, context_length: int) -> tuple[int, int]:
     """A vector of the residual stream for each layer, and a row of attention weights for each head."""
-    layers, heads = config.num_hidden_layers, getattr(config, "num_attention_heads", 0)
-    return layers * config.hidden_size, layers * heads * context_length
+    (layers, attentions), heads = _layers(config), getattr(config, "num_attention_heads", 0)
+    return layers * config.hidden_size, attentions * heads * context_length
 
 
 def feedforward_activations(config: PreTrainedConfig, context_length: int) -> tuple[int, int]:
@@ -72,7 +90,8 @@ class Family:
     Attributes:
         config_class: the class of its configs; `AutoConfig` for families of transformers.
         model_class: the class that is trained; an Auto class for families of transformers.
-        base_class: the model without its head, for `AutoModel`; None for families of transformers.
+        base_class: the model without its head, for `AutoModel`; None for families of transformers, and where there is
+            no such thing.
         kind: `causal` predicts each token from those before it, `seq2seq` also from another text, `masked` from both
             sides of it.
         native: of a config, `(model type, None)` of the class in transformers that computes the same function, or
@@ -83,6 +102,9 @@ class Family:
         activations: of a text config and a context length, how many channels and attention weights a training step
             keeps for each token; `training/plan.py` knows the bytes of each.
         exports: targets that can hold this class itself; those of its native twin come on top.
+        state_class: the cache of a recurrent model, which `forward` moves on in place and padding does not move: a
+            list `states` of tuples of tensors, the rows of a batch along their second dimension. None for the others.
+        counted: whether it is counted in one pass over the text, see `training/counting.py`: it has no parameters.
     """
 
     config_class: type
@@ -94,6 +116,8 @@ class Family:
     flops_per_token: Callable[[PreTrainedModel, int], int] = transformer_flops
     activations: Callable[[PreTrainedConfig, int], tuple[int, int]] = transformer_activations
     exports: frozenset[str] = frozenset()
+    state_class: type | None = None
+    counted: bool = False
 
 
 # By model type.
@@ -105,15 +129,26 @@ def register(family: Family) -> None:
     config_class, auto_class = family.config_class, AUTO_CLASSES[family.kind]
     FAMILIES[config_class.model_type] = family
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
     auto_class.register(config_class, family.model_class, exist_ok=True)
     # `save_pretrained` copies the files of a class that is registered here into the folder.
     config_class.register_for_auto_class()
-    family.base_class.register_for_auto_class("AutoModel")
+    if family.base_class:
+        auto.AutoModel.register(config_class, family.base_class, exist_ok=True)
+        family.base_class.register_for_auto_class("AutoModel")
     family.model_class.register_for_auto_class(auto_class.__name__)
 
 
 register(Family(SmaLLMConfig, SmaLLMForCausalLM, SmaLLMModel, native=native_type, exports=frozenset({"onnx"})))
+register(
+    Family(
+        RecurrentConfig,
+        RecurrentForCausalLM,
+        RecurrentModel,
+        native=lambda config: (None, "transformers has no language model of RNN, GRU or LSTM cells"),
+        muon_matrices=lambda model: (),  # a layer's gates are stacked in one matrix, each of which is a map of its own
+        state_class=RecurrentCache,
+    )
+)
 register(
     Family(
         FeedForwardConfig,
@@ -121,6 +156,16 @@ register(
         FeedForwardModel,
         native=lambda config: (None, "transformers has no feed-forward language model"),
         activations=feedforward_activations,
+    )
+)
+register(
+    Family(
+        NgramConfig,
+        NgramForCausalLM,
+        native=lambda config: (None, "transformers has no n-gram model"),
+        flops_per_token=lambda model, context_length: 0,
+        activations=lambda config, context_length: (0, 0),
+        counted=True,
     )
 )
 
@@ -176,22 +221,22 @@ def require_writer(model: PreTrainedModel) -> None:
 
 
 def require_trainable(config: PreTrainedConfig, name: str) -> None:
-    """Refuses a model that cannot be trained on packed windows, in which every token is a target.
+    """Refuses a model that is trained neither on the next tokens of a text nor on pairs.
 
     Args:
         config: the model's.
         name: how the user named it, for the error.
 
     Raises:
-        UserError: it is not causal, or predicts no token at all.
+        UserError: it is masked, or predicts no token at all.
     """
     kind = family_of(config).kind
     fix = "take one of smallm, llama, gpt2 ..."
     if kind == "masked" and hasattr(config, "is_decoder"):
         fix += ", or set model.is_decoder=true"
-    if kind != "causal":
-        raise UserError(f"{name} is {kind}, and only causal models can be trained so far; {fix}")
-    if type(config) not in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+    if kind == "masked":
+        raise UserError(f"{name} is {kind}, and only causal and seq2seq models can be trained; {fix}")
+    if type(config) not in TRAINABLE[kind]:
         raise UserError(f"{name} does not predict the next token; {fix}")
 
 

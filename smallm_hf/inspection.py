@@ -34,6 +34,11 @@ def trained_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config, "trained_context_length", None)
 
 
+def ngram_count(model: PreTrainedModel) -> int | None:
+    """How many n-grams a model holds in place of parameters; None where it has parameters."""
+    return getattr(model.config, "num_ngrams", None)
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """The number of logits for each token."""
     return model.config.get_text_config().vocab_size
@@ -51,6 +56,13 @@ def require_known(largest_id: int, vocab_size: int) -> None:
         )
 
 
+def read_as_text(model: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Inputs by which a model reads ids (B, T) as a text; its encoder, if it has one, the same source for each."""
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": input_ids}
+    return {"input_ids": torch.zeros_like(input_ids), "decoder_input_ids": input_ids}
+
+
 @torch.inference_mode()
 def refuse_lookahead(model: PreTrainedModel) -> None:
     """Makes sure that no later token changes an earlier prediction, by one small forward pass.
@@ -62,7 +74,7 @@ def refuse_lookahead(model: PreTrainedModel) -> None:
     """
     input_ids = torch.zeros((2, 4), dtype=torch.long, device=model.device)
     input_ids[1, -1] = 1
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+    logits = model(**read_as_text(model, input_ids), use_cache=False).logits[:, :-1]
     tolerance = 16 * torch.finfo(logits.dtype).eps * logits.abs().max()
     if (logits[0] - logits[1]).abs().max() > tolerance:
         raise UserError(

@@ -1,6 +1,7 @@
 """What a run that goes on from a checkpoint must share with the run that wrote it."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from smallm_hf.base.environment import versions
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import restored
 from smallm_hf.config import SECTIONS, CommandOptions, RunConfig
+from smallm_hf.data.selection.splitting import SIDES
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.checkpoints import (
     MANIFEST_FILE,
@@ -145,6 +147,32 @@ def resumed_config(config: RunConfig, checkpoint: Path, say: Callable[[str], Non
 def _defaults(section: type) -> dict[str, Any]:
     """The keys of a section that has been left to itself."""
     return dataclasses.asdict(section())
+
+
+def counted_before(run: Path, config: RunConfig, files: TokenFiles) -> dict[str, Any] | None:
+    """The results of a finished run of a model that is counted; None where it was not finished.
+
+    Raises:
+        UserError: it counted another text, or otherwise.
+    """
+    path = run / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    written, data = results["config"], results["data"]
+    then = {f"model.{name}": value for name, value in written["model"].items()}
+    now = {f"model.{name}": value for name, value in config.model.items()}
+    then |= {f"training.{name}": written["training"][name] for name in ("context_length", "validation_tokens")}
+    now |= {f"training.{name}": getattr(config.training, name) for name in ("context_length", "validation_tokens")}
+    then |= {"tokenizer": data["tokenizer_sha256"], **{f"{side}.bin": data[side]["sha256"] for side in SIDES}}
+    now |= fingerprints_of(files)
+    for name in {**then, **now}:
+        if then.get(name) != now.get(name):
+            raise UserError(
+                f"{run} was counted with {name} {then.get(name)}, this config says {now.get(name)}; resume with the "
+                "config of the run or give another --output_dir"
+            )
+    return results
 
 
 def starting_point(training: TrainingConfig, resumed: Path | None) -> tuple[Path | None, LoopState]:

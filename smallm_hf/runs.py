@@ -37,20 +37,23 @@ from smallm_hf.describing import (
     describe_probe,
     describe_results,
 )
-from smallm_hf.families import family_of_file
+from smallm_hf.families import family_of, family_of_file
 from smallm_hf.hub.training_push import TrainingPush
 from smallm_hf.material import Material, material_of
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_model
 from smallm_hf.resuming import (
     check_fingerprints,
+    counted_before,
     find_checkpoint,
     fingerprints_of,
     resumed_config,
     starting_point,
 )
+from smallm_hf.tokenizing.encoding import start_token_id
 from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.training.checkpoints import LoopState, readable
 from smallm_hf.training.configuration import TrainingConfig, plan_steps
+from smallm_hf.training.counting import Counting
 from smallm_hf.training.devices import (
     hardware,
     peak_memory_bytes,
@@ -108,20 +111,32 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
     check_launch()
     say = print if is_main_process() else _silent
     if options.dry_run:
-        config = _plannable(config, say)
-        precision, architecture = resolve_precision(config.training.precision), model_config(config.model)
-        config = _with_sizes(config, architecture, precision)
-        plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+        config, plan, precision = plan_run(config, say)
         say(describe_plan(plan, config, precision))
+        if options.probe and plan.counted:
+            raise UserError("--probe times updates, and this model is counted without any; leave it out")
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()
             training = _with_training(config, precision=precision, compile=plan.compiled).training
-            say(describe_probe(probe(architecture, training, precision), plan, training))
+            say(describe_probe(probe(model_config(config.model), training, precision), plan, training))
         return None
     require_writable(options.output_dir, "--output_dir", folder=True)
     with _alone(options.output_dir, say), ExitStack() as ends:
         return _train(config, options, say, ends)
+
+
+def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, RunPlan, str]:
+    """Counts what a run will cost, without data, tokenizer or weights.
+
+    Returns:
+        The config with the sizes that were `auto` decided, its plan, and the precision.
+    """
+    config, precision = _plannable(config, say), resolve_precision(config.training.precision)
+    architecture = _planned_architecture(config)
+    config = _with_sizes(config, architecture, precision)
+    plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
+    return config, plan, precision
 
 
 @contextmanager
@@ -149,12 +164,13 @@ def _alone(run: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None], ends: ExitStack) -> dict[str, Any]:
     """The whole of a run, from its text to its results; `ends` holds what is let go of, however that ends."""
     began, run = time.perf_counter(), options.output_dir
-    resumed = ends.enter_context(find_checkpoint(options, say))
+    counted = family_of(model_config(config.model)).counted  # which has no checkpoints
+    resumed = ends.enter_context(find_checkpoint(options, _silent if counted else say))
     if resumed is not None:
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
     planned = _plannable(config, _silent)
-    planned = _with_sizes(planned, model_config(planned.model), precision)  # what does not fit is refused now
+    planned = _with_sizes(planned, _planned_architecture(planned), precision)  # what does not fit is refused now
     trackers = Trackers(config.logging, run, say)
     _set_up_process(config.training)
     checkpoint, state = starting_point(config.training, resumed)
@@ -164,7 +180,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if checkpoint is not None:
         check_fingerprints(checkpoint, files, of_text=resumed is not None)
     config = _with_entries(config, files)
-    config = planned if planned.model == config.model else _with_sizes(config, model_config(config.model), precision)
+    config = planned if planned.model == config.model else _with_sizes(config, _planned_architecture(config), precision)
     architecture = _architecture(config, files)
     keep_freed_memory()
     accelerator = build_accelerator(precision)
@@ -175,9 +191,14 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_possible_loss(config, requested_loss, model)
     steps = plan_steps(config.training, material.examples_per_epoch)
     plan = make_plan(architecture, config.training, precision, steps, say)
-    config = _with_training(config, precision=precision, compile=plan.compiled)
+    config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
+    if counted and options.resume:
+        if results := counted_before(run, config, files):
+            say(f"nothing left to count: {run} is finished")
+            return results
+        say(f"{run} was not counted to the end; starting afresh")
     parts = _Parts(config, material, model, accelerator, plan, run)
     loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
@@ -227,7 +248,7 @@ class _Parts:
 
 def _build_loop(
     parts: _Parts, checkpoint: Path | None, state: LoopState, mirror: Callable[[str, dict[str, Any]], None]
-) -> TrainingLoop:
+) -> TrainingLoop | Counting:
     """The parts of a training, each from those before: batches, objective, updater, saver, loop."""
     config, model, accelerator, files = parts.config, parts.model, parts.accelerator, parts.material.files
     training = config.training
@@ -235,12 +256,14 @@ def _build_loop(
     set_seed(training.seed, device_specific=True)  # dropout differs between processes, weights and order do not
     batches = parts.material.batches(accelerator, reporter.say)
     objective = parts.material.objective(model, training, accelerator, reporter.say)
-    updater = Updater.build(objective, batches, training, accelerator, state, reporter.say)
+    counted = parts.plan.counted
+    updater = None if counted else Updater.build(objective, batches, training, accelerator, state, reporter.say)
     retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
+        objective=objective,
         tokenizer=files.tokenizer,
-        optimizer=updater.optimizer,
+        optimizer=updater and updater.optimizer,
         training=training,
         run=parts.run,
         log=RunLog(parts.run, accelerator.is_main_process, state.step, retakes, mirror),
@@ -248,6 +271,8 @@ def _build_loop(
         identity={"config": dataclasses.asdict(config), "fingerprints": fingerprints_of(files)},
         say=reporter.say,
     )
+    if counted:
+        return Counting(model, files, batches, objective, saver, reporter, accelerator)
     loop = TrainingLoop(
         updater,
         objective,
@@ -302,7 +327,8 @@ def _describe_run(parts: _Parts, tokens: int, origin: dict[str, Any]) -> dict[st
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
     config, plan, files = parts.config, parts.plan, parts.material.files
     source, init_from = config.data.title, config.init_from
-    data = {"source": source, "on_hub": config.data.sources is None and has_splits(source), "folder": str(files.folder)}
+    on_hub = config.data.sources is None and has_splits(source, config.data.mixture[0].columns)
+    data = {"source": source, "on_hub": on_hub, "folder": str(files.folder)}
     return {
         "parameters": plan.parameters,
         "embedding_parameters": plan.embedding_parameters,
@@ -353,10 +379,17 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
+    if config.batching.carry_state and processes > 1:
+        raise UserError(
+            f"batching.carry_state=true keeps the state of every row in one process, and this launch has {processes}; "
+            "launch one process, or set batching.carry_state=false"
+        )
     training = resolve_batch_size(config.training, needed, processes)
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
     training = dataclasses.replace(training, loss=resolve_loss(training.loss, logits_bytes=logits_bytes))
+    if architecture.is_encoder_decoder:  # its batches have too many shapes
+        training = dataclasses.replace(training, compile=False)
     return dataclasses.replace(config, training=training)
 
 
@@ -367,6 +400,12 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
+
+
+def _planned_architecture(config: RunConfig) -> PreTrainedConfig:
+    """The model's config before there is a tokenizer: its size is right, its special tokens are not."""
+    names = ("bos", "eos", "pad", "decoder_start", "forced_eos") if config.data.is_pairs else ()
+    return model_config(config.model, **{f"{name}_token_id": 0 for name in names})
 
 
 def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
@@ -390,19 +429,18 @@ def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
 def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
     """The model's config, with the special tokens of the tokenizer and the length it is trained at."""
     tokenizer = files.tokenizer
-    architecture = model_config(
-        config.model,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if files.is_pairs:
+        ids |= {"decoder_start_token_id": start_token_id(tokenizer), "forced_eos_token_id": tokenizer.eos_token_id}
+    architecture = model_config(config.model, **ids)
     embedded = architecture.get_text_config().vocab_size
     if embedded < len(tokenizer):
         raise UserError(
             f"the tokenizer of model.init_from={config.init_from} has {len(tokenizer)} entries, its model only "
             f"{embedded}; give a model and a tokenizer that fit"
         )
-    architecture.trained_context_length = config.training.context_length  # what scores it later takes by default
+    # What scores it later takes by default; with a carried state it was trained on no windows.
+    architecture.trained_context_length = None if config.batching.carry_state else config.training.context_length
     return architecture
 
 

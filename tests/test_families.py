@@ -29,6 +29,7 @@ from smallm_hf.families import FAMILIES, TARGETS, Family, family_of, family_of_f
 from smallm_hf.inspection import refuse_lookahead
 from smallm_hf.pretrained import find_kind, fresh_model, load_scorable, load_weights, pretrained_config
 from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.kneser_ney import count_ngrams, fill_model
 from smallm_hf.training.optimization import build_optimizer
 from smallm_hf.training.plan import embedding_parameters, make_plan
 
@@ -58,6 +59,13 @@ def train_a_little(model: PreTrainedModel, name: str) -> list[float]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def count_a_little(model: PreTrainedModel) -> None:
+    ids = torch.arange(24)[None] % 8
+    before = model(ids, labels=ids).loss
+    fill_model(model, count_ngrams(ids[0].numpy(), model.config.order, model.config.vocab_size, None))
+    assert model(ids, labels=ids).loss < before
 
 
 def test_a_new_family_is_one_entry(tiny_gru, tokenizer, tmp_path):
@@ -110,7 +118,9 @@ HEADS = {**SMALL, "num_attention_heads": 2, "intermediate_size": 48}
 # A small config of every family of ours, and of others of transformers that are unlike them.
 CONFIGS = {
     "smallm": lambda: model_config({"model_type": "smallm", **SMALL}),
+    "recurrent": lambda: model_config({"model_type": "recurrent", **SMALL}),
     "feedforward": lambda: model_config({"model_type": "feedforward", **SMALL, "context_size": 4}),
+    "ngram": lambda: model_config({"model_type": "ngram", "vocab_size": 64, "order": 3}),
     "llama": lambda: LlamaConfig(**HEADS),
     "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2),
     "bert": lambda: BertConfig(**HEADS, is_decoder=True),
@@ -133,13 +143,17 @@ def test_a_family_builds_trains_counts_saves_and_loads(model_type, tokenizer, tm
     groups = parameter_groups(model)
     assert sorted(id(p) for group in groups.values() for p in group) == sorted(id(p) for p in model.parameters())
     assert all(parameter.ndim == 2 for parameter in groups["hidden"])
-    for name in ("adamw", "muon"):
+    if family.counted:
+        count_a_little(model)
+    for name in ("adamw", "muon") if not family.counted else ():
         losses = train_a_little(fresh_model(config), name)
         assert losses[-1] < losses[0]
     training = TrainingConfig(max_steps=5, batch_size=2, context_length=12, compile=False)
     plan = make_plan(config, training, "bf16", 5)
-    multiplying = sum(p.numel() for p in [*groups["hidden"], *groups["other"], model.get_output_embeddings().weight])
-    assert plan.flops_per_token >= 6 * multiplying
+    head = model.get_output_embeddings()
+    weights = [*groups["hidden"], *groups["other"], *([] if head is None else [head.weight])]
+    assert (head is None) == (not plan.parameters) == family.counted
+    assert plan.flops_per_token >= 6 * sum(weight.numel() for weight in weights)
     assert plan.memory_bytes > 4 * 4 * plan.parameters - 4 * sum(p.numel() for p in groups["hidden"])
 
     model.save_pretrained(tmp_path)

@@ -28,7 +28,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from smallm_hf import SmaLLMConfig, SmaLLMForCausalLM
+from smallm_hf import RecurrentConfig, RecurrentForCausalLM, SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import TooLong, UserError
 from smallm_hf.generation import steps
 from smallm_hf.generation.engine import Engine
@@ -89,6 +89,7 @@ WRITERS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**TOKENS | WILD, n_positions=32, n_embd=16, n_layer=2, n_head=2)),
     "bloom": lambda: BloomForCausalLM(BloomConfig(**TOKENS | WILD, hidden_size=16, n_layer=2, n_head=2)),
     "mamba2": lambda: Mamba2ForCausalLM(Mamba2Config(**TOKENS | STATE | WILD)),
+    "recurrent": lambda: RecurrentForCausalLM(RecurrentConfig(**TOKENS, hidden_size=16, initializer_range=2.0)),
 }
 ANSWERERS = {
     "t5": lambda: T5ForConditionalGeneration(T5Config(**TOKENS | T5 | BEGINS)),
@@ -125,7 +126,7 @@ def requests_for(kind: str, **settings) -> list[Request]:
 # --- one request, one text -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "smallm", "mamba2", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "smallm", "mamba2", "recurrent", "t5"])
 def test_texts_written_by_several_threads_at_once_are_those_written_alone(kind):
     engine, requests = engine_of(kind), requests_for(kind)
     alone = [engine.write([request])[0] for request in requests]
@@ -160,6 +161,13 @@ def test_a_text_that_ends_leaves_the_batch(monkeypatch):
     )
     engine.write([Request("a", max_new_tokens=most, min_new_tokens=most) for most in (1, 3, 3, 4)])
     assert shapes == [(4, 2), (3, 1), (3, 1), (1, 1)]
+
+
+def test_a_recurrent_model_reads_texts_of_any_length_side_by_side_and_then_one_token_of_each_at_a_time():
+    engine, shapes = engine_of("recurrent"), []
+    engine.model.model.embed_tokens.register_forward_pre_hook(lambda module, given: shapes.append(given[0].shape))
+    engine.write([Request(text, max_new_tokens=3, min_new_tokens=3) for text in ("a", "abba", "jig")])
+    assert shapes == [(3, 5), (3, 1), (3, 1)]
 
 
 # What the version before the engine wrote with the global generator.
@@ -216,7 +224,7 @@ def test_temperature_0_takes_the_most_probable_tokens(roomy, tokenizer):
 
 
 @pytest.mark.parametrize("draw", [{"temperature": 0.0}, {"temperature": 0.7}, DRAWS[2] | {"temperature": 1.1}])
-@pytest.mark.parametrize("kind", ["llama", "mamba2", "t5", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "mamba2", "recurrent", "t5", "bart"])
 def test_an_engine_writes_what_generate_would(kind, draw):
     engine, asked = engine_of(kind), {"max_new_tokens": 20, **draw}
     ids = engine.tokenizer("abba", return_tensors="pt")["input_ids"]
@@ -366,8 +374,9 @@ def test_a_stop_string_ends_the_text_before_it_also_where_it_spans_tokens(tokeni
     assert grow(tokenizer, " The cat sat on the mat", stop=stop) == pieces
 
 
-def test_a_stop_string_ends_the_request_that_names_it_and_no_other():
-    engine = engine_of("llama")
+@pytest.mark.parametrize("kind", ["llama", "recurrent"])
+def test_a_stop_string_ends_the_request_that_names_it_and_no_other(kind):
+    engine = engine_of(kind)
     free = engine.write([Request("abba", max_new_tokens=30, seed=1)])[0]
     end = free.text[5:8]
     asked = [Request("abba", max_new_tokens=30, seed=1, stop=stop) for stop in ((), ("~", end))]
@@ -397,8 +406,9 @@ def test_an_event_ends_the_writing_between_two_tokens():
     assert (written.text, written.tokens, written.finish_reason) == ("", (), None)
 
 
-def test_log_probabilities_are_the_models_own_whatever_is_drawn_from():
-    engine = engine_of("llama")
+@pytest.mark.parametrize("kind", ["llama", "recurrent"])
+def test_log_probabilities_are_the_models_own_whatever_is_drawn_from(kind):
+    engine = engine_of(kind)
     (written,) = engine.write([Request("abba", max_new_tokens=8, min_new_tokens=8, top_k=2, temperature=3, logprobs=3)])
     ids = [0, *engine.tokenizer("abba")["input_ids"]]
     for token in written.tokens:

@@ -57,6 +57,7 @@ def checkout(tmp_path, gpt2_folder) -> Path:
     words = ["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3)) for _ in range(900)]
     paragraphs = [" ".join(draw.choices(words, k=30)) for _ in range(400)]
     (folder / "my_text.txt").write_text("\n\n".join(paragraphs[:40]))
+    (folder / "my_pairs.jsonl").write_text('{"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps."}\n')
     (folder / "my_texts").mkdir()
     (folder / "my_texts" / "counting.txt").write_text("\n<|endoftext|>\n".join(paragraphs))
     import pandas

@@ -79,6 +79,21 @@ def require_models(models: Iterable[str]) -> None:
             is_model_folder(model)
 
 
+def expand_models(patterns: Iterable[str]) -> list[str]:
+    """The models of a command line, each once; a pattern such as `runs/x-seed*/best` stands for the folders it matches.
+
+    Raises:
+        UserError: a pattern that matches no folder.
+    """
+    models: dict[str, None] = {}
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        if not found:
+            raise UserError(f"--model {pattern}: matches no folder; give one that exists, such as runs/quickstart/best")
+        models |= dict.fromkeys(found)
+    return list(models)
+
+
 def is_model_folder(source: str) -> bool:
     """True for a folder with a model in it, False for what may be a Hub id.
 

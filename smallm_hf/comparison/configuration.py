@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.recipes import read_recipe
-from smallm_hf.evaluation.configuration import Rules
+from smallm_hf.evaluation.configuration import Rules, require_at_least
 
 PROMPTS = ("the cat sat", "The dog", "Neural networks are", "How to implement", "Once upon a time")
 
@@ -55,7 +55,7 @@ class SideBySide(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(top_k=1, max_new_tokens=1, num_samples=1, speed_tokens=1, repetitions=1, max_documents=1)
+        require_at_least(self, top_k=1, max_new_tokens=1, num_samples=1, speed_tokens=1, repetitions=1, max_documents=1)
         if self.temperature <= 0:
             raise UserError(
                 f"temperature={self.temperature} draws nothing; give more than 0, the greedy text is always there"

@@ -1,6 +1,5 @@
 """Shows a comparison: on the terminal, as Markdown, as JSON and as one HTML page that needs nothing else."""
 
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.page import COLOURS, NONE, fill_template, on_one_line, percent, size, window
+from smallm_hf.evaluation.page import COLOURS, NONE, fill_template, in_markdown, on_one_line, percent, size, window
 from smallm_hf.evaluation.results_page import tabulate, to_json
 from smallm_hf.evaluation.texts import source_name
 
@@ -48,6 +47,7 @@ def _variety(of: str, name: str) -> Callable[[Row], str]:
 FIGURES: dict[str, Callable[[Row], str]] = {
     "class": lambda row: row["class"],
     "parameters": lambda row: f"{row['parameters']:,}",
+    "n-grams": lambda row: f"{row['ngrams']:,}" if row["ngrams"] else NONE,
     "weights": lambda row: f"{size(row['weights_bytes'])}, {row['dtype']}",
     "vocabulary": lambda row: f"{row['tokenizer_entries']:,}",
     "positions": lambda row: f"{row['positions']:,}" if row["positions"] else NONE,
@@ -161,7 +161,7 @@ def render(results: dict[str, Any], template: str) -> str:
     return fill_template(
         template,
         __package__,
-        {"percent": percent, "shown": shown, "on_one_line": on_one_line, "cell": _cell},
+        {"percent": percent, "shown": shown, "on_one_line": on_one_line, "cell": in_markdown},
         **results | {"data": results["data"] and source_name(results["data"])},
         figures=tabulate(rows, FIGURES),
         charts=charts(rows),
@@ -170,8 +170,3 @@ def render(results: dict[str, Any], template: str) -> str:
         scored=next((row["scores"] for row in rows if row["scores"]), None),
         masked=MASKED,
     )
-
-
-def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", on_one_line(text))

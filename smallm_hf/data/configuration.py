@@ -22,6 +22,8 @@ class Source:
         configuration: of a Hub data set.
         revision: of a Hub data set.
         text_column: column that holds the text.
+        source_column: of pairs, as `data.source_column`.
+        target_column: of pairs, as `data.target_column`.
         encoding: of local files.
         separator: of .csv and .tsv files.
         documents: of text files.
@@ -33,11 +35,18 @@ class Source:
     configuration: str | None = None
     revision: str | None = None
     text_column: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
     encoding: str | None = None
     separator: str | None = None
     documents: Literal["line", "paragraph"] | None = None
 
     def __post_init__(self):
+        if (self.source_column is None) != (self.target_column is None):
+            raise UserError(
+                f"data.source_column={self.source_column or 'null'} and data.target_column="
+                f"{self.target_column or 'null'} make pairs together only; give both, or neither for plain text"
+            )
         try:
             "".encode(self.encoding or "utf-8")
         except (LookupError, UnicodeError) as error:
@@ -51,6 +60,11 @@ class Source:
                 f"data.separator={self.separator!r} is not one character; set it to what stands between the columns, "
                 r"such as ; or \t"
             )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Source and target column of pairs; none where it is plain text."""
+        return (self.source_column, self.target_column) if self.source_column and self.target_column else ()
 
 
 HOW_TO_READ = tuple(field.name for field in fields(Source) if field.name not in ("source", "weight"))
@@ -74,6 +88,12 @@ class DataConfig:
         split: split to train on, of a Hub data set or of a `DatasetDict` that was saved.
         text_column: column that holds the text, in everything but text files; in a .csv or .tsv without a header the
             number of the column, from 1. Chat exports (`messages`, or rows of `role` and `content`) need none.
+        source_column: for an encoder-decoder, which trains on pairs: the column that it reads. A name with dots leads
+            into a column, as `translation.de` does, and braces make a text of several: `question: {question} context:
+            {context}`. In parallel texts, the end of the file's name: with `data.source: corpus/train`, `de` and `en`
+            read `train.de.gz` and `train.en.gz`, line by line. SQuAD's JSON has the columns `question`, `context` and
+            `answers.text`.
+        target_column: the column that it is to write; of several texts in it the first trains.
         encoding: of local files that are neither UTF-8 nor marked by a byte order mark, such as windows-1250; left out,
             files that do not say it are guessed and named. `utf-8` refuses all others.
         separator: what stands between the columns of .csv and .tsv files, such as ; or \\t; left out, it is a tab in
@@ -99,6 +119,8 @@ class DataConfig:
     streaming: bool = False
     split: str = "train"
     text_column: str = "text"
+    source_column: str | None = None
+    target_column: str | None = None
     encoding: str | None = None
     separator: str | None = None
     documents: Literal["line", "paragraph"] | None = None
@@ -127,7 +149,12 @@ class DataConfig:
                 f"data.sources has the weights {weights}; give every source one above 0, or none to train on all in "
                 "proportion to their size"
             )
-        Source("", encoding=self.encoding, separator=self.separator)  # which refuses wrong ones
+        Source("", **{name: getattr(self, name) for name in HOW_TO_READ})  # which refuses wrong ones
+        if len({bool(source.columns) for source in self.mixture}) > 1:
+            raise UserError(
+                "some of data.sources have source_column and target_column, others have not; a run trains on pairs or "
+                "on texts, so give them to all or to none"
+            )
         if self.workers is not None and self.workers < 1:
             raise UserError(f"data.workers={self.workers} processes do nothing; set it to 1 or more, or leave it out")
 
@@ -138,6 +165,11 @@ class DataConfig:
             replace(source, **{name: getattr(source, name) or getattr(self, name) for name in HOW_TO_READ})
             for source in self.sources or [Source(self.source)]
         ]
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether the data are pairs of a source and a target."""
+        return bool(self.mixture[0].columns)
 
     @property
     def title(self) -> str:
@@ -247,6 +279,9 @@ class BatchingConfig:
             makes windows overlap, and one epoch trains each token about training.context_length / stride times.
         within_documents: attention does not look across the eos before a document, where positions begin at 0 again,
             neither in training nor in validation.
+        carry_state: a recurrent model begins a window with the state that the one before it in the text has left, so
+            that its context reaches beyond training.context_length (truncated back-propagation through time). Each row
+            of an update is then a stretch of the text of its own, read from front to back in an epoch.
         curriculum: order of the first windows: length from short to long documents, loss from common to rare words
             (nats per token under the frequencies of the training text); null is random.
         curriculum_tokens: the tokens of a run that come in this order, of each source at most one pass; null is the
@@ -256,6 +291,7 @@ class BatchingConfig:
 
     stride: int | None = None
     within_documents: bool = False
+    carry_state: bool = False
     curriculum: Literal["length", "loss"] | None = None
     curriculum_tokens: int | None = None
     curriculum_buckets: int = 10
@@ -265,6 +301,13 @@ class BatchingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"batching.{name}={value} is out of range; set it to a number above 0, or null")
+        others = {"stride": None, "within_documents": False, "curriculum": None}
+        for name, value in others.items():
+            if self.carry_state and getattr(self, name) != value:
+                raise UserError(
+                    f"batching.carry_state=true reads the text from front to back, and batching.{name}="
+                    f"{getattr(self, name)} does not; leave one of them out"
+                )
         if self.curriculum_tokens and not self.curriculum:
             raise UserError(
                 f"batching.curriculum_tokens={self.curriculum_tokens} has no order while batching.curriculum is null; "

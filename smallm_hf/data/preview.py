@@ -65,10 +65,11 @@ def show_preview(request: DataRequest, number: int, console: Console) -> None:
 
 def _choose(request: DataRequest, source: Source, number: int) -> list[Document]:
     """Draws documents: the first ones of files from all over a folder, or any from the beginning of one."""
-    files = local_files(source.source) if not has_splits(source.source) and source.source != PYTHON_DOCS else []
+    is_local = not has_splits(source.source, source.columns) and source.source != PYTHON_DOCS
+    files = local_files(source.source, source.columns) if is_local and not source.columns else []
     found = _of_files(request, source, files, number) if len(files) > 1 else []
     if len(found) < number:
-        placed = enumerate(_beginning(request.read(source)))
+        placed = enumerate(_beginning(document.joined for document in request.read(source)))
         drawn = heapq.nsmallest(number, placed, key=lambda pair: hash_fraction(pair[1].id))
         found = [document for _, document in sorted(drawn, key=lambda pair: pair[0])]
     if not found:

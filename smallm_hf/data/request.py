@@ -62,6 +62,13 @@ class DataRequest:
         settings = {f"data.{name}": value for name, value in asdict(self.data).items() if name not in NOT_DECIDING}
         for source in settings["data.sources"] or ():
             del source["weight"]  # says how often the ids are trained on
+        for keys in (
+            settings,
+            *(settings["data.sources"] or ()),
+        ):  # plain text is named as it was before there were pairs
+            for name in [name for name in keys if name.endswith(("source_column", "target_column"))]:
+                if keys[name] is None:
+                    del keys[name]
         for section in ("cleaning", "selection"):
             settings |= {f"{section}.{name}": value for name, value in asdict(getattr(self, section)).items()}
         settings |= {f"tokenizer.{name}": value for name, value in self.tokenizer_options.items()}
@@ -78,7 +85,7 @@ class DataRequest:
         """What is read, in the order of the token files."""
         inputs, data = [], self.data
         for place, source in enumerate(data.mixture):
-            on_hub = has_splits(source.source)
+            on_hub = has_splits(source.source, source.columns)
             source = source if on_hub else replace(source, split="")
             has_validation = on_hub and data.validation_split and not data.validation_source
             is_whole = has_validation or data.validation_source
@@ -88,9 +95,8 @@ class DataRequest:
         if data.validation_source:
             split = data.validation_split or VALIDATION
             how = {name: getattr(data, name) for name in HOW_TO_READ}
-            source = Source(
-                data.validation_source, **{**how, "split": split if has_splits(data.validation_source) else ""}
-            )
+            source = Source(data.validation_source, **how)
+            source = replace(source, split=split if has_splits(source.source, source.columns) else "")
             inputs.append(Input(source, None, SIDES.index(VALIDATION)))
         return inputs
 
@@ -114,6 +120,7 @@ class DataRequest:
                 configuration=source.configuration,
                 revision=source.revision,
                 split=source.split,
+                columns=source.columns,
                 contents=contents,
             )
             for source in (one.source for one in self.inputs)

@@ -37,11 +37,11 @@ from smallm_hf.data.reading.files import ReadingReport
 from smallm_hf.data.request import DataRequest, Input
 from smallm_hf.data.selection.features import FeatureBuilder, Features
 from smallm_hf.data.selection.select import Selection, select
-from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION, InsidePlan, hash_fraction
+from smallm_hf.data.selection.splitting import FEWEST_DOCUMENTS, SIDES, TRAIN, VALIDATION, InsidePlan, hash_fraction
 from smallm_hf.data.token_files import EXAMPLES, Side, SideWriter, SourceShare
 from smallm_hf.data.workers import Workers
 from smallm_hf.tokenizing.encoding import Encoder, make_encoder
-from smallm_hf.tokenizing.loading import load_tokenizer, save_tokenizer
+from smallm_hf.tokenizing.loading import close_texts, load_tokenizer, save_tokenizer
 from smallm_hf.tokenizing.schemes import SCHEMES
 from smallm_hf.tokenizing.spelling import Speller
 
@@ -49,7 +49,7 @@ PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
 BATCH_CHARACTERS = 1 << 21
 ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
 REPORT_SECONDS = 10
-PARTS_FORMAT = 3  # of the files above; parts of another are made again
+PARTS_FORMAT = 4  # of the files above; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
 KEPT = pyarrow.schema(  # of a document; its metadata is not needed any more
     {
@@ -58,6 +58,7 @@ KEPT = pyarrow.schema(  # of a document; its metadata is not needed any more
         "piece": pyarrow.int64(),
         "is_last": pyarrow.bool_(),
         "kind": pyarrow.string(),
+        "target": pyarrow.large_string(),
     }
 )
 
@@ -157,8 +158,9 @@ def clean_part(
         def counted(documents: Iterable[Document]) -> Iterator[Document]:
             nonlocal size
             for document in documents:
-                builder.add(document)
-                size += len(document.text.encode())
+                document_as_one = document.joined
+                builder.add(document_as_one)
+                size += len(document_as_one.text.encode())
                 yield document
 
         write_documents(folder / TEXT, counted(cleaner(documents) if cleaner else documents))
@@ -188,7 +190,8 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
     documents = itertools.chain.from_iterable(read_part(text / TEXT) for text in texts)
     with replacing(part) as folder:
         writers = {side: SideWriter(folder / side, *facts) for side in SIDES}
-        for batch in _batches(selection.sided(source, documents), BATCH_CHARACTERS, lambda sided: sided[1].text):
+        sided = ((side, half) for side, document in selection.sided(source, documents) for half in document.halves)
+        for batch in _batches(sided, BATCH_CHARACTERS, lambda sided: sided[1].text):
             ids = encode([document.text for _, document in batch])
             for side, writer in writers.items():
                 writer.add([(d, found) for (on, d), found in zip(batch, ids, strict=True) if on == side])
@@ -310,13 +313,19 @@ class Stages:
         folder = self.parts / "selection"
         if not folder.exists():
             selection = select(
-                lambda number, is_wanted: cleaned[number].read(is_wanted),
+                lambda number, is_wanted: (document.joined for document in cleaned[number].read(is_wanted)),
                 [one.features for one in cleaned],
                 [one.side for one in self.request.inputs],
                 self.request.selection,
                 self.request.data.validation_ratio,
                 self.parts,
             )
+            if selection.plans and self.request.data.is_pairs:
+                name = self.request.inputs[min(selection.plans)].source.source
+                raise UserError(
+                    f"{name} has fewer than {FEWEST_DOCUMENTS} pairs, too few to keep some for validation; give more, "
+                    "or data.validation_source"
+                )
             plans = {
                 source: {"kind": plan.kind, "blocks": [(block.start, block.stop) for block in plan.blocks]}
                 for source, plan in selection.plans.items()
@@ -340,6 +349,8 @@ class Stages:
         if not folder.exists():
             is_trained = self.request.tokenizer.source in SCHEMES
             tokenizer = self._train_tokenizer(cleaned, selection) if is_trained else self.request.given_tokenizer
+            if self.request.data.is_pairs:
+                close_texts(tokenizer)
             with replacing(folder) as partial:
                 save_tokenizer(tokenizer, partial, self.model_max_length)
         return load_tokenizer(str(folder))
@@ -348,7 +359,12 @@ class Stages:
         scheme, limit = SCHEMES[self.request.tokenizer.source], self.request.vocab_size
         self.report(f"training {scheme.title} of {'at most ' if scheme.units else ''}{limit:,} entries")
         sided = (selection.sided(number, one.read()) for number, one in enumerate(cleaned))
-        texts = (document.text for side, document in itertools.chain.from_iterable(sided) if side == TRAIN)
+        texts = (
+            half.text
+            for side, document in itertools.chain.from_iterable(sided)
+            if side == TRAIN
+            for half in document.halves
+        )
         if scheme.sample_characters:
             texts = sample_texts(texts, scheme.sample_characters)
         options = self.request.tokenizer_options

@@ -9,7 +9,7 @@
     report.json                the same for people, with what was cleaned away and why, and examples
     report.md                  the same to read
 
-`prepare` makes such folders.
+Of pairs, each source and each target is a document, in turns. `prepare` makes such folders.
 """
 
 import json
@@ -131,6 +131,12 @@ class TokenFiles:
 
     folder: Path
     meta: Meta
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether the documents are sources and targets in turns."""
+        settings = self.meta.settings
+        return any("target_column" in key for keys in (settings, *(settings.get("data.sources") or ())) for key in keys)
 
     @cached_property
     def train(self) -> np.memmap:

@@ -20,7 +20,7 @@ WEIGHTS_OF_A_RUN = ("best", "final")
 
 
 def fill_template(template: str, room: str, filters: Mapping[str, Callable] | None = None, **values: Any) -> str:
-    """Fills a template; in HTML values are escaped, except through the filter `html`.
+    """Fills a template; in HTML and SVG values are escaped, except through the filter `html`.
 
     Args:
         template: name of its file.
@@ -30,7 +30,7 @@ def fill_template(template: str, room: str, filters: Mapping[str, Callable] | No
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(room, "."), PackageLoader(FRAME, ".")]),
-        autoescape=template.endswith(".html"),
+        autoescape=template.endswith((".html", ".svg")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -90,3 +90,8 @@ def on_one_line(text: str) -> str:
 def shorten(text: str, characters: int) -> str:
     """A text of at most so many characters, with an ellipsis where it was cut."""
     return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
+def in_markdown(text: str) -> str:
+    """A text on one line that Markdown shows as it is, also in a table; between letters `_` means nothing there."""
+    return re.sub(r"([\\`*{}\[\]<>|#~$&]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", on_one_line(text))

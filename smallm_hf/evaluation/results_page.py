@@ -41,6 +41,7 @@ SCORES: Templates = {
     "unknown tokens": "{unknown_rate:.2%}, {spelling_bits_per_byte:.4f} of the bits spell what they hide",
     "scored text": lambda row: "lower-cased" if row["lowered"] else NONE,
     "parameters": "{parameters:,}",
+    "n-grams": "{ngrams:,}",
     "family": "{kind}",
     "protocol": "{protocol}",
     "attention": lambda row: "within documents" if row["within_documents"] else NONE,
@@ -64,6 +65,8 @@ PER_TOKEN = ("loss (nats per token)", "perplexity (tokens)", "mean entropy (nats
 WRITTEN: Templates = {
     "BLEU (0 to 100) ↑": "{generated[bleu]:.2f}",
     "chrF (0 to 100) ↑": "{generated[chrf]:.2f}",
+    "exact match (0 to 100) ↑": "{generated[exact_match]:.2f}",
+    "F1 of words (0 to 100) ↑": "{generated[f1]:.2f}",
     "ROUGE-1 (0 to 1) ↑": "{generated[rouge1]:.3f}",
     "ROUGE-2 ↑": "{generated[rouge2]:.3f}",
     "ROUGE-L ↑": "{generated[rougeL]:.3f}",
@@ -75,6 +78,7 @@ WRITTEN: Templates = {
             ("repetition", "repetition"),
         )
     },
+    "BLEU by": "{generated[signatures][0]}",
     "words per text": "{generated[words_per_text]:.1f}",
     "words per reference": "{generated[words_per_reference]:.1f}",
     "copied from the training text": "{generated[copy_rate]:.1%}",
@@ -175,13 +179,22 @@ def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:
 # --- terminal and JSON -----------------------------------------------------------------------------------------------
 
 
-def report_results(results: dict[str, Any], output: str | None = None, page: str | None = None) -> None:
+def report_results(
+    results: dict[str, Any],
+    output: str | None = None,
+    page: str | None = None,
+    *,
+    page_of: Callable[[dict[str, Any]], str] | None = None,
+    show: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     """Prints the tables, and writes all as JSON and as a page where a file is named for it.
 
     Args:
         results: of `evaluate_models`, with versions and what else is known of their origin.
         output: a JSON file, without pictures; the row of a single model is at its top level.
         page: an HTML file.
+        page_of: makes the page; by default the one of scored texts.
+        show: prints the tables; by default those of scored texts.
     """
     try:  # the tables are printed even if a file cannot be written
         if output:
@@ -190,9 +203,9 @@ def report_results(results: dict[str, Any], output: str | None = None, page: str
                 whole = whole.pop("models")[0] | whole
             _write(output, to_json(whole))
         if page:
-            _write(page, render(results))
+            _write(page, (page_of or render)(results))
     finally:
-        print_results(results)
+        (show or print_results)(results)
 
 
 def to_json(content: dict[str, Any]) -> str:

@@ -121,7 +121,7 @@ def score_corpus(
     plan = ScoringPlan.make(model, tokenizer, Rules(**rules), with_sources=sources is not None)
     profile, documents = Profile.empty(top_k, vocab_size), itertools.count()
     texts = (text for text, _ in zip(texts, documents, strict=False))
-    with _progress(show_progress) as advance:
+    with show_scoring(show_progress) as advance:
         own = list(plan.score(texts, sources, shard=shard, advance=advance, profile=profile))
     profiles, parts = zip(*gather((profile, own), shard[1]), strict=True)
     profile = functools.reduce(operator.iadd, profiles, Profile.empty(top_k, vocab_size))
@@ -152,7 +152,7 @@ def score_documents(
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[Advance]:
+def show_scoring(shown: bool) -> Iterator[Advance]:
     """Yields a function that counts scored tokens on a line of stderr, where that is a terminal."""
     console = Console(stderr=True)
     with Progress(

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.families import family_of
 from smallm_hf.generation.request import Request, Token, Written, prompt_ids, source_ids
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
 from smallm_hf.generation.text import GrowingText
@@ -47,7 +49,8 @@ class Engine:
         self.compile = compile and self.cached
         # Texts of different length stand in one batch where the decoder begins alike, or can be told what is padding.
         reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
-        self.mixes_lengths = self.answers or (self.cached and reads_padding and not self.compile)
+        is_recurrent = family_of(model.config).state_class is not None
+        self.mixes_lengths = self.answers or is_recurrent or (self.cached and reads_padding and not self.compile)
         eos = model.generation_config.eos_token_id
         eos = tokenizer.eos_token_id if eos is None else eos
         self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or ())
@@ -140,16 +143,18 @@ class Engine:
             text.make_room(None if self.answers else self.limit)
         rows = [text.token_ids[0] for text in texts]
         given = {}
-        if not self.cached:  # sources stand before their padding; else all are of one length
-            token_ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
+        if not self.cached:  # sources stand before their padding, prompts behind it
+            side = "right" if self.answers else "left"
+            pad = partial(pad_sequence, batch_first=True, padding_side=side)
+            token_ids, mask = pad(rows), pad([*map(torch.ones_like, rows)])
             steps = OwnSteps(self.model, *self._ask_generate(texts[0], token_ids, attention_mask=mask))
             given = {name: steps.inputs[name] for name in ("encoder_outputs",) if self.answers}  # read once
         for text in texts:
             self._ask_generate(text, text.token_ids, attention_mask=torch.ones_like(text.token_ids), **given)
         if self.cached:
             return CachedSteps(self.model, rows, max(text.most for text in texts) if self.compile else None)
-        for row, text in enumerate(texts):
-            text.token_ids = steps.token_ids[row : row + 1]
+        for row, text in enumerate(texts if self.answers else ()):
+            text.token_ids = steps.token_ids[row : row + 1]  # where its decoder begins
         return steps
 
     def _ask_generate(

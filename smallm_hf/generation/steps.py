@@ -140,11 +140,11 @@ class CachedSteps:
 class OwnSteps:
     """As `CachedSteps`, by the methods that a model has for `generate`, whatever its state is.
 
-    Texts are of one length, as those of a decoder are that begins; one that ends is carried along to the last.
+    A text that ends is carried along to the last.
 
     Args:
         model: any that can `generate`.
-        token_ids: (B, T), what is there of the texts.
+        token_ids: (B, T), what is there of the texts; of one length, but for a model that padding does not touch.
         inputs: all else that `generate` prepared for the model.
     """
 

@@ -3,7 +3,18 @@
 # First, and whole: once it is imported, `families.py` follows, and imports the files below.
 import transformers  # noqa: F401  # isort: skip
 
+from .configuration_recurrent import RecurrentConfig
 from .configuration_smallm import SmaLLMConfig
+from .modeling_recurrent import RecurrentForCausalLM, RecurrentModel, RecurrentPreTrainedModel
 from .modeling_smallm import SmaLLMForCausalLM, SmaLLMModel, SmaLLMPreTrainedModel
 
-__all__ = ["SmaLLMConfig", "SmaLLMForCausalLM", "SmaLLMModel", "SmaLLMPreTrainedModel"]
+__all__ = [
+    "RecurrentConfig",
+    "RecurrentForCausalLM",
+    "RecurrentModel",
+    "RecurrentPreTrainedModel",
+    "SmaLLMConfig",
+    "SmaLLMForCausalLM",
+    "SmaLLMModel",
+    "SmaLLMPreTrainedModel",
+]

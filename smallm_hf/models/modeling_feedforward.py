@@ -137,7 +137,7 @@ class FeedForwardForCausalLM(FeedForwardPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> dict:
-        """The last n tokens, however long the text is; nothing else is read, so that each step takes equally long."""
+        """The last n tokens: nothing else is read, so that a step takes equally long however long the text is."""
         size = self.config.context_size
         mask = None if attention_mask is None else attention_mask[:, -size:]
         return {"input_ids": input_ids[:, -size:], "attention_mask": mask, "logits_to_keep": 1}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from tiktoken.load import load_tiktoken_bpe
+from tokenizers.processors import Sequence, TemplateProcessing
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -156,6 +157,15 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | os.PathLike
         path = Path(folder, "tokenizer_config.json")
         written = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
         path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def close_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes a tokenizer that adds nothing to a text close it with eos, as an encoder-decoder reads and writes texts."""
+    if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
+        return
+    eos, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
+    closing = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)])
+    backend.post_processor = Sequence([backend.post_processor, closing]) if backend.post_processor else closing
 
 
 def is_lossless(tokenizer: PreTrainedTokenizerBase) -> bool:

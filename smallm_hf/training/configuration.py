@@ -28,7 +28,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value <= 1,
         ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "length_warmup_fraction"),
     ),
-    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2")),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2", "label_smoothing")),
     ("from 0 to below 4294967296", lambda value: 0 <= value < 2**32, ("seed",)),
 )
 
@@ -42,11 +42,13 @@ class TrainingConfig:
         max_seconds: training time (data, steps and logging; not compiling, validation, sampling or saving). The
             schedule fits itself to it.
         epochs: passes over the training tokens.
-        context_length: tokens per window; at most model.max_position_embeddings.
+        context_length: tokens per window, and of a source or target of pairs at most, of which longer ones are left
+            out; at most model.max_position_embeddings.
         length_warmup: shorter lengths to begin with, in tokens: each window is cut into rows of the first, then of the
             next, then left whole. Each divides context_length; those that are not shorter are passed over.
         length_warmup_fraction: share of the run trained in shorter rows, shared equally by the lengths.
-        batch_size: windows per process and micro-step; auto takes the most that fit into memory and divide the update.
+        batch_size: windows, or pairs, per process and micro-step; auto takes the most that fit into memory and divide
+            the update.
         accumulation_steps: micro-steps per optimizer update on one process; several processes share them.
         global_batch_size: windows per optimizer update; null is batch_size x accumulation_steps, as the recipe states
             them where batch_size is set to auto on the line.
@@ -69,6 +71,8 @@ class TrainingConfig:
         compile: auto compiles the training step where the run is long enough to pay for it.
         loss: logits makes them all at once; chunked computes the loss from hidden states and never holds float32 logits
             for more than a part of the batch; auto does so on a GPU whose memory they would fill.
+        label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2016, section 7). Validation stays plain cross entropy, so the training loss is not comparable with it.
         cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         peak_tflops: dense TFLOP/s of one device, whose share reached is stated as mfu; null knows common GPUs.
@@ -89,7 +93,8 @@ class TrainingConfig:
         keep_every: checkpoints at multiples of so many steps stay for good.
         on_full_disk: stop, or continue without what could not be written.
         sample_every: steps or tokens between two rounds of samples; null samples at the end only.
-        sample_prompts: what the samples continue; an empty prompt starts a new document.
+        sample_prompts: what the samples continue; an empty prompt starts a new document. Of an encoder-decoder the
+            sources that it answers, by default the first of the validation pairs.
         sample_tokens: new tokens per sample.
     """
 
@@ -118,6 +123,7 @@ class TrainingConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     loss: Literal["auto", "logits", "chunked"] = "auto"
+    label_smoothing: float = 0.0
     cpu_threads: int | None = None
     activation_checkpointing: bool = False
     peak_tflops: float | None = None

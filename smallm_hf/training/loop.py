@@ -1,12 +1,13 @@
 """The training loop: update after update, and between them what is due: records, validation, samples, checkpoints."""
 
 import math
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import Interrupted, UserError
 from smallm_hf.generation.engine import Engine
@@ -259,23 +260,12 @@ class TrainingLoop:
                 state.validations_without_gain += 1
 
     def sample(self) -> None:
-        """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own; the main process alone."""
-        training = self.training
-
+        """Continues the fixed prompts; the main process alone writes, and the others wait for it."""
         with self.clock.stopped():
-            with suppress(Interrupted), whole(self.objective.model) as model, evaluation_mode(model):
-                engine = Engine(model, self.saver.tokenizer)
-                for prompt in training.sample_prompts if self.accelerator.is_main_process else ():
-                    seed, text = seed_of(training.seed, self.state.step, prompt), ""
-                    request = Request(prompt, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
-                    for token in engine.stream(request):
-                        text += token.text
-                        if self.stop_request:
-                            raise Interrupted
-                    record = {"step": self.state.step, "prompt": prompt, "seed": seed, "text": text}
-                    self.saver.write("samples", record)
-                    self.reporter.say(f"\nsample | {prompt}{text}")
-            self.agree()  # the others have waited for the one that wrote
+            with whole(self.objective.model) as model, evaluation_mode(model):
+                if self.accelerator.is_main_process:
+                    write_samples(model, self.saver, self.reporter, self.state.step, lambda: bool(self.stop_request))
+            self.agree()
 
     def save_checkpoint(self, state: LoopState) -> Path:
         """Saves all that the next update depends on; returns where."""
@@ -297,3 +287,23 @@ class TrainingLoop:
     def close(self) -> None:
         """Lets go of what the updater holds."""
         self.updater.close()
+
+
+def write_samples(
+    model: PreTrainedModel, saver: Saver, reporter: Reporter, step: int, interrupted: Callable[[], bool]
+) -> None:
+    """Continues the fixed prompts into `samples.jsonl`, each by a seed of its own, until `interrupted` is true.
+
+    An encoder-decoder answers them.
+    """
+    engine, training = Engine(model, saver.tokenizer), saver.training
+    reads, arrow = ("source", " -> ") if engine.answers else ("prompt", "")
+    for prompt in training.sample_prompts:
+        seed, text = seed_of(training.seed, step, prompt), ""
+        request = Request(**{reads: prompt}, max_new_tokens=training.sample_tokens, seed=seed, **SAMPLING)
+        for token in engine.stream(request):
+            text += token.text
+            if interrupted():
+                return
+        saver.write("samples", {"step": step, "prompt": prompt, "seed": seed, "text": text})
+        reporter.say(f"\nsample | {prompt}{arrow}{text}")

@@ -34,6 +34,7 @@ class RunPlan:
         flops_per_token: forward and backward.
         compiled: whether the step is.
         memory_bytes: an estimate, see `memory_bytes`.
+        counted: whether the model is counted in one pass, without updates, see `training/counting.py`.
     """
 
     parameters: int
@@ -43,6 +44,7 @@ class RunPlan:
     flops_per_token: int
     compiled: bool
     memory_bytes: int
+    counted: bool = False
 
     @property
     def tokens(self) -> int | None:
@@ -67,8 +69,8 @@ def make_plan(
     Raises:
         UserError: compiling was asked for and cannot be, see `resolve_compile`, which also gets `say`.
     """
-    model = fresh_model(config, "meta")
-    flops = family_of(config).flops_per_token(model, training.context_length)
+    model, family = fresh_model(config, "meta"), family_of(config)
+    flops = family.flops_per_token(model, training.context_length)
     compiled = resolve_compile(
         training.compile,
         planned_flops=steps and steps * training.tokens_per_step * flops,
@@ -83,6 +85,7 @@ def make_plan(
         flops_per_token=flops,
         compiled=compiled,
         memory_bytes=memory_bytes(model, training, precision, compiled=compiled),
+        counted=family.counted,
     )
 
 

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,16 +14,32 @@ from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import Interrupted
 from smallm_hf.base.plain_json import write_json
+from smallm_hf.data.batches.pairs import TokenPairs
 from smallm_hf.data.selection.splitting import VALIDATION
 from smallm_hf.data.token_files import TokenFiles
-from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
+from smallm_hf.evaluation.readers import Seq2SeqReader
+from smallm_hf.evaluation.scoring import Sums, score_token_stream, score_windows, summarize
+from smallm_hf.evaluation.windows import Window
 
 VALIDATION_FILE = "validation.json"
 
 
+class Scorable(Protocol):
+    """What a run is validated on, always by one rule."""
+
+    def score(
+        self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
+    ) -> dict[str, float] | None:
+        """The figures of a model in the precision of its weights, shared over the processes.
+
+        Returns:
+            The figures; None, on every process, where `interrupted` came true on one of them.
+        """
+
+
 @dataclass(frozen=True)
 class ValidationSet:
-    """What a run scores, always by one rule.
+    """The text that a run scores by the `packed` protocol, see `Scorable`.
 
     Attributes:
         tokens: of whole documents, each closed by eos.
@@ -60,43 +78,97 @@ class ValidationSet:
         documents = len(ends) if limit is None else max(1, np.searchsorted(ends, limit, side="right"))
         separator = files.meta.eos_token_id if within_documents else None
         size_with_ends = int(size[:documents].sum() + documents)
-        hidden = files.hidden(VALIDATION)
-        if hidden is not None:
-            number, nats = hidden[:documents].sum(axis=0).tolist()
-            hidden = Sums(unknown=int(number), spelling=nats)
+        hidden = hidden_in(files.hidden(VALIDATION), slice(documents))
         return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator, hidden)
 
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
     ) -> dict[str, float] | None:
-        """Scores the set by the `packed` protocol, in the precision of the weights, shared over the processes.
-
-        Where there is a `separator`, attention does not reach across it.
-
-        Returns:
-            The figures; None, on every process, where `interrupted` came true on one of them.
-        """
-
-        def look_up(tokens: int) -> None:
-            if interrupted():
-                raise Interrupted
-
-        shard = (accelerator.process_index, accelerator.num_processes)
+        """See `Scorable`; where there is a `separator`, attention does not reach across it."""
         options = {"context_length": self.context_length, "batch_size": batch_size, "separator": self.separator}
-        options |= {"shard": shard, "advance": look_up}
-        try:
-            sums, stops = score_token_stream(model, self.tokens, **options), 0
-        except Interrupted:
-            sums, stops = Sums(), 1
-        if accelerator.num_processes > 1:
-            share = torch.tensor([(*astuple(sums), stops)], dtype=torch.float64, device=accelerator.device)
-            nats, *counts = accelerator.gather(share).sum(dim=0).tolist()
-            *counts, stops = (round(count) for count in counts)
-            sums = Sums(nats, *counts)
-        if stops:
-            return None
-        figures = summarize(sums + self.size, self.hidden is not None)
-        return {f"validation_{name}": value for name, value in figures.items()}
+        sums = partial(score_token_stream, model, self.tokens, **options)
+        return _score_together(sums, self.size, self.hidden is not None, accelerator, interrupted)
+
+
+@dataclass(frozen=True)
+class ValidationPairs:
+    """The pairs of which a run scores the targets, teacher-forced, see `Scorable`.
+
+    Attributes:
+        pairs: all of them.
+        bytes: of their targets, the end of each counted as one.
+        start_token_id: what the decoder begins with.
+    """
+
+    pairs: TokenPairs
+    bytes: int
+    start_token_id: int
+
+    @classmethod
+    def choose(cls, pairs: TokenPairs, limit: int | None, start_token_id: int) -> "ValidationPairs":
+        """The first pairs whose targets have at most `limit` tokens together, and the first one in any case.
+
+        Args:
+            pairs: of the validation text.
+            limit: tokens; None takes all.
+            start_token_id: what the decoder begins with.
+        """
+        ends = pairs.lengths[:, 1].cumsum()
+        number = len(pairs) if limit is None else max(1, int(np.searchsorted(ends, limit, side="right")))
+        chosen = pairs.chosen(slice(number))
+        return cls(chosen, int(chosen.target_bytes.sum()) + number, start_token_id)
+
+    def score(
+        self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
+    ) -> dict[str, float] | None:
+        """See `Scorable`; the longest targets come first."""
+
+        def sums(shard: tuple[int, int], advance: Callable[[int], None]) -> Sums:
+            rank, processes = shard
+            order = np.argsort(-self.pairs.lengths[:, 1], kind="stable")[rank::processes]
+            windows = map(self._window, order.tolist())
+            return sum(score_windows(Seq2SeqReader(model), windows, batch_size=batch_size, advance=advance), Sums())
+
+        size, hidden = Sums(bytes=self.bytes), hidden_in(self.pairs.hidden)
+        return _score_together(sums, size + (hidden or Sums()), hidden is not None, accelerator, interrupted)
+
+    def _window(self, pair: int) -> Window:
+        source, target = self.pairs.rows(pair)
+        return Window(np.array([self.start_token_id, *target]), scored=len(target), source_ids=source)
+
+
+def hidden_in(documents: np.ndarray | None, which: slice = slice(None)) -> Sums | None:
+    """What the unknown tokens of some documents stand for, see `TokenFiles.hidden`; None where there can be none."""
+    if documents is None:
+        return None
+    number, nats = documents[which].sum(axis=0).tolist()
+    return Sums(unknown=int(number), spelling=nats)
+
+
+def _score_together(
+    sums: Callable[..., Sums], size: Sums, may_hide: bool, accelerator: Accelerator, interrupted: Callable[[], bool]
+) -> dict[str, float] | None:
+    """The figures of a text of this size over all processes.
+
+    `sums` is called with the `shard` of this one and with `advance`.
+    """
+
+    def look_up(tokens: int) -> None:
+        if interrupted():
+            raise Interrupted
+
+    try:
+        mine, stops = sums(shard=(accelerator.process_index, accelerator.num_processes), advance=look_up), 0
+    except Interrupted:
+        mine, stops = Sums(), 1
+    if accelerator.num_processes > 1:
+        share = torch.tensor([(*astuple(mine), stops)], dtype=torch.float64, device=accelerator.device)
+        nats, *counts = accelerator.gather(share).sum(dim=0).tolist()
+        *counts, stops = (round(count) for count in counts)
+        mine = Sums(nats, *counts)
+    if stops:
+        return None
+    return {f"validation_{name}": value for name, value in summarize(mine + size, may_hide).items()}
 
 
 def write_validation(folder: Path, validated: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
+from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap, paired_seeds
 from smallm_hf.evaluation.sums import Sums
 
 
@@ -84,3 +84,32 @@ def test_other_documents_are_recognised_by_their_sizes():
 def test_one_run_has_no_spread():
     with pytest.raises(UserError, match="1 run has no spread"):
         over_seeds([1.0])
+
+
+def test_settings_over_the_same_seeds_are_compared_in_pairs():
+    found = paired_seeds([1.0, 2.0, 4.0], [1.5, 2.75, 4.25])
+    # Differences of -0.5, -0.75, -0.25: mean -0.5, deviation 0.25, t = -0.5 / (0.25 / sqrt(3)) = -3.464.
+    assert (found["runs"], found["won"], found["difference"]) == (3, 3, -0.5)
+    assert found["high"] == pytest.approx(-0.5 + 4.3027 * 0.25 / math.sqrt(3), rel=1e-4)
+    assert found["p_t"] == pytest.approx(0.0742, abs=1e-4)
+    # Of the 8 ways to sign three differences only -0.5, -0.75, -0.25 and its opposite are as far from 0.
+    assert found["p_exact"] == found["p_least"] == 0.25
+
+
+def test_a_difference_that_is_lost_in_the_spread_of_the_seeds_is_not_significant():
+    found = paired_seeds([1.0, 3.0, 2.0, 5.0], [2.0, 2.0, 3.0, 4.0])  # -1, 1, -1, 1
+    assert (found["difference"], found["won"], found["p_exact"]) == (0, 2, 1)
+
+
+def test_differences_that_are_all_equal_have_no_t_test():
+    found = paired_seeds([1.0, 2.0], [1.5, 2.5])
+    assert (found["difference"], found["p_t"], found["low"], found["p_exact"]) == (-0.5, None, None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "message"),
+    [([1.0], [2.0], "1 pair of runs has no spread"), ([1.0, 2.0], [1.0], "2 and 1 runs cannot be paired")],
+)
+def test_runs_that_cannot_be_paired_are_an_error(ours, others, message):
+    with pytest.raises(UserError, match=message):
+        paired_seeds(ours, others)

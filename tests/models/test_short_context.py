@@ -170,3 +170,4 @@ def test_a_saved_folder_loads_here_and_by_remote_code_in_a_process_without_our_p
 
 def test_only_a_head_that_is_a_linear_map_is_taken_for_one():
     assert has_plain_head(make_model("feedforward"))
+    assert not has_plain_head(make_model("ngram"))

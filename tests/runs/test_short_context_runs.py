@@ -1,10 +1,20 @@
 """The models that read a few tokens only go through whole runs."""
 
+import json
+import os
+import signal
+
 import pytest
+import torch
 import yaml
 from running import interrupt_at, outcome, train
 
-from smallm_hf.base.errors import Interrupted
+from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.data.token_files import open_token_files
+from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.models.modeling_ngram import NgramForCausalLM
+from smallm_hf.pretrained import load_scorable
+from smallm_hf.training import counting
 from smallm_hf.training.progress import read_records
 
 
@@ -24,3 +34,85 @@ def test_a_feedforward_model_that_is_stopped_and_resumed_is_the_uninterrupted_on
     train(recipe, tmp_path / "run", "--resume")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert read_records(tmp_path / "run", "samples")
+
+
+def test_an_ngram_model_is_counted_in_one_pass_and_leaves_what_every_run_leaves(recipe, tmp_path, capsys):
+    with_model(recipe, model_type="ngram", order=3)
+    run = tmp_path / "run"
+    results = train(recipe, run, figures=True)
+    (record,) = read_records(run, "metrics")
+    assert record["validation_loss"] == results["last"]["validation_loss"] == results["best"]["validation_loss"]
+    assert record["validation_loss"] < 3
+    assert (results["steps"], results["tokens"], results["parameters"]) == (1, results["data"]["train"]["tokens"], 0)
+    assert record["ngrams"] == sum(results["ngrams"]) > results["ngrams"][0] == 280
+    assert [sample["prompt"] for sample in read_records(run, "samples")] == ["the cat", ""]
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "results.json", "figures", "best", "final"}
+    assert not (run / "checkpoints").exists()
+    printed = capsys.readouterr().out
+    assert "of 1 to 3 tokens, counted in one pass over the training text" in printed
+    assert f"n-grams           {record['ngrams']:,} (280, " in printed
+    card = (run / "best" / "README.md").read_text()
+    assert f"how often each of {record['ngrams']:,} n-grams of 1 to 3 tokens was seen" in card
+    assert "FLOPs" not in card
+
+    model, tokenizer = load_scorable(str(run / "best"), device="cpu")
+    assert type(model) is NgramForCausalLM
+    files = open_token_files(tmp_path / "tokens")
+    stream = torch.from_numpy(files.validation.astype("int64"))
+    texts = tokenizer.decode(stream[:-1]).split(tokenizer.eos_token)
+    scored = score_documents(model, tokenizer, texts, protocol="packed", context_length=32)
+    assert scored["loss"] == pytest.approx(record["validation_loss"], rel=1e-6)
+
+    assert train(recipe, run, "--resume") == json.loads((run / "results.json").read_text())
+    assert f"nothing left to count: {run} is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"was counted with model\.order 3, this config says 2; resume with the config"):
+        train(recipe, run, "--resume", "--model.order", 2)
+
+
+def test_counting_that_was_stopped_begins_again(recipe, tmp_path, monkeypatch, capsys):
+    with_model(recipe, model_type="ngram", order=2)
+    count = counting.count_ngrams
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return count(*arguments)
+
+    monkeypatch.setattr(counting, "count_ngrams", interrupted)
+    with pytest.raises(Interrupted, match=r"stopped \(signal SIGTERM\) while counting; nothing is saved yet, --resume"):
+        train(recipe, tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "best").exists()
+    assert train(recipe, tmp_path / "run", "--resume")["steps"] == 1
+    assert "was not counted to the end; starting afresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--model.order", 4, "--training.context_length", 2],
+            "reads 3 tokens, and windows of .*context_length=2 hold",
+        ),
+        (["--model.order", 7], "order=7 is out of range; set it to a number from 1 to 5"),
+        (["--batching.curriculum", "length"], "batching.curriculum is for models that are trained step by step"),
+        (["--hub.push_every", 5, "--hub.repo", "a/b"], "hub.push_every is for models .* scripts/publish.py"),
+        (["--training.loss", "chunked"], "training.loss=chunked needs logits that are a linear map"),
+        (["--dry_run", "--probe"], "--probe times updates, and this model is counted without any; leave it out"),
+    ],
+)
+def test_what_has_no_meaning_for_a_model_that_is_counted_is_refused(recipe, tmp_path, words, line):
+    with_model(recipe, model_type="ngram")
+    with pytest.raises(UserError, match=line):
+        train(recipe, tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_of_counting_says_what_is_not_known_yet(recipe, tmp_path, capsys):
+    with_model(recipe, model_type="ngram", order=3)
+    content = yaml.safe_load(recipe.read_text())
+    del content["training"]["max_steps"]  # one pass has its own end
+    recipe.write_text(yaml.safe_dump(content))
+    train(recipe, tmp_path / "run", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "different ones there are is known only then" in printed
+    assert "at most 220 bytes for each different\n                  n-gram of 3 tokens" in printed

@@ -195,6 +195,9 @@ class Cleaner:
 
     def _document(self, pieces: Iterator[Document]) -> Iterator[Document]:
         first = next(pieces)
+        if first.target is not None:
+            yield from self._pair(first)
+            return
         parts = _parts(itertools.chain([first], pieces))
         raw, is_whole = next(parts)
         cleaned = self._clean(first, raw, self.config)
@@ -213,6 +216,21 @@ class Cleaner:
             self.report.words_out += len(document.text.split())
             self.report.documents_out += document.is_last and bool(document.text or document.piece)
             yield document
+
+    def _pair(self, pair: Document) -> Iterator[Document]:
+        """A pair with both its texts cleaned; filters look at them together, and what one of them loses both do."""
+        source, target = (self._clean(pair, half.text, self.config).text for half in pair.halves)
+        cleaned = replace(pair, text=source, target=target)
+        self.report.documents_in += 1
+        why = why_dropped(cleaned.joined.text, self.config)
+        if not source or not target:
+            why = ("nothing left", "all of the source or of the target was removed by the rules")
+        if why:
+            self.report.add_dropped(pair.id, pair.joined.text, *why)
+            return
+        self.report.words_out += len(cleaned.joined.text.split())
+        self.report.documents_out += 1
+        yield cleaned
 
     def _go_on(self, first: Document, part: str, config: CleaningConfig) -> str:
         """Cleans a later part, keeping the blank at its beginning that separates it from the part before."""

@@ -11,18 +11,26 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import file_sha256
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
-from smallm_hf.data.reading.files import PIECE_CHARACTERS, ReadingReport, local_files, saved_splits, suffix_of
-from smallm_hf.data.reading.formats import read_files
+from smallm_hf.data.reading.files import (
+    PIECE_CHARACTERS,
+    ReadingReport,
+    local_files,
+    parallel_texts,
+    saved_splits,
+    suffix_of,
+)
+from smallm_hf.data.reading.formats import read_files, read_parallel
 from smallm_hf.data.reading.hub import read_hub
 from smallm_hf.data.reading.python_docs import documented_modules, python_docs
+from smallm_hf.data.reading.rows import Pair
 from smallm_hf.tokenizing.encoding import valid_unicode
 
 INDENTED = re.compile(r"[ \t]+\S[^\n]*\n(?:[ \t]*\n)*[ \t]+\S")  # a line and the next one that is not blank
@@ -48,6 +56,7 @@ class Document:
         piece: 0, 1, ... within the document. The texts of all pieces, joined, are the document.
         is_last: no piece follows.
         kind: a text of its own; a row of a table, conversations included; or a file of source code.
+        target: of a pair, what answers the text, which is its source. It is in one piece.
     """
 
     text: str
@@ -56,6 +65,19 @@ class Document:
     piece: int = 0
     is_last: bool = True
     kind: TextKind = "text"
+    target: str | None = None
+
+    @property
+    def halves(self) -> tuple["Document", ...]:
+        """Source and target of a pair as two documents; of any other the document itself."""
+        if self.target is None:
+            return (self,)
+        return replace(self, target=None), replace(self, text=self.target, target=None)
+
+    @property
+    def joined(self) -> "Document":
+        """A pair as one text, for what looks at it as a whole; any other as it is."""
+        return self if self.target is None else replace(self, text=f"{self.text}\n{self.target}", target=None)
 
 
 def strip_start(text: str, kind: TextKind) -> str:
@@ -96,6 +118,15 @@ def cut_pieces(
     yield Document(valid_unicode(text if piece else strip_start(text, kind)), id, metadata, piece, kind=kind)
 
 
+def _pair(id: str, metadata: dict[str, Any], pair: Pair, report: ReadingReport) -> Iterator[Document]:
+    """Yields a pair as a document, with all its targets in the metadata; one without source or target is reported."""
+    source, *targets = (valid_unicode(text.strip()) for text in (pair[0], *pair[1]))
+    if not source or not targets or not targets[0]:
+        report.empty_pairs.append(id)
+        return
+    yield Document(source, id, metadata | {"targets": targets}, kind="row", target=targets[0])
+
+
 def _last_cut(text: str) -> int:
     """Position before the last word and the space before it, or before the last letter; what follows is never blank."""
     match = BEFORE_LAST_WORD.match(text)
@@ -110,6 +141,8 @@ def read_documents(
     streaming: bool = False,
     split: str = "train",
     text_column: str = "text",
+    source_column: str | None = None,
+    target_column: str | None = None,
     encoding: str | None = None,
     separator: str | None = None,
     documents: Literal["line", "paragraph"] | None = None,
@@ -118,6 +151,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yields the documents of a source, in an order and with ids that are equal on every run; see `DataConfig`.
 
+    With source and target column, a document is a pair, of which all targets are in the metadata (`targets`).
     Text is UTF-8, UTF-16 or UTF-32 by its byte order mark, or UTF-8; the encoding of any other is stated or guessed.
     Without a `report`, guesses and omissions are logged at the end.
 
@@ -126,8 +160,22 @@ def read_documents(
             of no known encoding, damaged files, or a Hub that does not answer.
     """
     reading = ReadingReport() if report is None else report
+    how = Source(
+        source,
+        split=split,
+        configuration=configuration,
+        revision=revision,
+        text_column=text_column,
+        source_column=source_column,
+        target_column=target_column,
+        encoding=encoding,
+        separator=separator,
+        documents=documents,
+    )
     if source == PYTHON_DOCS:
         found = python_docs()
+    elif parallel := parallel_texts(source, how.columns):
+        found = read_parallel(parallel, how, reading)
     elif (files := local_files(source)) is not None:
         if (splits := saved_splits(source)) is not None:
             if split not in splits:
@@ -135,13 +183,16 @@ def read_documents(
                     f"data source {source} has no split {split!r}, only {splits}; set data.split to one of these"
                 )
             files = [(name, path) for name, path in files if name == split]
-        how = Source(source, text_column=text_column, encoding=encoding, separator=separator, documents=documents)
         found = read_files(files, how, on_bad_file == "skip", reading)
     else:
-        found = read_hub(source, configuration, split, text_column, revision=revision, streaming=streaming)
+        found = read_hub(how, streaming)
     try:
         for id, metadata, parts in found:
-            yield from cut_pieces(id, metadata, parts)
+            if how.columns:
+                for pair in parts:
+                    yield from _pair(id, metadata, pair, reading)
+            else:
+                yield from cut_pieces(id, metadata, parts)
     finally:
         for line in reading.lines if report is None else ():
             _log_once(f"{source}: {line}")
@@ -160,9 +211,9 @@ def read_texts(source: str, **options) -> Iterator[str]:
             yield text
 
 
-def has_splits(source: str) -> bool:
+def has_splits(source: str, columns: Sequence[str] = ()) -> bool:
     """Returns whether a source is a data set of the Hub or a saved `DatasetDict`; others have no splits."""
-    return source != PYTHON_DOCS and (local_files(source) is None or saved_splits(source) is not None)
+    return source != PYTHON_DOCS and (local_files(source, columns) is None or saved_splits(source) is not None)
 
 
 def fingerprint_source(
@@ -171,6 +222,7 @@ def fingerprint_source(
     configuration: str | None = None,
     revision: str | None = None,
     split: str = "train",
+    columns: Sequence[str] = (),
     contents: bool = False,
 ) -> str:
     """Returns a sha256 that changes when the source does.
@@ -181,7 +233,7 @@ def fingerprint_source(
     """
     if source == PYTHON_DOCS:
         facts = [sys.version, *((name, path.stat().st_size) for name, path in documented_modules())]
-    elif (found := local_files(source)) is not None:
+    elif (found := local_files(source, columns)) is not None:
         files = ((name, file) for name, path in found for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
         facts = [(name, _state(path, contents)) for name, path in files]
     else:

@@ -4,6 +4,7 @@ import glob
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 SUFFIXES = (".txt", ".md", *HTML_SUFFIXES, ".epub", *ROW_SUFFIXES)
 COMPRESSED = (".gz", ".zst")
+PARALLEL_ENDS = tuple(text + end for text in ("", ".txt") for end in ("", *COMPRESSED))  # behind the language
 PIECE_CHARACTERS = 1 << 20  # of a document or a file, held at a time
 SAVED, DATA_SET_DICT = ("state.json", "dataset_info.json"), "dataset_dict.json"  # of `save_to_disk`
 
@@ -24,6 +26,7 @@ NOTES = {  # the lists of a `ReadingReport`, an entry for each file, and their h
     "wrongly_declared": "files that say another encoding than they have (at most 20 are noted)",
     "guessed_separators": "tables whose separator was guessed (data.separator states it)",
     "nul_bytes": "files with NUL bytes (cleaning, if it is on, removes them)",
+    "empty_pairs": "pairs left out because their source or target is empty",
     "inner_marks": "files with <|endoftext|> that separates no documents, being inside a line or a row",
 }
 
@@ -45,6 +48,7 @@ class ReadingReport:
     wrongly_declared: list[str] = field(default_factory=list)
     guessed_separators: list[str] = field(default_factory=list)
     nul_bytes: list[str] = field(default_factory=list)
+    empty_pairs: list[str] = field(default_factory=list)
     inner_marks: list[str] = field(default_factory=list)
     bad_files: list[str] = field(default_factory=list)
     other_tables: list[str] = field(default_factory=list)
@@ -59,11 +63,12 @@ class ReadingReport:
         ]
 
 
-def local_files(source: str) -> list[tuple[str, Path]] | None:
+def local_files(source: str, columns: Sequence[str] = ()) -> list[tuple[str, Path]] | None:
     """Returns the (name below the source, path) of each local file of a source, sorted by name.
 
     A folder gives all files below it with a known suffix; a data set saved by `save_to_disk` is one entry, its folder.
-    Names are Unicode, with other bytes escaped. None if the source can only be a Hub data set.
+    Names are Unicode, with other bytes escaped. The files of pairs, which have two `columns`, may be `parallel_texts`.
+    None if the source can only be a Hub data set.
 
     Raises:
         UserError: a path or glob without files, or one that is not Unicode.
@@ -71,6 +76,8 @@ def local_files(source: str) -> list[tuple[str, Path]] | None:
     if printable(source) != source:
         raise UserError(f"data source {source}: its name is not UTF-8; rename it, or give the folder that it lies in")
     path = Path(source).expanduser()
+    if parallel := parallel_texts(source, columns):
+        return [(file.name, file) for file in parallel]
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
@@ -92,6 +99,33 @@ def local_files(source: str) -> list[tuple[str, Path]] | None:
             f"some of *{', *'.join(SUFFIXES)} (also {', '.join(COMPRESSED)})"
         )
     return files
+
+
+def parallel_texts(source: str, columns: Sequence[str]) -> list[Path] | None:
+    """Returns the files of a parallel text, line by line: one for each column, by which their names end.
+
+    With the columns de and en, `train` and `train.de.gz` both mean `train.de.gz` and `train.en.gz`.
+
+    Raises:
+        UserError: only one of the files is there.
+    """
+    path = Path(source).expanduser()
+    if not columns or path.is_dir():
+        return None
+    names = [path.name.removesuffix(f".{columns[0]}{end}") for end in PARALLEL_ENDS] if path.is_file() else [path.name]
+    stem = path.with_name(min(names, key=len))
+    beside = [[stem.with_name(f"{stem.name}.{column}{end}") for end in PARALLEL_ENDS] for column in columns]
+    found = [next(filter(Path.is_file, files), None) for files in beside]
+    if not any(found):
+        return None
+    if None in found:
+        lacking = columns[found.index(None)]
+        raise UserError(
+            f"data source {source}: there is {next(filter(None, found)).name}, and no {stem.name}.{lacking} beside it "
+            f"(also {', '.join(PARALLEL_ENDS[1:])}); give both files of the parallel text names that differ in "
+            f"{' and '.join(columns)} alone"
+        )
+    return found
 
 
 def _saved_folder(file: Path) -> Path | None:

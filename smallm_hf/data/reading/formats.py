@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from smallm_hf.base.errors import UserError, printable
 from smallm_hf.data.configuration import Source
 from smallm_hf.data.reading.decoding import open_text
 from smallm_hf.data.reading.files import HTML_SUFFIXES, PIECE_CHARACTERS, ROW_SUFFIXES, ReadingReport, suffix_of
 from smallm_hf.data.reading.pages import epub_chapters, is_page, visible_text
-from smallm_hf.data.reading.rows import OtherTable, row_texts
+from smallm_hf.data.reading.rows import OtherTable, Pair, pair_of, row_pairs, row_texts, text_of
 from smallm_hf.tokenizing.loading import EOS
 
 SEPARATOR = EOS  # between documents, at the beginning or the end of a line of a text file
@@ -21,7 +22,8 @@ MARKS_BEFORE, MARKS_BEHIND = re.compile(rf"\s*(?:{MARK}\s*)+"), re.compile(rf"(?
 CUT_MARKS = tuple(SEPARATOR[:length] for length in range(1, len(SEPARATOR) + 1))
 LONGEST_PAGE = 1 << 28  # characters of an HTML file, which is held whole
 
-Found = tuple[str, dict, Iterable[str]]  # id, metadata, parts of the text
+# Id, metadata, and the parts of the text; of a pair that alone.
+Found = tuple[str, dict, Iterable[str] | Iterable[Pair]]
 
 
 def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report: ReadingReport) -> Iterator[Found]:
@@ -55,7 +57,15 @@ def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report
 def _read_file(path: Path, name: str, source: Source, report: ReadingReport) -> Iterator[Found]:
     """Yields each document of a file; an unknown suffix means text, which may turn out to be a page."""
     suffix = suffix_of(path)
-    if path.is_dir() or suffix in ROW_SUFFIXES:
+    if source.columns:
+        if not (path.is_dir() or suffix in ROW_SUFFIXES):
+            raise UserError(
+                f"{path} is no table, and has no columns {' and '.join(source.columns)}; give one of "
+                f"*{', *'.join(ROW_SUFFIXES)}, or a parallel text such as train.de and train.en"
+            )
+        for number, pair in enumerate(row_pairs(path, source, report), start=1):
+            yield f"{name}#{number}", {"file": name, "row": number}, iter([pair])
+    elif path.is_dir() or suffix in ROW_SUFFIXES:
         with _marks_inside(path, report) as places:
             for number, text in enumerate(row_texts(path, source, report), start=1):
                 if SEPARATOR in text:
@@ -77,6 +87,33 @@ def _read_file(path: Path, name: str, source: Source, report: ReadingReport) -> 
                 documents = itertools.chain.from_iterable(cut)
             for number, document in enumerate(documents, start=1):
                 yield f"{name}#{number}", {"file": name, "document": number}, document
+
+
+def read_parallel(files: list[Path], source: Source, report: ReadingReport) -> Iterator[Found]:
+    """Reads two texts line by line, each line of the second being the target of that of the first.
+
+    Raises:
+        UserError: one has more lines.
+    """
+    report.files += len(files)
+    with open_text(files[0], report, source.encoding) as one, open_text(files[1], report, source.encoding) as other:
+        number = 0
+        for number, lines in enumerate(itertools.zip_longest(one, other), start=1):
+            if None in lines:
+                longer = number + sum(1 for _ in itertools.chain(one, other))
+                shorter, longest = (files[0], files[1]) if lines[0] is None else (files[1], files[0])
+                raise UserError(
+                    f"{shorter} has {number - 1} lines and {longest} {longer}; the lines of a parallel text belong "
+                    "together, so give files that have as many"
+                )
+            yield f"{files[0].name}#{number}", {"file": files[0].name, "row": number}, iter([(lines[0], [lines[1]])])
+
+
+def parts_of(row: Any, source: Source, where: str, number: int) -> Iterator[str] | Iterator[Pair]:
+    """The text or the pair of a row of a data set, as `Found` has it."""
+    if source.columns:
+        return iter([pair_of(row, source, where, number)])
+    return in_parts(text_of(row, source.text_column, where, number))
 
 
 def in_parts(text: str) -> Iterator[str]:

@@ -5,22 +5,24 @@ from contextlib import suppress
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.hub_access import require_hub
-from smallm_hf.data.reading.formats import Found, in_parts
-from smallm_hf.data.reading.rows import text_of
+from smallm_hf.data.configuration import Source
+from smallm_hf.data.reading.formats import Found, parts_of
+from smallm_hf.data.reading.rows import columns_read
 
 
-def read_hub(source: str, configuration: str | None, split: str, text_column: str, **options) -> Iterator[Found]:
-    """Yields the rows of one split; `options` are those of `datasets.load_dataset`.
+def read_hub(how: Source, streaming: bool) -> Iterator[Found]:
+    """Yields the rows of one split of a data set.
 
     Raises:
         UserError: the Hub does not answer or has no such data set, or a row has no text.
     """
-    rows = _load(source, configuration, split=split, **options)
-    if text_column in (rows.column_names or ()):  # a stream may not know them
-        rows = rows.select_columns([text_column])
+    source, split, wanted = how.source, how.split, columns_read(how)
+    rows = _load(source, how.configuration, split=split, revision=how.revision, streaming=streaming)
+    if {*wanted} <= {*(rows.column_names or ())}:  # a stream may not know them
+        rows = rows.select_columns(wanted)
     for number, row in enumerate(rows, start=1):
-        text = text_of(row, text_column, source, number)
-        yield f"{source}/{split}#{number}", {"data_set": source, "split": split, "row": number}, in_parts(text)
+        parts = parts_of(row, how, source, number)
+        yield f"{source}/{split}#{number}", {"data_set": source, "split": split, "row": number}, parts
 
 
 def _load(source: str, configuration: str | None, **options):

@@ -26,6 +26,7 @@ TURNS = (("role", "content"), ("from", "value"))  # what a message has
 CSV_SEPARATORS = ",;\t|"  # that may be guessed, the commonest first
 CSV_SAMPLE = 1 << 16  # characters at the beginning of a table from which its separator is guessed
 SAID_SEPARATOR = re.compile(r"sep=(.)\r?\n?\Z")  # the first line of a table made for Excel
+PLACES = re.compile(r"{([^{}]+)}")  # of columns in a text that is made of several
 ONE_COLUMN = "\x1f"  # separator of a table of one column: no text has it
 
 
@@ -56,6 +57,76 @@ def row_texts(path: Path, source: Source, report: ReadingReport) -> Iterator[str
         yield text_of(row, column, path, number)
     if turns:
         yield _conversation(turns)
+
+
+Pair = tuple[str, list[str]]  # a source, and the targets that answer it, the best first
+
+
+def row_pairs(path: Path, source: Source, report: ReadingReport) -> Iterator[Pair]:
+    """Yields the pair in each row of a file of rows; a file of SQuAD gives one for each question.
+
+    Raises:
+        UserError: as `row_texts`.
+    """
+    rows = itertools.chain.from_iterable(map(_questions, _rows(path, source, report)))
+    for number, row in enumerate(rows, start=1):
+        yield pair_of(row, source, path, number)
+
+
+def pair_of(row: Any, source: Source, where: str | Path, number: int) -> Pair:
+    """Returns the pair in the `number`-th row of `where`; "" and none where something is null.
+
+    Raises:
+        UserError: no such column, or something other than text in it.
+    """
+    asked, written = (column if "{" in column else f"{{{column}}}" for column in source.columns)
+
+    def texts(name: str) -> list[str]:
+        return _texts_at(row, name, where, number)
+
+    target = PLACES.fullmatch(written)
+    targets = texts(target[1]) if target else [PLACES.sub(lambda place: "".join(texts(place[1])[:1]), written)]
+    return PLACES.sub(lambda place: "".join(texts(place[1])[:1]), asked), targets
+
+
+def _texts_at(row: Any, name: str, where: str | Path, number: int) -> list[str]:
+    """The texts in a column, or in what a name with dots leads to."""
+    steps, value = ([name] if isinstance(row, dict) and name in row else name.split(".")), row
+    for step in steps:
+        if not isinstance(value, dict) or step not in value:
+            wrong = OtherTable if number == 1 else UserError
+            held = ", ".join(map(repr, value))[:300] if isinstance(value, dict) else type(value).__name__
+            raise wrong(
+                f"{where} row {number} has no column {name!r}: there is {held} and no {step!r}; set data.source_column "
+                "and data.target_column to what is there"
+            )
+        value = value[step]
+    texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"{where} row {number} holds {type(texts[0]).__name__} in column {name!r}, not text; set "
+            "data.source_column and data.target_column to columns of strings"
+        )
+    return texts
+
+
+def _questions(row: Any) -> Iterator[Any]:
+    """The questions in a file of SQuAD, as rows like those of the Hub's `squad`; any other row as it is."""
+    articles = row.get("data") if isinstance(row, dict) else None
+    if not (isinstance(articles, list) and articles and "paragraphs" in articles[0]):
+        yield row
+        return
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                answers = {"text": [answer["text"] for answer in asked.get("answers", ())]}
+                yield {"context": paragraph["context"], "question": asked["question"], "answers": answers}
+
+
+def columns_read(source: Source) -> list[str]:
+    """The columns of a table that are wanted of it."""
+    names = [place for column in source.columns for place in PLACES.findall(column) or [column]]
+    return list(dict.fromkeys(name.partition(".")[0] for name in names)) or [source.text_column]
 
 
 def text_of(row: Any, column: str, where: str | Path, number: int) -> str:
@@ -105,16 +176,17 @@ def _turn(message: Any, path: Path, number: int) -> tuple[str | None, str]:
 
 
 def _rows(path: Path, source: Source, report: ReadingReport) -> Iterator[Any]:
+    columns = columns_read(source)
     if path.is_dir():
-        return _saved_rows(path, source.text_column)
+        return _saved_rows(path, columns)
     match suffix_of(path):
         case ".json" | ".jsonl":
             return _json_rows(path, source, report)
         case ".csv" | ".tsv":
-            return _csv_rows(path, source, report)
+            return _csv_rows(path, source, columns[0], report)
         case ".parquet":
-            return _parquet_rows(path, source.text_column)
-    return _arrow_rows(path, source.text_column)
+            return _parquet_rows(path, columns)
+    return _arrow_rows(path, columns)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -156,10 +228,10 @@ def _json_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[An
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _csv_rows(path: Path, source: Source, report: ReadingReport) -> Iterator[dict]:
+def _csv_rows(path: Path, source: Source, column: str, report: ReadingReport) -> Iterator[dict]:
     """Yields each row by the names of its columns, or by their numbers if the first row has the text, too."""
     csv.field_size_limit(LONGEST_ROW)  # the default of 128 KiB is shorter than many documents
-    column, stated = source.text_column, source.separator
+    stated = source.separator
     with open_text(path, report, source.encoding, newline="") as file:
         lines = _bounded_lines(path, file)
         head = list(_head(lines))
@@ -241,18 +313,18 @@ def _open_arrow(path: Path, kind: str, *damage: type[Exception]) -> Iterator[io.
             raise UserError(f"{path} is not a readable {kind} file ({reason}); fetch it again") from error
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[dict]:
+def _parquet_rows(path: Path, wanted: list[str]) -> Iterator[dict]:
     from pyarrow import parquet
 
     with _open_arrow(path, "parquet") as file:
         # Either option alone still reads whole row groups, which may be the whole file, into memory.
         table = parquet.ParquetFile(file, buffer_size=PIECE_CHARACTERS, pre_buffer=False)
-        columns = [column] if column in table.schema_arrow.names else None
+        columns = wanted if {*wanted} <= {*table.schema_arrow.names} else None
         for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns, use_threads=False):
             yield from batch.to_pylist()
 
 
-def _arrow_rows(path: Path, column: str) -> Iterator[dict]:
+def _arrow_rows(path: Path, wanted: list[str]) -> Iterator[dict]:
     """Reads both forms of Arrow files: the stream that `datasets` keeps in its cache, and the file with an index."""
     import pyarrow
 
@@ -264,19 +336,19 @@ def _arrow_rows(path: Path, column: str) -> Iterator[dict]:
             whole = pyarrow.ipc.open_file(file)
             batches = (whole.get_batch(index) for index in range(whole.num_record_batches))
         for batch in batches:
-            batch = batch.select([column]) if column in batch.schema.names else batch
+            batch = batch.select(wanted) if {*wanted} <= {*batch.schema.names} else batch
             for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 yield from batch.slice(start, ROWS_AT_A_TIME).to_pylist()
 
 
-def _saved_rows(folder: Path, column: str) -> Iterator[dict]:
+def _saved_rows(folder: Path, wanted: list[str]) -> Iterator[dict]:
     """Reads a folder saved by `Dataset.save_to_disk`."""
     import datasets
     import pyarrow
 
     try:
         rows = datasets.load_from_disk(str(folder))
-        rows = rows.select_columns([column]) if column in rows.column_names else rows
+        rows = rows.select_columns(wanted) if {*wanted} <= {*rows.column_names} else rows
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             yield from rows.with_format("arrow")[start : start + ROWS_AT_A_TIME].to_pylist()
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
