@@ -261,6 +261,7 @@ def _build_loop(
     retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
+        objective=objective,
         tokenizer=files.tokenizer,
         optimizer=updater and updater.optimizer,
         training=training,
@@ -378,6 +379,11 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
+    if config.batching.carry_state and processes > 1:
+        raise UserError(
+            f"batching.carry_state=true keeps the state of every row in one process, and this launch has {processes}; "
+            "launch one process, or set batching.carry_state=false"
+        )
     training = resolve_batch_size(config.training, needed, processes)
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
@@ -427,7 +433,8 @@ def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
             f"the tokenizer of model.init_from={config.init_from} has {len(tokenizer)} entries, its model only "
             f"{embedded}; give a model and a tokenizer that fit"
         )
-    architecture.trained_context_length = config.training.context_length  # what scores it later takes by default
+    # What scores it later takes by default; with a carried state it was trained on no windows.
+    architecture.trained_context_length = None if config.batching.carry_state else config.training.context_length
     return architecture
 
 

@@ -115,6 +115,8 @@ def test_tokenizer_and_model_share_one_vocabulary_size(recipe, tmp_path):
         (["--training.context_length", "5000"], r"context_length=5000 exceeds model.max_position_embeddings=1024"),
         (["--tokenizer.vocab_size", "500"], r"tokenizer.vocab_size=500 differs from model.vocab_size=300"),
         (["--training.batch_size", "0"], r"training.batch_size=0 is out of range; set it to a number above 0"),
+        (["--training.label_smoothing", "1"], r"label_smoothing=1.0 is out of range; set it to a number from 0 to"),
+        (["--training.label_smoothing", "-0.1"], r"label_smoothing=-0.1 is out of range; set it to a number from 0 to"),
         (["--training.log_every", "-1"], r"training.log_every=-1 is out of range; set it to a number above 0"),
         (
             ["--training.decay_fraction", "2"],

@@ -28,7 +28,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value <= 1,
         ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "length_warmup_fraction"),
     ),
-    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2")),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2", "label_smoothing")),
     ("from 0 to below 4294967296", lambda value: 0 <= value < 2**32, ("seed",)),
 )
 
@@ -71,6 +71,8 @@ class TrainingConfig:
         compile: auto compiles the training step where the run is long enough to pay for it.
         loss: logits makes them all at once; chunked computes the loss from hidden states and never holds float32 logits
             for more than a part of the batch; auto does so on a GPU whose memory they would fill.
+        label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
+            2016, section 7). Validation stays plain cross entropy, so the training loss is not comparable with it.
         cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         peak_tflops: dense TFLOP/s of one device, whose share reached is stated as mfu; null knows common GPUs.
@@ -121,6 +123,7 @@ class TrainingConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     loss: Literal["auto", "logits", "chunked"] = "auto"
+    label_smoothing: float = 0.0
     cpu_threads: int | None = None
     activation_checkpointing: bool = False
     peak_tflops: float | None = None

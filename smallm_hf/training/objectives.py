@@ -21,6 +21,8 @@ class Objective(nn.Module):
     """
 
     model: PreTrainedModel
+    # What one batch leaves to the next, of tensors that are replaced, never changed; it is saved in checkpoints.
+    carried: list[tuple[torch.Tensor, ...]] | None = None
 
     def forward(self, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """The summed nats of a batch, to be divided by the counted targets of the whole update."""
@@ -40,12 +42,21 @@ class LanguageModelling(Objective):
         model: any causal language model.
         compile: whether to compile it, once for each shape of batch.
         chunked: never hold the logits of a whole batch; see `has_plain_head`.
+        label_smoothing: share of a target's probability that is spread over the vocabulary (Szegedy et al. 2016).
         validation: what is scored; None where nothing is.
     """
 
-    def __init__(self, model: PreTrainedModel, *, compile: bool, chunked: bool, validation: Scorable | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        compile: bool,
+        chunked: bool,
+        label_smoothing: float = 0.0,
+        validation: Scorable | None = None,
+    ):
         super().__init__()
-        self.model, self.validation = model, validation
+        self.model, self.label_smoothing, self.validation = model, label_smoothing, validation
         self._no_split_modules = model._no_split_modules  # the blocks by which Accelerate splits a model
         # A compiled loss cannot see that its gradients are asked for once only.
         self.chunks = nn.LinearCrossEntropyOptions(allow_retain_graph=compile)
@@ -60,10 +71,12 @@ class LanguageModelling(Objective):
         training: TrainingConfig,
         accelerator: Accelerator,
         validation: Scorable | None = None,
+        **options: Any,
     ) -> "LanguageModelling":
         """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare_step`."""
         compiles = bool(training.compile) and not accelerator.is_fsdp2
-        return cls(model, compile=compiles, chunked=training.loss == "chunked", validation=validation)
+        chosen = {"chunked": training.loss == "chunked", "label_smoothing": training.label_smoothing}
+        return cls(model, compile=compiles, validation=validation, **chosen, **options)
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Summed nats of the targets (B, T); all else goes to the model."""
@@ -77,7 +90,8 @@ class LanguageModelling(Objective):
 
     def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits.float()  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        options = {"reduction": "sum", "label_smoothing": self.label_smoothing}
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), **options)
 
     def _nats_in_chunks(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         outputs = self.model.base_model(input_ids=input_ids, use_cache=False, **inputs)
@@ -86,15 +100,31 @@ class LanguageModelling(Objective):
         device = hidden_states.device.type
         # The function knows nothing of autocast. A CPU's is ignored: its chunked kernels are slow in 16 bits.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and device != "cpu" else None
+        dtype = dtype or head.weight.dtype
+        hidden_states, weight, targets = hidden_states.flatten(0, 1).to(dtype), head.weight.to(dtype), targets.flatten()
+        bias = None if head.bias is None else head.bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            return F.linear_cross_entropy(
-                hidden_states.flatten(0, 1).to(dtype or head.weight.dtype),
-                head.weight.to(dtype or head.weight.dtype),
-                targets.flatten(),
-                linear_bias=None if head.bias is None else head.bias.to(dtype or head.bias.dtype),
-                reduction="sum",
-                options=self.chunks,
-            )
+            options = {"linear_bias": bias, "reduction": "sum", "options": self.chunks}
+            nats = F.linear_cross_entropy(hidden_states, weight, targets, **options)
+            if self.label_smoothing:
+                nats = nats + self.label_smoothing * _above_mean(hidden_states, weight, targets, bias)
+            return nats
+
+
+def _above_mean(
+    hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """By how much the logits of the targets are above the means of their positions, summed, in O(targets x width).
+
+    Times the smoothing this is what label smoothing adds to the cross entropy log Z - z_t of a target t: in
+    log Z - (1 - smoothing) z_t - smoothing * mean(z) the logarithm of the sum is the same.
+    """
+    counted = targets >= 0
+    targets = targets.clamp(min=0)
+    above = (hidden_states * (weight[targets] - weight.mean(0))).float().sum(-1)
+    if bias is not None:
+        above = above + bias[targets] - bias.mean()
+    return (above * counted).sum()
 
 
 def compiled(function: Callable, model: PreTrainedModel) -> Callable:

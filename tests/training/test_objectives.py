@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import Gemma2Config, GPT2Config, GPT2LMHeadModel, GraniteConfig, LlamaConfig, PhiConfig
 
 from smallm_hf import SmaLLMConfig
@@ -51,6 +52,38 @@ def test_masked_targets_count_for_nothing(chunked):
     half = torch.cat([IDS[:1] + 1, torch.full((1, 16), -100)])
     masked = step_loss(IDS, half)
     torch.testing.assert_close(masked, step_loss(IDS[:1], half[:1]))
+
+
+@pytest.mark.parametrize("config", [SmaLLMConfig(**SHAPE), PhiConfig(**SHAPE, intermediate_size=16)])
+def test_negative_log_likelihood_on_log_softmax_is_the_cross_entropy(config):
+    model = model_of(config).eval()
+    log_probabilities = model(IDS).logits.log_softmax(-1).flatten(0, 1)
+    expected = functional.nll_loss(log_probabilities, BATCH["targets"].flatten(), reduction="sum")
+    for chunked in (False, True):
+        torch.testing.assert_close(loss_and_gradients(model, chunked=chunked)[0], expected.detach())
+
+
+@pytest.mark.parametrize(
+    "config", [SmaLLMConfig(**SHAPE), PhiConfig(**SHAPE, intermediate_size=16)], ids=["tied", "head with a bias"]
+)
+def test_smoothing_trains_towards_a_share_of_every_token(config):
+    """Szegedy et al. 2016: the target has 1 - 0.3, and all V tokens together, the target among them, have 0.3."""
+    model = model_of(config).eval()
+    head = model.get_output_embeddings()
+    if head.bias is not None:
+        torch.nn.init.normal_(head.bias)
+    half = {"input_ids": IDS, "targets": torch.where(IDS % 2 == 0, IDS + 1, -100)}
+    goal = 0.7 * functional.one_hot(IDS + 1, 50) + 0.3 / 50  # (B, T, V)
+    expected = -(goal * model(IDS).logits.log_softmax(-1)).sum(-1)[IDS % 2 == 0].sum()
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    for chunked in (False, True):
+        model.zero_grad()
+        loss = LanguageModelling(model, compile=False, chunked=chunked, label_smoothing=0.3)(**half)
+        loss.backward()
+        torch.testing.assert_close(loss, expected)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
 
 
 def test_the_loss_is_that_of_the_library():
