@@ -34,7 +34,7 @@ def main() -> None:
     if pairs.minimal_pairs:
         paradigms = read_paradigms(pairs.minimal_pairs, pairs.max_pairs)
     elif not Path(given["data"]).is_dir():
-        local_files(given["data"])
+        local_files(given["data"], questions.columns)
 
     from smallm_hf.training.devices import hardware
 

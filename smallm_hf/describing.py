@@ -68,8 +68,8 @@ def _describe_counting(config: RunConfig) -> str:
         [
             f"n-grams           of 1 to {order} tokens, counted in one pass over the training text, without updates;",
             "                  how many different ones there are is known only then",
-            f"memory            {held:.2f} GiB per process, and at most {COUNTING_BYTES} bytes for each different "
-            f"n-gram of {order} tokens",
+            f"memory            {held:.2f} GiB per process, and at most {COUNTING_BYTES} bytes for each different",
+            f"                  n-gram of {order} tokens",
             "time              unknown before the text is read",
         ]
     )

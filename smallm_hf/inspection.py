@@ -34,6 +34,11 @@ def trained_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config, "trained_context_length", None)
 
 
+def ngram_count(model: PreTrainedModel) -> int | None:
+    """How many n-grams a model holds in place of parameters; None where it has parameters."""
+    return getattr(model.config, "num_ngrams", None)
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """The number of logits for each token."""
     return model.config.get_text_config().vocab_size

@@ -9,14 +9,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import RunConfig
 from smallm_hf.data.batches.base import Batches
+from smallm_hf.data.batches.contiguous import ContiguousRows
 from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
 from smallm_hf.data.batches.pairs import PaddedPairs, PairOrder, TokenPairs
 from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.selection.splitting import TRAIN, VALIDATION
 from smallm_hf.data.token_files import TokenFiles
+from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT
 from smallm_hf.generation.request import prompt_ids, source_ids
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
 from smallm_hf.tokenizing.encoding import added_around
+from smallm_hf.training.carried import CarriedLanguageModelling
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.objectives import LanguageModelling, Objective
 from smallm_hf.training.validation import ValidationPairs, ValidationSet
@@ -59,7 +62,9 @@ def material_of(config: RunConfig, architecture: PreTrainedConfig, files: TokenF
     Raises:
         UserError: the text is too short, or is no material for such a model.
     """
-    return Pairs(config, architecture, files) if files.is_pairs else PackedText(config, files)
+    if files.is_pairs:
+        return Pairs(config, architecture, files)
+    return CarriedText(config, files) if config.batching.carry_state else PackedText(config, files)
 
 
 class PackedText:
@@ -96,14 +101,46 @@ class PackedText:
         self, model: PreTrainedModel, training: TrainingConfig, accelerator: Accelerator, say: Callable[[str], None]
     ) -> LanguageModelling:
         """The cross entropy of the next tokens."""
-        limit, within_documents = training.validation_tokens, self.config.batching.within_documents
-        chosen = ValidationSet.choose(self.files, limit, training.context_length, within_documents)
+        return LanguageModelling.of_run(model, training, accelerator, self.validation(training.context_length, say))
+
+    def validation(self, context_length: int, say: Callable[[str], None]) -> ValidationSet:
+        """What is scored, in windows of so many tokens."""
+        limit, within_documents = self.config.training.validation_tokens, self.config.batching.within_documents
+        chosen = ValidationSet.choose(self.files, limit, context_length, within_documents)
         if limit is not None and len(chosen.tokens) > limit:
             say(
                 f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
                 f"scored whole ({len(chosen.tokens)} tokens)"
             )
-        return LanguageModelling.of_run(model, training, accelerator, chosen)
+        return chosen
+
+
+class CarriedText(PackedText):
+    """A text that a recurrent model reads from front to back, row by row; see `Material`.
+
+    It is scored in windows of `LONGEST_DEFAULT_CONTEXT` tokens, with an empty state at the beginning of each, as
+    `score.py` takes them by default for a model that was not trained on windows: a carried state reaches some 200
+    tokens back (Khandelwal et al. 2018, section 3), and so the figure depends neither on batches nor on processes.
+    """
+
+    def __init__(self, config: RunConfig, files: TokenFiles):
+        self.config, self.files, training = config, files, config.training
+        self.sample_prompts = training.sample_prompts
+        self.rows = ContiguousRows(files.train, training.windows_per_step, training.context_length, training.seed)
+        self.examples_per_epoch = self.rows.examples_per_epoch
+        self.protocol = f"packed, windows of {LONGEST_DEFAULT_CONTEXT} tokens, float32"
+
+    def batches(self, accelerator: Accelerator, say: Callable[[str], None]) -> ContiguousRows:
+        """The rows of the training text."""
+        self.rows.pin_memory = accelerator.device.type == "cuda"
+        return self.rows
+
+    def objective(
+        self, model: PreTrainedModel, training: TrainingConfig, accelerator: Accelerator, say: Callable[[str], None]
+    ) -> CarriedLanguageModelling:
+        """The cross entropy of the next tokens, the state carried."""
+        validation = self.validation(LONGEST_DEFAULT_CONTEXT, say)
+        return CarriedLanguageModelling.of_run(model, training, accelerator, validation, rows=training.windows_per_step)
 
 
 class Pairs:
@@ -133,19 +170,19 @@ class Pairs:
 
     def _fitting(self, side: str) -> TokenPairs:
         """The pairs of a side that are not too long; what is left out is noted."""
-        files, limit = self.files, self.config.training.context_length
+        files, limit, name = self.files, self.config.training.context_length, {TRAIN: "training"}.get(side, side)
         around = added_around(files.tokenizer)
         pairs = TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around)
         fitting = pairs.fitting(limit)
         if not len(fitting):
             raise UserError(
-                f"none of the {len(pairs):,} {side} pairs has at most training.context_length={limit} tokens in source "
+                f"none of the {len(pairs):,} {name} pairs has at most training.context_length={limit} tokens in source "
                 f"and target each, the shortest {pairs.lengths.max(axis=1).min()}; raise it"
             )
         if len(fitting) < len(pairs):
             longest = pairs.lengths.max()
             self.left_out.append(
-                f"left out {len(pairs) - len(fitting):,} of {len(pairs):,} {side} pairs, whose source or target has "
+                f"left out {len(pairs) - len(fitting):,} of {len(pairs):,} {name} pairs, whose source or target has "
                 f"more than training.context_length={limit} tokens (up to {longest:,})"
             )
         return fitting

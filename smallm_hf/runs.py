@@ -133,7 +133,7 @@ def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, 
         The config with the sizes that were `auto` decided, its plan, and the precision.
     """
     config, precision = _plannable(config, say), resolve_precision(config.training.precision)
-    architecture = model_config(config.model)
+    architecture = _planned_architecture(config)
     config = _with_sizes(config, architecture, precision)
     plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
     return config, plan, precision
@@ -170,7 +170,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
     planned = _plannable(config, _silent)
-    planned = _with_sizes(planned, model_config(planned.model), precision)  # what does not fit is refused now
+    planned = _with_sizes(planned, _planned_architecture(planned), precision)  # what does not fit is refused now
     trackers = Trackers(config.logging, run, say)
     _set_up_process(config.training)
     checkpoint, state = starting_point(config.training, resumed)
@@ -180,7 +180,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if checkpoint is not None:
         check_fingerprints(checkpoint, files, of_text=resumed is not None)
     config = _with_entries(config, files)
-    config = planned if planned.model == config.model else _with_sizes(config, model_config(config.model), precision)
+    config = planned if planned.model == config.model else _with_sizes(config, _planned_architecture(config), precision)
     architecture = _architecture(config, files)
     keep_freed_memory()
     accelerator = build_accelerator(precision)
@@ -261,6 +261,7 @@ def _build_loop(
     retakes = not state.closed or state.finished(training, parts.plan.steps)  # validation and samples of its step
     saver = Saver(
         model=model,
+        objective=objective,
         tokenizer=files.tokenizer,
         optimizer=updater and updater.optimizer,
         training=training,
@@ -326,7 +327,8 @@ def _describe_run(parts: _Parts, tokens: int, origin: dict[str, Any]) -> dict[st
     """What `results.json` says beside the training itself: what was trained, on what, where, and how it was scored."""
     config, plan, files = parts.config, parts.plan, parts.material.files
     source, init_from = config.data.title, config.init_from
-    data = {"source": source, "on_hub": config.data.sources is None and has_splits(source), "folder": str(files.folder)}
+    on_hub = config.data.sources is None and has_splits(source, config.data.mixture[0].columns)
+    data = {"source": source, "on_hub": on_hub, "folder": str(files.folder)}
     return {
         "parameters": plan.parameters,
         "embedding_parameters": plan.embedding_parameters,
@@ -377,6 +379,11 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
+    if config.batching.carry_state and processes > 1:
+        raise UserError(
+            f"batching.carry_state=true keeps the state of every row in one process, and this launch has {processes}; "
+            "launch one process, or set batching.carry_state=false"
+        )
     training = resolve_batch_size(config.training, needed, processes)
     tokens = training.batch_size * training.context_length
     logits_bytes = 2 * 4 * tokens * architecture.get_text_config().vocab_size
@@ -393,6 +400,12 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
+
+
+def _planned_architecture(config: RunConfig) -> PreTrainedConfig:
+    """The model's config before there is a tokenizer: its size is right, its special tokens are not."""
+    names = ("bos", "eos", "pad", "decoder_start", "forced_eos") if config.data.is_pairs else ()
+    return model_config(config.model, **{f"{name}_token_id": 0 for name in names})
 
 
 def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:
@@ -426,7 +439,8 @@ def _architecture(config: RunConfig, files: TokenFiles) -> PreTrainedConfig:
             f"the tokenizer of model.init_from={config.init_from} has {len(tokenizer)} entries, its model only "
             f"{embedded}; give a model and a tokenizer that fit"
         )
-    architecture.trained_context_length = config.training.context_length  # what scores it later takes by default
+    # What scores it later takes by default; with a carried state it was trained on no windows.
+    architecture.trained_context_length = None if config.batching.carry_state else config.training.context_length
     return architecture
 
 

@@ -27,7 +27,7 @@ from smallm_hf.evaluation.texts import read_scored_texts
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request, prompt_ids, seed_of
-from smallm_hf.inspection import position_limit, refuse_lookahead, require_known, vocabulary_size
+from smallm_hf.inspection import ngram_count, position_limit, refuse_lookahead, require_known, vocabulary_size
 from smallm_hf.pretrained import find_kind, load_scorable
 
 Peak = Callable[[], int]  # the bytes that were taken at most so far
@@ -96,7 +96,8 @@ def measure_model(
         "kind": "masked" if masked else "causal",
         "class": type(network).__name__,
         "parameters": network.num_parameters(),
-        "weights_bytes": network.get_memory_footprint(return_buffers=False),
+        "ngrams": ngram_count(network),
+        "weights_bytes": network.get_memory_footprint(return_buffers=ngram_count(network) is not None),
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": str(network.device),
         "tokenizer_entries": len(tokenizer),

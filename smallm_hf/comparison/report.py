@@ -47,6 +47,7 @@ def _variety(of: str, name: str) -> Callable[[Row], str]:
 FIGURES: dict[str, Callable[[Row], str]] = {
     "class": lambda row: row["class"],
     "parameters": lambda row: f"{row['parameters']:,}",
+    "n-grams": lambda row: f"{row['ngrams']:,}" if row["ngrams"] else NONE,
     "weights": lambda row: f"{size(row['weights_bytes'])}, {row['dtype']}",
     "vocabulary": lambda row: f"{row['tokenizer_entries']:,}",
     "positions": lambda row: f"{row['positions']:,}" if row["positions"] else NONE,

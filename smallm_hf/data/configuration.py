@@ -279,6 +279,9 @@ class BatchingConfig:
             makes windows overlap, and one epoch trains each token about training.context_length / stride times.
         within_documents: attention does not look across the eos before a document, where positions begin at 0 again,
             neither in training nor in validation.
+        carry_state: a recurrent model begins a window with the state that the one before it in the text has left, so
+            that its context reaches beyond training.context_length (truncated back-propagation through time). Each row
+            of an update is then a stretch of the text of its own, read from front to back in an epoch.
         curriculum: order of the first windows: length from short to long documents, loss from common to rare words
             (nats per token under the frequencies of the training text); null is random.
         curriculum_tokens: the tokens of a run that come in this order, of each source at most one pass; null is the
@@ -288,6 +291,7 @@ class BatchingConfig:
 
     stride: int | None = None
     within_documents: bool = False
+    carry_state: bool = False
     curriculum: Literal["length", "loss"] | None = None
     curriculum_tokens: int | None = None
     curriculum_buckets: int = 10
@@ -297,6 +301,13 @@ class BatchingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"batching.{name}={value} is out of range; set it to a number above 0, or null")
+        others = {"stride": None, "within_documents": False, "curriculum": None}
+        for name, value in others.items():
+            if self.carry_state and getattr(self, name) != value:
+                raise UserError(
+                    f"batching.carry_state=true reads the text from front to back, and batching.{name}="
+                    f"{getattr(self, name)} does not; leave one of them out"
+                )
         if self.curriculum_tokens and not self.curriculum:
             raise UserError(
                 f"batching.curriculum_tokens={self.curriculum_tokens} has no order while batching.curriculum is null; "

@@ -60,9 +60,10 @@ class ScoringQuestions(Rules):
     """What every model is asked, beside the rules by which its text is scored.
 
     Args:
-        text_column: column of the data that holds the text, in all but text files.
+        text_column: column of the data that holds the text, in all but text files; of pairs the target.
         documents: whether each `line` or each `paragraph` of a text file is a document, as `data.documents`.
-        source_column: column that the encoder of a seq2seq model reads; by default it reads nothing.
+        source_column: column that the encoder of a seq2seq model reads, as `data.source_column` of a run; by default it
+            reads nothing.
         max_documents: score only this many, from the beginning.
         top_k: how many first choices count as right, for each accuracy; 1 and 3 are always among the figures.
         training_tokens: folder of the token files of the training: copies from them are counted, and the loss is
@@ -71,6 +72,7 @@ class ScoringQuestions(Rules):
             compared with the original; those that exceed the context are left out.
         max_new_tokens: tokens of each generated text at most.
         temperature: of the generated texts; 0 always takes the most probable token.
+        beams: of a seq2seq model, the width of a search for the likeliest texts, in place of drawing them; 1 is greedy.
         seed: of the generated texts, together with each prompt, and of the resampling of documents for --against.
         speed: whether reading and writing are timed.
         speed_batch_size: texts at a time.
@@ -88,6 +90,7 @@ class ScoringQuestions(Rules):
     generate: int = 0
     max_new_tokens: int = 200
     temperature: float = 0.8
+    beams: int | None = None
     seed: int = 42
     speed: bool = False
     speed_batch_size: int = 1
@@ -97,7 +100,12 @@ class ScoringQuestions(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, max_documents=1, generate=0, max_new_tokens=1, temperature=0)
+        require_at_least(self, max_documents=1, generate=0, max_new_tokens=1, temperature=0, beams=1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of source and target, where pairs are scored."""
+        return (self.source_column, self.text_column) if self.source_column else ()
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import TooLong, UserError
+from smallm_hf.evaluation.answers import agreement
+from smallm_hf.evaluation.texts import Example
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.families import kind_of, require_writer
 from smallm_hf.generation.engine import Engine
-from smallm_hf.generation.request import Request, seed_of
+from smallm_hf.generation.request import Request, prompt_ids, seed_of, source_ids
+from smallm_hf.generation.search import beam_search
 from smallm_hf.tokenizing.encoding import encode_ordinary
 
 COPIED = 8  # tokens in a row that count as copied
@@ -25,21 +28,27 @@ TOKENS_AT_A_TIME = 2**20  # of the training text; all that is held of it at once
 
 @dataclass(frozen=True)
 class Continuation:
-    """The beginning of a document, how it goes on, and how a model went on."""
+    """The beginning of a document, how it goes on, and how a model went on; or a source, its target, and an answer.
+
+    Attributes:
+        targets: all that answer the source, the reference first; none of a document.
+    """
 
     prompt: str
     reference: str
     text: str
+    targets: Sequence[str] = ()
 
 
 def continue_documents(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    documents: Iterable[tuple[str, str | None]],
+    documents: Iterable[Example],
     *,
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    beams: int | None = None,
 ) -> tuple[list[Continuation], list[str]]:
     """Lets a model go on with the first half of the words of each document; a seq2seq model answers its source.
 
@@ -49,33 +58,46 @@ def continue_documents(
     Args:
         model: causal or seq2seq.
         tokenizer: the model's own.
-        documents: texts with their sources.
+        documents: texts, or pairs.
         max_new_tokens: of each continuation at most; an end of text ends it earlier.
         temperature: 0 for the most probable token always.
         seed: what the seed of each draw is made of, beside the prompt.
+        beams: width of a search for the likeliest answer of a seq2seq model, in place of drawing.
 
     Returns:
         The continuations, and in a line for each reason how many documents have none.
 
     Raises:
-        UserError: a masked model.
+        UserError: a masked model, or beams for a causal one.
     """
     require_writer(model)
-    engine, reads = Engine(model, tokenizer), "source" if kind_of(model) == "seq2seq" else "prompt"
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    continued, short, too_long, asked = [], 0, [], 0
-    for asked, (text, source) in enumerate(documents, start=1):
-        prompt, reference = (source, text) if source else _halves(text)
+    answers = kind_of(model) == "seq2seq"
+    if beams and not answers:
+        raise UserError(f"{type(model).__name__} is causal, and --beams is for encoder-decoders; leave it out")
+    fits = source_ids if answers else prompt_ids
+    begun, short, too_long, asked = [], 0, [], 0
+    for asked, document in enumerate(documents, start=1):
+        prompt, reference = (document.source, document.text) if document.source else _halves(document.text)
         if not prompt or not reference:
             short += 1
             continue
         try:
-            request = Request(**{reads: prompt}, seed=seed_of(seed, prompt), **settings)
-            written = engine.write([request])[0].text
+            fits(model, tokenizer, prompt)
         except TooLong as error:
             too_long.append(f"the first of them number {asked}: {error}")
             continue
-        continued.append(Continuation(prompt, reference, written))
+        begun.append((prompt, reference, document.targets))
+    prompts = [prompt for prompt, _, _ in begun]
+    if beams:
+        texts = beam_search(model, tokenizer, prompts, beams=beams, max_new_tokens=max_new_tokens)
+    else:
+        engine, settings = Engine(model, tokenizer), {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        drawn = ({"source" if answers else "prompt": prompt, "seed": seed_of(seed, prompt)} for prompt in prompts)
+        texts = [engine.write([Request(**asked, **settings)])[0].text for asked in drawn]
+    continued = [
+        Continuation(prompt, reference, text, targets)
+        for (prompt, reference, targets), text in zip(begun, texts, strict=True)
+    ]
     left_out = []
     if short or not asked:
         left_out.append(f"not continued: {short} of {asked} documents, which lack two words, one for each half")
@@ -156,8 +178,8 @@ def judge(
         training: the token ids it was trained on, of the same tokenizer; None asks for no copies.
 
     Returns:
-        `likeness`; `variety` of the texts and `reference_variety`; mean words of a text and of a reference; `copy_rate`
-        and `reference_copy_rate`; the `continuations`.
+        `likeness`; of answers also `agreement`; `variety` of the texts and `reference_variety`; mean words of a text
+        and of a reference; `copy_rate` and `reference_copy_rate`; the `continuations`.
     """
     texts, references = [part.text for part in continued], [part.reference for part in continued]
     figures = likeness(texts, references) | {
@@ -167,6 +189,8 @@ def judge(
         "variety": variety(texts),
         "reference_variety": variety(references),
     }
+    if all(part.targets for part in continued):
+        figures |= agreement(texts, [part.targets for part in continued])
     if training is not None:
         figures["copy_rate"] = copy_rate(encode_ordinary(tokenizer, texts), training)
         figures["reference_copy_rate"] = copy_rate(encode_ordinary(tokenizer, references), training)

@@ -17,7 +17,6 @@ from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import require_writable
 from smallm_hf.base.settings import expand_models
-from smallm_hf.data.reading.documents import read_documents
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import ScoringQuestions
@@ -28,9 +27,10 @@ from smallm_hf.evaluation.scoring import Scored, score_corpus
 from smallm_hf.evaluation.sharing import join_launch, own_device
 from smallm_hf.evaluation.speed import in_own_process, load_and_measure
 from smallm_hf.evaluation.sums import Sums
-from smallm_hf.evaluation.texts import ScoredTexts, decode_documents, require_texts
+from smallm_hf.evaluation.texts import Example, ScoredTexts, decode_documents, require_texts
 from smallm_hf.evaluation.word_loss import count_words
 from smallm_hf.families import require_writer
+from smallm_hf.inspection import ngram_count
 from smallm_hf.pretrained import find_kind, load_scorable
 
 # Documents shown as the hardest and as the easiest, and how much of each; a shorter one says little about a model.
@@ -99,7 +99,7 @@ def evaluate_models(
         UserError: no model of such a name, a question that a model cannot answer, or what loading and scoring raise.
     """
     questions, loading = questions or ScoringQuestions(), dict(loading or {})
-    texts = require_texts(data)
+    texts = require_texts(data, questions.columns)
     models = expand_models(models)
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed joins; take documents or sliding")
@@ -113,7 +113,7 @@ def evaluate_models(
         pictures += rows[-1].pop("pictures", [])
     numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
     shared = [name for name in numbers if all(math.isfinite(row[name]) for row in rows)]
-    alike = len(rows) > 1 and len({row["parameters"] for row in rows}) == 1
+    alike = len(rows) > 1 and len({(row["parameters"], row["ngrams"]) for row in rows}) == 1
     return {
         "models": rows,
         "over_seeds": {name: over_seeds([row[name] for row in rows]) for name in shared} if alike else None,
@@ -154,7 +154,7 @@ def _evaluate(
         asked = {name: getattr(questions, f"speed_{name}") for name in names}
         row["speed"] = in_own_process(load_and_measure, model, loading, **asked)
     loaded, tokenizer = load_scorable(model, **loading)
-    row["parameters"] = loaded.num_parameters()
+    row["parameters"], row["ngrams"] = loaded.num_parameters(), ngram_count(loaded)
     training = None
     if questions.training_tokens:
         training = open_token_files(questions.training_tokens)
@@ -163,8 +163,8 @@ def _evaluate(
         require_writer(loaded)
     scored = _score_model(loaded, tokenizer, texts, questions, shard)
     if questions.generate and first:
-        documents = itertools.islice(_read_pairs(texts, questions), questions.generate)
-        settings = {name: getattr(questions, name) for name in ("max_new_tokens", "temperature", "seed")}
+        documents = itertools.islice(_read(texts, questions), questions.generate)
+        settings = {name: getattr(questions, name) for name in ("max_new_tokens", "temperature", "seed", "beams")}
         continued, row["left_out"] = continue_documents(loaded, tokenizer, documents, **settings)
         if continued:
             row["generated"] = judge(continued, tokenizer, training.train if training else None)
@@ -172,7 +172,7 @@ def _evaluate(
     if training is not None and first:
         counts = _count_tokens(training.train, len(scored.profile.by_token[0])), _count_words(questions.training_tokens)
     row["tables"] = scored.profile.tables(*counts)
-    row["documents_by_difficulty"] = _extremes(scored.documents, _read_pairs(texts, questions))
+    row["documents_by_difficulty"] = _extremes(scored.documents, _read(texts, questions))
     if draw and first:
         row["pictures"] = draw(loaded, tokenizer)
     if other is not None:
@@ -190,8 +190,8 @@ def _score_model(
     return score_corpus(
         model,
         tokenizer,
-        (text for text, _ in _read_pairs(texts, questions)),
-        sources=(source for _, source in _read_pairs(texts, questions)) if questions.source_column else None,
+        (example.text for example in _read(texts, questions)),
+        sources=(example.source for example in _read(texts, questions)) if texts.is_pairs else None,
         top_k=questions.top_k,
         shard=shard,
         show_progress=shard[0] == 0,
@@ -199,21 +199,9 @@ def _score_model(
     )
 
 
-def _read_pairs(texts: ScoredTexts, questions: ScoringQuestions) -> Iterator[tuple[str, str]]:
-    """The texts with their sources, which are empty if no column was named for them."""
-    if questions.source_column is None:
-        how = {"text_column": questions.text_column, "documents": questions.documents}
-        pairs = ((text, "") for text in texts.read(**how))
-    else:
-        columns = (_read_column(texts.source, column) for column in (questions.text_column, questions.source_column))
-        pairs = (pair for pair in zip(*columns, strict=True) if pair[0])
-    return itertools.islice(pairs, questions.max_documents)
-
-
-def _read_column(data: str, column: str) -> Iterator[str]:
-    """Like `read_texts`, but with empty texts, so that the rows of two columns stay together."""
-    for _, pieces in itertools.groupby(read_documents(data, text_column=column), key=lambda piece: piece.id):
-        yield "".join(piece.text for piece in pieces)
+def _read(texts: ScoredTexts, questions: ScoringQuestions) -> Iterator[Example]:
+    how = {"text_column": questions.text_column, "documents": questions.documents}
+    return itertools.islice(texts.read_examples(**how), questions.max_documents)
 
 
 def _count_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -230,7 +218,7 @@ def _count_words(training_tokens: Path) -> Mapping[str, int]:
     return count_words(decode_documents(files.train, files.tokenizer))
 
 
-def _extremes(documents: Sequence[Sums], pairs: Iterable[tuple[str, str]]) -> dict[str, list[Row]]:
+def _extremes(documents: Sequence[Sums], examples: Iterable[Example]) -> dict[str, list[Row]]:
     """The documents with the most and with the fewest bits per byte, the most extreme first, and how they begin."""
     bits = {
         number: sums.nats / math.log(2) / sums.bytes
@@ -241,7 +229,7 @@ def _extremes(documents: Sequence[Sums], pairs: Iterable[tuple[str, str]]) -> di
     shown = min(SHOWN, len(ranked) // 2)
     chosen = {"hardest": ranked[::-1][:shown], "easiest": ranked[:shown]}
     wanted = set(itertools.chain(*chosen.values()))
-    texts = {number: text.strip() for number, (text, _) in enumerate(pairs) if number in wanted} if wanted else {}
+    texts = {number: one.text.strip() for number, one in enumerate(examples) if number in wanted} if wanted else {}
     return {
         name: [
             {

@@ -39,6 +39,7 @@ SCORES: Templates = {
     "mean entropy (nats per token)": "{mean_entropy_nats:.4f}",
     "calibration error ↓": "{calibration_error:.4f}",
     "parameters": "{parameters:,}",
+    "n-grams": "{ngrams:,}",
     "family": "{kind}",
     "protocol": "{protocol}",
     "attention": lambda row: "within documents" if row["within_documents"] else NONE,
@@ -56,6 +57,8 @@ SCORES: Templates = {
 WRITTEN: Templates = {
     "BLEU (0 to 100) ↑": "{generated[bleu]:.2f}",
     "chrF (0 to 100) ↑": "{generated[chrf]:.2f}",
+    "exact match (0 to 100) ↑": "{generated[exact_match]:.2f}",
+    "F1 of words (0 to 100) ↑": "{generated[f1]:.2f}",
     "ROUGE-1 (0 to 1) ↑": "{generated[rouge1]:.3f}",
     "ROUGE-2 ↑": "{generated[rouge2]:.3f}",
     "ROUGE-L ↑": "{generated[rougeL]:.3f}",
@@ -67,6 +70,7 @@ WRITTEN: Templates = {
             ("repetition", "repetition"),
         )
     },
+    "BLEU by": "{generated[signatures][0]}",
     "words per text": "{generated[words_per_text]:.1f}",
     "words per reference": "{generated[words_per_reference]:.1f}",
     "copied from the training text": "{generated[copy_rate]:.1%}",

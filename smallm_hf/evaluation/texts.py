@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.reading.documents import read_texts
+from smallm_hf.data.reading.documents import read_documents, read_texts
 from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.token_files import TokenFiles, open_token_files
@@ -25,6 +25,15 @@ TOKENS_AT_A_TIME = 2**20  # of a token file, held in memory
 
 
 @dataclass(frozen=True)
+class Example:
+    """A text to score, and of a pair, whose target it is, the source and all targets."""
+
+    text: str
+    source: str = ""
+    targets: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class ScoredTexts:
     """The texts of a source, found once and read any number of times.
 
@@ -32,11 +41,30 @@ class ScoredTexts:
         source: as it was given.
         files: token files whose validation documents these are; None where `read_texts` reads the source.
         limit: how many of their tokens count; None takes all.
+        columns: of source and target, where it holds pairs.
     """
 
     source: str
     files: TokenFiles | None = None
     limit: int | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether it holds pairs, of which the targets are scored."""
+        return self.files.is_pairs if self.files else bool(self.columns)
+
+    def read_examples(self, **how: Any) -> Iterator[Example]:
+        """Yields the documents, or the pairs; arguments and errors are those of `read`."""
+        if not self.is_pairs:
+            yield from map(Example, self.read(**how))
+        elif self.files:
+            halves = self.read()
+            yield from (Example(target, source, [target]) for source, target in zip(halves, halves, strict=True))
+        else:
+            source_column, target_column = self.columns
+            for pair in read_documents(self.source, source_column=source_column, target_column=target_column):
+                yield Example(pair.target, pair.text, pair.metadata["targets"])
 
     def read(self, **how: Any) -> Iterator[str]:
         """Yields the documents, each whole.
@@ -61,12 +89,13 @@ class ScoredTexts:
             yield text
 
 
-def require_texts(source: str) -> ScoredTexts:
+def require_texts(source: str, columns: tuple[str, ...] = ()) -> ScoredTexts:
     """Finds the texts of a source, so that a wrong path is an error before any model is loaded.
 
     Args:
         source: what `read_texts` takes; or a run folder, for the validation documents that the run scored; or a folder
             of token files, for all its validation documents. Both are as cleaning left them.
+        columns: of source and target, where it holds pairs; token files know.
 
     Raises:
         UserError: a path without texts, or a run whose token files are gone.
@@ -75,8 +104,8 @@ def require_texts(source: str) -> ScoredTexts:
     if (folder / "meta.json").is_file() and (folder / TOKEN_FILE).is_file():
         return ScoredTexts(source, open_token_files(folder))
     if not (folder / RUN_FILE).is_file() or not (folder / "config.yaml").is_file():
-        local_files(source)
-        return ScoredTexts(source)
+        local_files(source, columns)
+        return ScoredTexts(source, columns=columns)
     if not (folder / "results.json").is_file():
         raise UserError(
             f"{source} is a run that has not ended (it has no results.json); give the folder of its token files"
@@ -87,7 +116,8 @@ def require_texts(source: str) -> ScoredTexts:
         raise UserError(
             f"{results['data']['folder']} no longer holds the text that {source} was validated on; give a text"
         )
-    return ScoredTexts(source, files, results["config"]["training"]["validation_tokens"])
+    limit = None if files.is_pairs else results["config"]["training"]["validation_tokens"]
+    return ScoredTexts(source, files, limit)
 
 
 def read_scored_texts(source: str, **how: Any) -> Iterator[str]:

@@ -48,14 +48,16 @@ def check_record(run: Path, results: dict[str, Any], weights: Weights, model: Pr
     tokens, stated = metrics[-1]["tokens"], figures_of_json(results["best" if weights.name == "best" else "last"])
     validated = [record for record in metrics if record["step"] == weights.step and "validation_loss" in record][-1:]
     context_length = results["config"]["training"]["context_length"]
-    flops = family_of(model.config).flops_per_token(model, context_length) * tokens
+    family, config = family_of(model.config), model.config
+    flops = family.flops_per_token(model, context_length) * tokens
     found = [
         ("metrics.jsonl", results, {"steps": metrics[-1]["step"], "tokens": tokens}),
         (folder, results, {"parameters": sum(parameter.numel() for parameter in model.parameters())}),
         (folder, results, {"embedding_parameters": embedding_parameters(model)}),
+        *([(folder, results, {"ngrams": [config.vocab_size, *config.ngrams]})] if family.counted else []),
         ("the formula", results, {"flops": flops}),
         (f"{folder}validation.json", stated, weights.scored),
-        *(("metrics.jsonl", stated | {"tokens": record["tokens"]}, figures_of_json(record)) for record in validated),
+        *(("metrics.jsonl", stated, _figures(figures_of_json(record))) for record in validated),
     ]
     for source, said, values in found:
         for name, value in values.items():
@@ -64,6 +66,11 @@ def check_record(run: Path, results: dict[str, Any], weights: Weights, model: Pr
                     f"{run}/results.json says {name}={said.get(name)} of {weights.name}/, {source} says {value}; "
                     "restore the file as the run wrote it, or finish a run that went on since (train.py --resume)"
                 )
+
+
+def _figures(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of a validation, and at which step."""
+    return {name: value for name, value in record.items() if name == "step" or name.startswith("validation_")}
 
 
 def check_card(run: Path, weights: Weights) -> int:
@@ -102,9 +109,11 @@ def verify_card(run: Path) -> list[str]:
     model = load_own_class(best.folder)
     check_record(run, results, best, model)
     number = check_card(run, best)
+    size = f"{results['parameters']:,} parameters ({results['embedding_parameters']:,} in tables)"
+    size = f"{sum(results['ngrams']):,} n-grams" if "ngrams" in results else size
     lines = [
         f"card: its {number} lines are what the records say" if number else "card: none, it will be written again",
-        f"{results['parameters']:,} parameters ({results['embedding_parameters']:,} in tables), FLOPs: counted again",
+        f"{size}, FLOPs: counted again",
     ]
     files = find_token_files(results)
     if files is None:

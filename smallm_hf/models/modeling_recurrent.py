@@ -125,7 +125,9 @@ class RecurrentLayer(GradientCheckpointingLayer):
             state_weight = nn.functional.dropout(state_weight, self.recurrent_dropout)
             self.cell._flat_weights = [input_weight, state_weight, *biases]
         try:
-            outputs, state = self.cell(hidden_states, state if len(state) == 2 else state[0])
+            # A CPU's LSTM fails under autocast where the processor has no bfloat16 (torch 2.13).
+            with torch.autocast("cpu", enabled=False):
+                outputs, state = self.cell(hidden_states, state if len(state) == 2 else state[0])
         finally:
             self.cell._flat_weights = whole
         return outputs, state if isinstance(state, tuple) else (state,)

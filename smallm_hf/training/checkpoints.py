@@ -182,6 +182,7 @@ def save_checkpoint(
     *,
     kept: Callable[[int], bool],
     newest: int,
+    carried: list[tuple[torch.Tensor, ...]] | None = None,
 ) -> Path:
     """Writes `checkpoints/step-N`, reads it back, and only then removes older ones; every process calls it.
 
@@ -194,6 +195,7 @@ def save_checkpoint(
         identity: `config` and `fingerprints` of the run, for the manifest.
         kept: whether the checkpoint of a step stays though it is old.
         newest: how many of the newest stay in any case.
+        carried: what the objective leaves to the next batch.
 
     Returns:
         Where it is.
@@ -217,6 +219,7 @@ def save_checkpoint(
             weights.save_pretrained(folder, save_original_format=native)
             saved = {} if sharded else {"optimizer": optimizer.state_dict()}
             saved["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else {}
+            saved |= {} if carried is None else {"carried": carried}
             torch.save(saved, folder / "optimizer.pt")
             for rank, each in enumerate(random_states):
                 torch.save(each, folder / f"random-{rank}.pt")
@@ -255,11 +258,14 @@ def load_state(checkpoint: Path) -> LoopState:
 
 def load_training_state(
     checkpoint: Path, accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
-) -> None:
+) -> list[tuple[torch.Tensor, ...]] | None:
     """Restores optimizer, gradient scaler and this process's random state, after model and optimizer are prepared.
 
     The optimizer's rates, betas and weight decay stay as they were built: those are the config's, its moments the
     checkpoint's.
+
+    Returns:
+        What the objective had left to the next batch.
 
     Raises:
         UserError: a file is missing or damaged, or of another optimizer.
@@ -279,6 +285,7 @@ def load_training_state(
         random_file = checkpoint / f"random-{accelerator.process_index}.pt"
         if random_file.exists():  # a run resumed on more processes than it had starts the new ones from its seed
             set_random_state(torch.load(random_file, weights_only=True), accelerator.device)
+        return saved.get("carried")
 
 
 @contextmanager

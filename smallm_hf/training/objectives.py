@@ -21,6 +21,8 @@ class Objective(nn.Module):
     """
 
     model: PreTrainedModel
+    # What one batch leaves to the next, of tensors that are replaced, never changed; it is saved in checkpoints.
+    carried: list[tuple[torch.Tensor, ...]] | None = None
 
     def forward(self, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """The summed nats of a batch, to be divided by the counted targets of the whole update."""
@@ -69,11 +71,12 @@ class LanguageModelling(Objective):
         training: TrainingConfig,
         accelerator: Accelerator,
         validation: Scorable | None = None,
+        **options: Any,
     ) -> "LanguageModelling":
         """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare_step`."""
         compiles = bool(training.compile) and not accelerator.is_fsdp2
-        chunked, smoothing = training.loss == "chunked", training.label_smoothing
-        return cls(model, compile=compiles, chunked=chunked, label_smoothing=smoothing, validation=validation)
+        chosen = {"chunked": training.loss == "chunked", "label_smoothing": training.label_smoothing}
+        return cls(model, compile=compiles, validation=validation, **chosen, **options)
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Summed nats of the targets (B, T); all else goes to the model."""

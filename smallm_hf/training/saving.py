@@ -18,6 +18,7 @@ from smallm_hf.inspection import position_limit
 from smallm_hf.tokenizing.loading import save_tokenizer
 from smallm_hf.training.checkpoints import LoopState, save_checkpoint
 from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.objectives import Objective
 from smallm_hf.training.progress import RunLog
 from smallm_hf.training.sharding import whole
 from smallm_hf.training.validation import write_validation
@@ -36,6 +37,7 @@ class Saver:
 
     Args:
         model: the model to save.
+        objective: what it leaves to the next batch is saved in checkpoints.
         tokenizer: saved beside the weights.
         optimizer: saved in checkpoints; None for a model that is counted, which has none.
         training: what is kept, and whether a run continues when the disk is full.
@@ -47,6 +49,7 @@ class Saver:
     """
 
     model: PreTrainedModel
+    objective: Objective
     tokenizer: PreTrainedTokenizerFast
     optimizer: torch.optim.Optimizer | None
     training: TrainingConfig
@@ -77,7 +80,8 @@ class Saver:
             return bool((state.best and step == state.best["step"]) or (every and step % every == 0))
 
         parts = (self.run, self.accelerator, self.model, self.optimizer, state)
-        return save_checkpoint(*parts, self.identity, kept=kept, newest=self.training.keep_checkpoints)
+        options = {"newest": self.training.keep_checkpoints, "carried": self.objective.carried}
+        return save_checkpoint(*parts, self.identity, kept=kept, **options)
 
     def save_model(self, name: str, validated: dict[str, float]) -> None:
         """Writes a `save_pretrained` folder with the tokenizer and the last validation, in one step or not at all."""

@@ -32,6 +32,7 @@ class Updater:
     Attributes:
         model: the objective's.
         objective: as Accelerate prepared it, like the optimizer.
+        unprepared: the objective itself, which may carry something from batch to batch.
         optimizer: of its weights.
         batches: what trains.
         training: every `auto` decided.
@@ -45,6 +46,7 @@ class Updater:
 
     model: PreTrainedModel
     objective: Objective
+    unprepared: Objective
     optimizer: torch.optim.Optimizer
     batches: Batches
     training: TrainingConfig
@@ -77,9 +79,10 @@ class Updater:
         model.to(accelerator.device).train()
         names = ("learning_rate", "muon_learning_rate", "weight_decay", "beta1", "beta2")
         optimizer = build_optimizer(model, training.optimizer, **{name: getattr(training, name) for name in names})
-        objective, optimizer = prepare_step(accelerator, objective, optimizer, training)
+        prepared, optimizer = prepare_step(accelerator, objective, optimizer, training)
         return cls(
             model,
+            prepared,
             objective,
             optimizer,
             batches,
@@ -96,7 +99,8 @@ class Updater:
     def load(self, checkpoint: Path, state: LoopState) -> None:
         """Restores what the next update depends on beside weights and counters, and the rates of the last one."""
         with self.clock.stopped():
-            load_training_state(checkpoint, self.accelerator, self.model, self.optimizer)
+            carried = load_training_state(checkpoint, self.accelerator, self.model, self.optimizer)
+        self.unprepared.carried = carried
         set_learning_rate(self.optimizer, state.rate_factor)  # a record of that update may be due
 
     def update(self, first: int, rate_factor: float, row_length: int) -> int | None:
@@ -135,17 +139,21 @@ class Updater:
         Returns:
             Its loss over all processes, in nats per counted target; None where it was interrupted.
         """
-        before = random_state(self.accelerator.device)
+        before, carried = random_state(self.accelerator.device), self.unprepared.carried
+
+        def take_back() -> None:
+            set_random_state(before, self.accelerator.device)
+            self.unprepared.carried = carried
 
         def begin_again() -> None:
             if self.training.compile:
                 self.warm_up()
-            set_random_state(before, self.accelerator.device)
+            take_back()
 
         loss = self.fitting(lambda: self.gradients(first, counted, row_length), begin_again)
         if loss is None:
             self.optimizer.zero_grad()
-            set_random_state(before, self.accelerator.device)
+            take_back()
         return loss
 
     def gradients(self, first: int, counted: int, row_length: int) -> torch.Tensor | None:

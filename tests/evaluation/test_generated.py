@@ -1,6 +1,7 @@
 """Texts against references, and what they share with the training text, by hand and by brute force."""
 
 import math
+from itertools import starmap
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from small_models import bart, bert, gpt2, letter_tokenizer, mask_tokenizer, t5
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import generated
 from smallm_hf.evaluation.generated import COPIED, Continuation, continue_documents, copy_rate, judge, likeness
+from smallm_hf.evaluation.texts import Example
 from smallm_hf.evaluation.variety import variety
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request, seed_of
@@ -19,7 +21,7 @@ SETTINGS = {"max_new_tokens": 6, "temperature": 0.8, "seed": 3}
 def test_a_document_is_continued_from_the_first_half_of_its_words():
     model, tokenizer = gpt2(), letter_tokenizer()
     documents = [(" ab cd, e\nf ", ""), ("abc", ""), ("a b c", "")]  # the second has no second half
-    (first, second), left_out = continue_documents(model, tokenizer, documents, **SETTINGS)
+    (first, second), left_out = continue_documents(model, tokenizer, starmap(Example, documents), **SETTINGS)
     assert left_out == ["not continued: 1 of 3 documents, which lack two words, one for each half"]
     assert (first.prompt, first.reference) == ("ab cd,", " e\nf")
     assert (second.prompt, second.reference) == ("a", " b c")
@@ -30,11 +32,11 @@ def test_a_document_is_continued_from_the_first_half_of_its_words():
 def test_a_seq2seq_model_answers_its_source_and_the_text_is_the_reference():
     tokenizer = letter_tokenizer("$A </s>", eos_token="</s>", pad_token="</s>")
     documents = [("cab", "abc"), ("ab cd", "")]
-    (answered, continued), _ = continue_documents(t5(), tokenizer, documents, **SETTINGS)
+    (answered, continued), _ = continue_documents(t5(), tokenizer, starmap(Example, documents), **SETTINGS)
     assert (answered.prompt, answered.reference) == ("abc", "cab")
     assert (continued.prompt, continued.reference) == ("ab", " cd")
     assert 0 <= len(answered.text) <= SETTINGS["max_new_tokens"]
-    again, _ = continue_documents(t5(), tokenizer, documents, **SETTINGS)
+    again, _ = continue_documents(t5(), tokenizer, starmap(Example, documents), **SETTINGS)
     assert [part.text for part in again] == [answered.text, continued.text]
 
 
@@ -101,21 +103,25 @@ def test_a_judgement_holds_all_measures_of_texts_and_references():
 
 def test_a_model_that_cannot_continue_is_told():
     with pytest.raises(UserError, match="BertForMaskedLM fills in masks and writes no text"):
-        continue_documents(bert(), mask_tokenizer(), [("ab cd", "")], **SETTINGS)
+        continue_documents(bert(), mask_tokenizer(), starmap(Example, [("ab cd", "")]), **SETTINGS)
 
 
 def test_documents_that_the_context_does_not_hold_are_left_out_and_counted():
     long, said = "a" * 40 + " b", "not continued: {}, the first of them number {}: the prompt takes 41 tokens and"
     documents = [(text, "") for text in ("a b", long, "abc", long)]
-    (first,), (short, too_long) = continue_documents(gpt2(), letter_tokenizer(), documents, **SETTINGS)
+    (first,), (short, too_long) = continue_documents(
+        gpt2(), letter_tokenizer(), starmap(Example, documents), **SETTINGS
+    )
     assert first.prompt == "a"
     assert short.startswith("not continued: 1 of 4 documents, which lack two words")
     assert too_long.startswith(said.format("2 of 4 documents", 2)) and "holds 32" in too_long
-    continued, (too_long,) = continue_documents(gpt2(), letter_tokenizer(), [(long, "")], **SETTINGS)
+    continued, (too_long,) = continue_documents(gpt2(), letter_tokenizer(), starmap(Example, [(long, "")]), **SETTINGS)
     assert continued == [] and too_long.startswith(said.format("1 of 1 documents", 1))
     bounded = bart()
     tokenizer = letter_tokenizer("$A </s>", eos_token="</s>", pad_token="</s>")
-    (answered,), (too_long,) = continue_documents(bounded, tokenizer, [("b", "a" * 40), ("b", "a")], **SETTINGS)
+    (answered,), (too_long,) = continue_documents(
+        bounded, tokenizer, starmap(Example, [("b", "a" * 40), ("b", "a")]), **SETTINGS
+    )
     assert answered.prompt == "a" and "1 of 2 documents, the first of them number 1: a source text takes" in too_long
 
 
@@ -123,5 +129,5 @@ def test_continuations_of_different_documents_are_different_draws():
     table = gpt2()
     table.transformer.wte.weight.zero_()  # every token as likely, whatever stands before it
     documents = [(f"{letter} b", "") for letter in "abcdef"]
-    continued, _ = continue_documents(table, letter_tokenizer(), documents, **SETTINGS)
+    continued, _ = continue_documents(table, letter_tokenizer(), starmap(Example, documents), **SETTINGS)
     assert len({part.text for part in continued}) == 6

@@ -21,6 +21,7 @@ from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.page import labels
 from smallm_hf.evaluation.results_page import charts, print_results, render, report_results, tables, to_json
 from smallm_hf.evaluation.scoring import score_corpus, score_documents
+from smallm_hf.evaluation.texts import Example
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary
 
@@ -72,7 +73,7 @@ def test_a_row_says_what_the_parts_say(folders, data):
     }
     assert row["tables"] == scored.profile.tables()
     settings = {"max_new_tokens": 5, "temperature": 0.8, "seed": 42}
-    continued, _ = continue_documents(*loaded, [(story, "") for story in STORIES[:2]], **settings)
+    continued, _ = continue_documents(*loaded, [*map(Example, STORIES[:2])], **settings)
     assert row["generated"] == judge(continued, loaded[1])
     assert row["speed"]["decode_tokens_per_second"]["median"] > 0
     assert row["speed"]["peak_memory_bytes"] > 0

@@ -1,0 +1,44 @@
+"""Truncated back-propagation through time: a recurrent state that goes on from window to window."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from smallm_hf.families import family_of
+from smallm_hf.models.modeling_recurrent import CACHE_NAME
+from smallm_hf.training.objectives import LanguageModelling
+
+
+class CarriedLanguageModelling(LanguageModelling):
+    """The cross entropy of the next tokens, by a model that begins each window with the state before it in the text.
+
+    Gradients end where a window begins (Williams and Peng 1990; Mikolov et al. 2010). Examples are those of
+    `ContiguousRows`.
+
+    Args:
+        rows: windows of an update, each of which has a state of its own.
+        options: those of `LanguageModelling`.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, rows: int, **options: Any):
+        super().__init__(model, **options)
+        self.rows = rows
+
+    def forward(
+        self, input_ids: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, begins: torch.Tensor, **inputs: Any
+    ) -> torch.Tensor:
+        """Summed nats of the targets (B, T) of these rows (B,); those that begin (B,) forget what was before."""
+        cache = family_of(self.model.config).state_class()
+        if self.carried is not None:
+            fresh = begins[None, :, None]
+            cache.states = [tuple(part[:, rows].masked_fill(fresh, 0) for part in state) for state in self.carried]
+        nats = super().forward(input_ids, targets, **inputs, **{CACHE_NAME: cache})
+        before = self.carried or [
+            tuple(part.new_zeros(1, self.rows, part.shape[2]) for part in s) for s in cache.states
+        ]
+        self.carried = [
+            tuple(whole.index_copy(1, rows, part.detach()) for whole, part in zip(*layer, strict=True))
+            for layer in zip(before, cache.states, strict=True)
+        ]
+        return nats

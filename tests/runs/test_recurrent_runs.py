@@ -1,0 +1,103 @@
+"""Whole runs of a recurrent model, with a carried state and without."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from running import interrupt_at, outcome, train
+
+from smallm_hf import api
+from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.data.reading.documents import read_texts
+from smallm_hf.training.checkpoints import list_checkpoints
+from smallm_hf.training.progress import read_records
+
+# One epoch of fifteen updates and the beginning of another one; each update in two micro-steps.
+LONG = [
+    *("--training.batch_size", 4, "--training.accumulation_steps", 2, "--training.max_steps", 18),
+    *("--training.checkpoint_every", 5, "--training.evaluate_every", 5, "--training.log_every", 1),
+]
+
+
+@pytest.fixture
+def recurrent(recipe):
+    """The recipe with a recurrent model that drops something of everything."""
+    content = yaml.safe_load(recipe.read_text())
+    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "recurrent_dropout": 0.2}
+    content["model"] = {"vocab_size": 280, "model_type": "recurrent", "hidden_size": 24, **dropout}
+    content["batching"] = {"carry_state": True}
+    recipe.write_text(yaml.safe_dump(content))
+    return recipe
+
+
+@pytest.mark.parametrize("place", ["advance", "close_step"])
+def test_a_run_with_a_carried_state_that_is_stopped_and_resumed_is_the_uninterrupted_one(
+    recurrent, tmp_path, monkeypatch, place
+):
+    train(recurrent, tmp_path / "whole", *LONG)
+    interrupt_at(monkeypatch, 12, place)
+    with pytest.raises(Interrupted):
+        train(recurrent, tmp_path / "run", *LONG)
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-12"
+    train(recurrent, tmp_path / "run", *LONG, "--resume")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert read_records(tmp_path / "run", "metrics")[-2]["epoch"] == pytest.approx(18 / 15)
+    saved = torch.load(list_checkpoints(tmp_path / "run")[-1] / "optimizer.pt", weights_only=True)
+    assert [[tuple(part.shape) for part in layer] for layer in saved["carried"]] == [[(1, 8, 24)] * 2] * 2
+
+
+def test_a_carried_state_is_in_the_loss_and_validations_are_what_score_finds_by_default(recurrent, tmp_path, stories):
+    held_out = tmp_path / "held_out.jsonl"
+    texts = list(read_texts(str(stories)))[:20]
+    held_out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    seen = ["--selection.duplicates", "keep", "--selection.max_leakage", 1, "--data.validation_source", held_out]
+    losses = {}
+    for carried, protocol in (("true", "windows of 2048 tokens"), ("false", "windows of 32 tokens")):
+        run = tmp_path / carried
+        results = train(
+            recurrent,
+            run,
+            *seen,
+            "--batching.carry_state",
+            carried,
+            "--training.log_every",
+            1,
+            "--training.max_steps",
+            2,
+        )
+        assert results["protocol"] == f"packed, {protocol}, float32"
+        scored = api.score(run / "final", texts, protocol="packed")
+        assert results["last"]["validation_loss"] == pytest.approx(scored["loss"], rel=1e-6)
+        losses[carried] = read_records(run, "metrics")[1]["loss"]
+    assert losses["true"] != losses["false"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.model_type", "smallm"], "needs a recurrent state, and model.model_type=smallm has none"),
+        (["--batching.stride", 16], "reads the text from front to back, and batching.stride=16 does not"),
+        (["--batching.curriculum", "length"], "and batching.curriculum=length does not"),
+        (["--batching.within_documents", "true"], "and batching.within_documents=True does not"),
+        (["--training.length_warmup", "[16]"], r"training.length_warmup=\[16\] cuts them into shorter ones"),
+        (["--training.context_length", 2000], "fewer than one window of training.context_length=2000"),
+    ],
+)
+def test_what_a_state_cannot_be_carried_through_is_refused(recurrent, tmp_path, words, message):
+    if words[1] == "smallm":
+        content = yaml.safe_load(recurrent.read_text())
+        content["model"] = {"vocab_size": 280}
+        recurrent.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message):
+        train(recurrent, tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_and_several_processes_are_refused_before_anything_is_read(recurrent, tmp_path, monkeypatch):
+    mixture = '[{"source": "a.txt", "weight": 2}, {"source": "b.txt", "weight": 1}]'
+    with pytest.raises(UserError, match=r"data.sources with weights \[2.*, 1.*\] are a mixture"):
+        train(recurrent, tmp_path / "run", "--data.source", "null", "--data.sources", mixture)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="the state of every row in one process, and this launch has 2"):
+        train(recurrent, tmp_path / "run", "--dry_run")

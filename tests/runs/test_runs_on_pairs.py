@@ -1,0 +1,173 @@
+"""Encoder-decoders train on pairs by the same loop: tiny tasks are learned, and a run goes on bit for bit."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from running import interrupt_at, outcome, train
+
+from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request
+from smallm_hf.generation.search import beam_search
+from smallm_hf.pretrained import load_scorable
+from smallm_hf.training.progress import read_records
+
+BART = {
+    "d_model": 32,
+    **{
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"layers": 1, "attention_heads": 2, "ffn_dim": 64}.items()
+    },
+    "max_position_embeddings": 16,
+    "dropout": 0.0,
+}
+MODELS = {
+    "bart": {"model_type": "bart", **BART},
+    "marian": {"model_type": "marian", **BART},
+    "t5": {
+        "model_type": "t5",
+        "d_model": 32,
+        "d_ff": 64,
+        "d_kv": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    },
+}
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture
+def letters(tmp_path_factory) -> Path:
+    """Words of three letters, and the same in capitals."""
+    folder, words = tmp_path_factory.mktemp("letters"), ["".join(word) for word in itertools.product(LETTERS, repeat=3)]
+    random.Random(0).shuffle(words)
+    for side, chosen in (("train", words[:400]), ("validation", words[400:440])):
+        (folder / f"{side}.low").write_text("\n".join(chosen))
+        (folder / f"{side}.high").write_text("\n".join(word.upper() for word in chosen))
+    return folder
+
+
+def write_recipe(folder: Path, data: Path, model: str, **training) -> Path:
+    content = {
+        "data": {
+            "source": str(data / "train"),
+            "validation_source": str(data / "validation"),
+            "source_column": "low",
+            "target_column": "high",
+            "folder": str(folder / "tokens"),
+        },
+        "cleaning": {"enabled": False},
+        "tokenizer": {"source": "char"},
+        "model": MODELS[model],
+        "training": {
+            "max_steps": 6,
+            "context_length": 8,
+            "batch_size": 32,
+            "learning_rate": 1e-2,
+            "precision": "fp32",
+            "checkpoint_every": 3,
+            "evaluate_every": 3,
+            "sample_tokens": 5,
+        }
+        | training,
+    }
+    path = folder / "letters.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def capitals(run: Path, data: Path) -> tuple[list[str], list[str]]:
+    """What a trained model makes of the first validation words by the engine, and by a search of two beams."""
+    loaded, tokenizer = load_scorable(str(run / "best"))
+    words = (data / "validation.low").read_text().split()[:5]
+    written = Engine(loaded, tokenizer).write([Request(source=word, temperature=0, max_new_tokens=6) for word in words])
+    return [text.text for text in written], beam_search(loaded, tokenizer, words, beams=2, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("model", ["bart", *(pytest.param(name, marks=pytest.mark.slow) for name in ("marian", "t5"))])
+def test_a_tiny_encoder_decoder_learns_to_write_capitals(model, letters, tmp_path):
+    steps = {"max_steps": 200 if model == "t5" else 100, "evaluate_every": None, "checkpoint_every": None}
+    results = train(write_recipe(tmp_path, letters, model, **steps), tmp_path / "run")
+    assert results["best"]["validation_loss"] < 0.1
+    assert results["best"]["validation_bytes"] == 40 * 4  # three letters and the end of each
+    expected = [word.upper() for word in (letters / "validation.low").read_text().split()[:5]]
+    assert capitals(tmp_path / "run", letters) == (expected, expected)
+    first = read_records(tmp_path / "run", "samples")[0]
+    assert first["prompt"] == expected[0].lower() and first["text"] == expected[0]
+
+
+def test_a_run_on_pairs_that_is_stopped_and_resumed_ends_with_the_same_bits(letters, tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path, letters, "t5", accumulation_steps=2, batch_size=4)
+    train(recipe, tmp_path / "whole")
+    interrupt_at(monkeypatch, 4)
+    with pytest.raises(Interrupted, match="at step 4"):
+        train(recipe, tmp_path / "stopped")
+    train(recipe, tmp_path / "stopped", "--resume")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_training_goes_on_from_a_trained_encoder_decoder(letters, tmp_path):
+    train(write_recipe(tmp_path, letters, "marian"), tmp_path / "first")
+    content = yaml.safe_load((tmp_path / "letters.yaml").read_text())
+    del content["tokenizer"]
+    content |= {"model": {"init_from": str(tmp_path / "first" / "final")}}
+    content["data"]["folder"] = str(tmp_path / "again")
+    content["training"] |= {"learning_rate": 1e-9, "muon_learning_rate": 1e-9, "max_steps": 1}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(content))
+    before = json.loads((tmp_path / "first" / "results.json").read_text())
+    after = train(tmp_path / "again.yaml", tmp_path / "second")
+    assert after["last"]["validation_loss"] == pytest.approx(before["last"]["validation_loss"], abs=1e-4)
+
+
+def test_what_is_longer_than_the_context_is_left_out_and_said(letters, tmp_path, capsys):
+    with (letters / "train.low").open("a") as low, (letters / "train.high").open("a") as high:
+        low.write("\nabcdefgh")
+        high.write("\nABCDEFGH")
+    train(write_recipe(tmp_path, letters, "bart", max_steps=1), tmp_path / "run")
+    said = "left out 1 of 401 training pairs, whose source or target has more than training.context_length=8 tokens"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ["--data.source_column", "null", "--data.target_column", "null"],
+            "bart is an encoder-decoder and trains on pairs",
+        ),
+        (
+            ["--model", "{model_type: gpt2}"],
+            "model_type=gpt2 trains on texts, and data.target_column=high asks for pairs",
+        ),
+        (
+            ["--batching.stride", "4"],
+            "batching.stride=4 is for windows of one length, and pairs have many; leave it out",
+        ),
+        (["--training.compile", "true"], "training.compile=True is for windows of one length"),
+        (["--training.length_warmup", "[4]"], r"training.length_warmup=\[4\] is for windows of one length"),
+        (
+            ["--model", "{model_type: bert}"],
+            "model_type=bert is masked, and only causal and seq2seq models can be trained",
+        ),
+        (["--training.context_length", "2"], "none of the 400 training pairs has at most training.context_length=2"),
+        (["--training.context_length", "32"], "training.context_length=32 exceeds model.max_position_embeddings=16"),
+    ],
+)
+def test_what_cannot_be_trained_on_pairs_is_refused(words, reason, letters, tmp_path):
+    with pytest.raises(UserError, match=reason):
+        train(write_recipe(tmp_path, letters, "bart"), tmp_path / "run", *words)
+
+
+def test_a_plan_of_an_encoder_decoder_counts_both_its_sides(letters, tmp_path, capsys):
+    train(write_recipe(tmp_path, letters, "marian"), tmp_path / "run", "--dry_run")
+    shown = capsys.readouterr().out
+    assert "1 x 32 pairs of at most 8" in shown
+    attention, mlp, head = 4 * 32 * 32, 2 * 32 * 64, 256 * 32
+    flops = 6 * (3 * attention + 2 * mlp + head) + 12 * 3 * 32 * 8
+    assert f"FLOPs per token   {flops:.3e}" in shown
