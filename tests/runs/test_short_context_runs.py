@@ -1,10 +1,13 @@
 """The models that read a few tokens only go through whole runs."""
 
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,8 @@ from smallm_hf.pretrained import load_scorable
 from smallm_hf.training import counting
 from smallm_hf.training.progress import read_records
 
-SCORE = str(Path(__file__).resolve().parents[2] / "scripts" / "score.py")
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCORE, RECIPES = str(REPOSITORY / "scripts" / "score.py"), REPOSITORY / "configs"
 
 
 def with_model(recipe, **model) -> None:
@@ -174,3 +178,24 @@ def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, 
     (row,) = json.loads(out.read_text())["models"]
     assert (row["parameters"] == 0) == (row["ngrams"] is not None) == (model_type == "ngram")
     assert row["speed"]["decode_tokens_per_second"]["median"] > 0
+
+
+@pytest.mark.parametrize("name", ["names_ngram", "names_feedforward"])
+def test_the_recipe_for_names_learns_more_of_them_than_their_letters(name, tmp_path):
+    names = ["anna", "annabel", "hanna", "joanna", "bella", "isabel", "johan", "johanna"]
+    draw = random.Random(0)
+    (tmp_path / "names.txt").write_text("\n".join(draw.choices(names, k=400)) + "\n")
+    words = [
+        "--data.source",
+        tmp_path / "names.txt",
+        "--data.folder",
+        tmp_path / "tokens",
+        "--training.precision",
+        "fp32",
+    ]
+    words += ["--training.max_seconds", "null", "--training.max_steps", 30, "--training.sample_tokens", 3]
+    results = train(RECIPES / f"{name}.yaml", tmp_path / "run", *words)
+    assert results["data"]["train"]["documents"] + results["data"]["validation"]["documents"] == 400
+    letters = Counter("\n".join(draw.choices(names, k=400)))
+    entropy = -sum(count / letters.total() * math.log(count / letters.total()) for count in letters.values())
+    assert results["best"]["validation_loss"] < entropy / 2
