@@ -214,7 +214,9 @@ def save_checkpoint(
         if sharded:
             save_shards(folder, model, optimizer)
         if writes:
-            weights.save_pretrained(folder)
+            # A native class has no trained temperature of its own, and rounds it into other weights.
+            native = not getattr(weights.config, "trainable_temperature", False)
+            weights.save_pretrained(folder, save_original_format=native)
             saved = {} if sharded else {"optimizer": optimizer.state_dict()}
             saved["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else {}
             saved |= {} if carried is None else {"carried": carried}

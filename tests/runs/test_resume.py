@@ -61,8 +61,9 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_uninterrupted_one(
         ["--training.interval_unit", "tokens", "--training.checkpoint_every", 700, "--training.evaluate_every", 500],
         ["--training.precision", "bf16"],
         ["--training.epochs", 1.2, "--training.max_steps", "null"],
+        ["--training.label_smoothing", 0.1, "--model.trainable_temperature", "true"],
     ],
-    ids=["spikes", "compiled", "patience", "tokens", "bf16", "epochs"],
+    ids=["spikes", "compiled", "patience", "tokens", "bf16", "epochs", "objectives"],
 )
 def test_so_is_one_of_another_kind(whole, recipe, tmp_path, monkeypatch, words):
     reference = expected(whole, recipe, tmp_path, [*HARD, *words])
