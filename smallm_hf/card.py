@@ -51,6 +51,7 @@ SHAPE = {
     "num_hidden_layers": "layers",
     "hidden_size": "wide",
     "num_attention_heads": "heads",
+    "context_size": "tokens that a prediction reads",
     "vocab_size": "entries in the vocabulary",
     "max_position_embeddings": "positions",
     "trained_context_length": "tokens at once in training",

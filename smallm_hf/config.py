@@ -50,6 +50,8 @@ TYPES: dict[str, Any] = {
     **{f"{name}.{key}": hint for name, section in SECTIONS.items() for key, hint in get_type_hints(section).items()},
     **dict.fromkeys(("model.model_type", "model.init_from"), str | None),
 }
+# Of an encoder-decoder; by default they are those of one vocabulary, which may lie outside of another.
+SPECIAL_IDS = tuple(f"{name}_token_id" for name in ("bos", "eos", "pad", "decoder_start", "forced_eos"))
 # Of two keys that exclude each other, the one stated last counts.
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
@@ -387,7 +389,8 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
             config = pretrained_config(source, fields, partial(_check_fields, fields))
         else:
             _check_fields(fields, CONFIG_MAPPING[model_type])
-            config = CONFIG_MAPPING[model_type](**{**token_ids, **fields})
+            unknown = dict.fromkeys(SPECIAL_IDS, 0) if _has_encoder(CONFIG_MAPPING[model_type]) else {}
+            config = CONFIG_MAPPING[model_type](**{**unknown, **token_ids, **fields})
     except (StrictDataclassError, ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise
@@ -397,6 +400,12 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
     name = f"model.init_from={source}, a {config.model_type}," if source else f"model.model_type={model_type}"
     require_trainable(config, name)
     return config
+
+
+def _has_encoder(config_class: "type[PreTrainedConfig]") -> bool:
+    return any(
+        field.name == "is_encoder_decoder" and field.default is True for field in dataclasses.fields(config_class)
+    )
 
 
 def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfig]") -> None:

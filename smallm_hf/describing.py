@@ -108,12 +108,14 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
     last, best, ngrams = results["last"], results["best"], results.get("ngrams", [])
     how, sizes = "counted" if ngrams else "trained", ", ".join(f"{number:,}" for number in ngrams)
     windows = sum(source["windows"] for source in results["sources"])
+    unknown = last.get("validation_unknown_rate")
     drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
     return "\n".join(
         [
             "",
             f"validation        loss {last['validation_loss']:.4f}, perplexity {last['validation_perplexity']:.2f}, "
             f"bits per byte {last['validation_bits_per_byte']:.4f} ({results['protocol']})",
+            *([f"unknown tokens    {unknown:.2%} of them, whose spelling counts in bits per byte"] if unknown else []),
             f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
             f"{how:<18}{count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
             f"{duration(results['wall_seconds'])} in all{early}",

@@ -39,6 +39,11 @@ def ngram_count(model: PreTrainedModel) -> int | None:
     return getattr(model.config, "num_ngrams", None)
 
 
+def reach(model: PreTrainedModel) -> int | None:
+    """The most tokens that a prediction of the model reads; None where there is no such number."""
+    return getattr(model.config, "context_size", position_limit(model))
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """The number of logits for each token."""
     return model.config.get_text_config().vocab_size

@@ -19,6 +19,7 @@ from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT
 from smallm_hf.generation.request import prompt_ids, source_ids
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
 from smallm_hf.tokenizing.encoding import added_around
+from smallm_hf.tokenizing.loading import lowers
 from smallm_hf.training.carried import CarriedLanguageModelling
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.objectives import LanguageModelling, Objective
@@ -77,7 +78,8 @@ class PackedText:
         self.order = WindowOrder(*shape, config.batching, files.meta.sources)
         self.examples_per_epoch = self.order.windows_per_epoch
         rule = "attention within documents, " if config.batching.within_documents else ""
-        self.protocol = f"packed, {rule}windows of {config.training.context_length} tokens, float32"
+        text = ", lower-cased text" if lowers(files.tokenizer) else ""
+        self.protocol = f"packed, {rule}windows of {config.training.context_length} tokens, float32{text}"
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuses a model that looks ahead or mixes documents, and a prompt too long for it."""
@@ -172,7 +174,7 @@ class Pairs:
         """The pairs of a side that are not too long; what is left out is noted."""
         files, limit, name = self.files, self.config.training.context_length, {TRAIN: "training"}.get(side, side)
         around = added_around(files.tokenizer)
-        pairs = TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around)
+        pairs = TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
         fitting = pairs.fitting(limit)
         if not len(fitting):
             raise UserError(

@@ -133,7 +133,7 @@ def plan_run(config: RunConfig, say: Callable[[str], None]) -> tuple[RunConfig, 
         The config with the sizes that were `auto` decided, its plan, and the precision.
     """
     config, precision = _plannable(config, say), resolve_precision(config.training.precision)
-    architecture = _planned_architecture(config)
+    architecture = model_config(config.model)
     config = _with_sizes(config, architecture, precision)
     plan = make_plan(architecture, config.training, precision, plan_steps(config.training, None), say)
     return config, plan, precision
@@ -170,7 +170,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
         config = resumed_config(config, resumed, say)
     precision, requested_loss = resolve_precision(config.training.precision), config.training.loss
     planned = _plannable(config, _silent)
-    planned = _with_sizes(planned, _planned_architecture(planned), precision)  # what does not fit is refused now
+    planned = _with_sizes(planned, model_config(planned.model), precision)  # what does not fit is refused now
     trackers = Trackers(config.logging, run, say)
     _set_up_process(config.training)
     checkpoint, state = starting_point(config.training, resumed)
@@ -180,7 +180,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     if checkpoint is not None:
         check_fingerprints(checkpoint, files, of_text=resumed is not None)
     config = _with_entries(config, files)
-    config = planned if planned.model == config.model else _with_sizes(config, _planned_architecture(config), precision)
+    config = planned if planned.model == config.model else _with_sizes(config, model_config(config.model), precision)
     architecture = _architecture(config, files)
     keep_freed_memory()
     accelerator = build_accelerator(precision)
@@ -400,12 +400,6 @@ def _plannable(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     entries = min(SCHEMES[config.tokenizer.source].planned_entries or config.vocab_size, config.vocab_size)
     say(f"tokenizer.source={config.tokenizer.source}: the text decides the vocabulary; this plan assumes {entries}")
     return dataclasses.replace(config, model={**config.model, "vocab_size": entries})
-
-
-def _planned_architecture(config: RunConfig) -> PreTrainedConfig:
-    """The model's config before there is a tokenizer: its size is right, its special tokens are not."""
-    names = ("bos", "eos", "pad", "decoder_start", "forced_eos") if config.data.is_pairs else ()
-    return model_config(config.model, **{f"{name}_token_id": 0 for name in names})
 
 
 def _with_entries(config: RunConfig, files: TokenFiles) -> RunConfig:

@@ -21,7 +21,19 @@ CONFIGURATION = sorted(
 )
 # Each is a few tenths of a second of import or more.
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "sklearn", "matplotlib", "pandas", "scipy", "accelerate")
-SCRIPTS = ("train", "prepare", "score", "compare", "generate", "plot", "publish", "export", "benchmark", "sweep")
+SCRIPTS = (
+    "train",
+    "prepare",
+    "score",
+    "compare",
+    "generate",
+    "plot",
+    "publish",
+    "export",
+    "benchmark",
+    "sweep",
+    "ladder",
+)
 HELP = [
     *([script, "--help"] for script in SCRIPTS),
     *(["plot", kind, "--help"] for kind in ("runs", "attention", "embeddings", "tokens")),
@@ -40,6 +52,10 @@ WRONG = [
     (["prepare", *QUICK, "--cleaning.hmtl", "false"], "did you mean --cleaning.html?"),
     (["benchmark", "train", *QUICK, "--training.batch_sise", "3"], "did you mean --training.batch_size?"),
     (["sweep", *QUICK, "--vary", "training.sed=1,2"], "unknown option --training.sed; did you mean --training.seed?"),
+    (
+        ["ladder", "--config", "configs/ladder.yaml", "--rungs", "lstn"],
+        "--rungs lstn: no such rung; configs/ladder.yaml",
+    ),
     (["score", "--model", "x", "--data", "y", "--protocol", "pakced"], "Got value: pakced"),
     (["score", "--model", "x", "--data", "y", "--batch_size", "0"], "batch_size=0 is out of range"),
     (["score", "--model", "runs/nowhere/best", "--data", "y"], "runs/nowhere/best is not a folder"),

@@ -43,6 +43,7 @@ from smallm_hf.data.workers import Workers
 from smallm_hf.tokenizing.encoding import Encoder, make_encoder
 from smallm_hf.tokenizing.loading import close_texts, load_tokenizer, save_tokenizer
 from smallm_hf.tokenizing.schemes import SCHEMES
+from smallm_hf.tokenizing.spelling import Speller
 
 PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
 BATCH_CHARACTERS = 1 << 21
@@ -185,10 +186,10 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
     Returns:
         The bytes of text in it.
     """
-    encode, eos_token_id, entries = _encoder(tokenizer, sha256)
+    encode, *facts = _encoder(tokenizer, sha256)
     documents = itertools.chain.from_iterable(read_part(text / TEXT) for text in texts)
     with replacing(part) as folder:
-        writers = {side: SideWriter(folder / side, entries, eos_token_id) for side in SIDES}
+        writers = {side: SideWriter(folder / side, *facts) for side in SIDES}
         sided = ((side, half) for side, document in selection.sided(source, documents) for half in document.halves)
         for batch in _batches(sided, BATCH_CHARACTERS, lambda sided: sided[1].text):
             ids = encode([document.text for _, document in batch])
@@ -200,9 +201,10 @@ def encode_part(part: Path, texts: list[Path], selection: Selection, source: int
 
 
 @lru_cache(1)
-def _encoder(tokenizer: Path, sha256: str) -> tuple[Encoder, int, int]:
+def _encoder(tokenizer: Path, sha256: str) -> tuple[Encoder, int, int, Speller | None]:
+    """An encoder, and what a `SideWriter` has to know of the tokenizer."""
     loaded = load_tokenizer(str(tokenizer))
-    return make_encoder(loaded), loaded.eos_token_id, len(loaded)
+    return make_encoder(loaded), len(loaded), loaded.eos_token_id, Speller.of(loaded)
 
 
 # --- all parts of all sources ----------------------------------------------------------------------------------------
@@ -423,7 +425,9 @@ class Stages:
                 for part in parts:
                     with (part / f"{side}.bin").open("rb") as ids:
                         shutil.copyfileobj(ids, file)
-            np.save(folder / f"{side}.npy", np.concatenate([np.load(part / f"{side}.npy") for part in parts]))
+            for name in (f"{side}.npy", f"{side}.hidden.npy"):
+                if (parts[0] / name).exists():
+                    np.save(folder / name, np.concatenate([np.load(part / name) for part in parts]))
             total = {
                 name: sum(one[side][name] for one in counts)
                 for name in ("tokens", "bytes", "documents", "empty_documents")

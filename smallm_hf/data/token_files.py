@@ -2,6 +2,8 @@
 
     train.bin validation.bin   little-endian uint16 (up to 65,536 entries) or uint32, eos after each document
     train.npy validation.npy   tokens (with the eos) and bytes (without) of each document, (D, 2) int64
+    *.hidden.npy               unknown tokens of each document, and the nats to spell what they hide, (D, 2) float64;
+                               of a tokenizer that has an unknown token
     meta.json                  `Meta`: what they were made from, counts and hashes
     tokenizer/                 the tokenizer that made them, as `AutoTokenizer` loads it
     report.json                the same for people, with what was cleaned away and why, and examples
@@ -26,6 +28,7 @@ from smallm_hf.base.folders import file_sha256
 from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
+from smallm_hf.tokenizing.spelling import Speller
 
 FORMAT = 3  # of the folder; a change makes older ones unreadable
 UINT16_ENTRIES = 1 << 16
@@ -176,6 +179,19 @@ class TokenFiles:
             raise UserError(f"{path} is damaged or of other token files; remove {self.folder} and prepare it again")
         return sizes
 
+    def hidden(self, side: str) -> np.ndarray | None:
+        """Unknown tokens of each document, and the nats to spell what they hide, (D, 2); None where none can be.
+
+        Raises:
+            UserError: an older version did not write them.
+        """
+        path = self.folder / f"{side}.hidden.npy"
+        if path.is_file():
+            return np.load(path)
+        if Speller.of(self.tokenizer) is None:
+            return None
+        raise UserError(f"{self.folder} does not say what its unknown tokens stand for; remove it and prepare it again")
+
     def verify(self) -> None:
         """Reads both files and makes sure that they are what was written.
 
@@ -247,9 +263,10 @@ class SideWriter:
         path: of the file, without `.bin`; beside it, in `.npy`, come the tokens and bytes of each document.
         entries: of the tokenizer.
         eos_token_id: closes each document.
+        speller: of a tokenizer that may have unknown tokens.
     """
 
-    def __init__(self, path: Path, entries: int, eos_token_id: int):
+    def __init__(self, path: Path, entries: int, eos_token_id: int, speller: Speller | None = None):
         self.path, self.file = path, path.with_suffix(".bin").open("wb")
         self.dtype = id_type(entries)
         self.eos = np.array([eos_token_id], self.dtype)
@@ -257,6 +274,7 @@ class SideWriter:
         self.counts = {"tokens": 0, "bytes": 0, "documents": 0, "empty_documents": 0}
         self.examples = []
         self.sizes = [[0, 0]]  # tokens and bytes of each document, the last of which is not through yet
+        self.speller, self.hidden = speller, [[0, 0.0]]  # unknown tokens and nats to spell them, in the same way
 
     def add(self, batch: list[tuple[Document, Iterable[int]]]) -> None:
         """Writes documents, or pieces of them, and their ids."""
@@ -269,9 +287,14 @@ class SideWriter:
             size = len(document.text.encode())
             self.sizes[-1][0] += len(ids[-1]) + document.is_last
             self.sizes[-1][1] += size
+            if self.speller:
+                costs = self.speller.costs(document.text, ids[-1])
+                self.hidden[-1][0] += len(costs)
+                self.hidden[-1][1] += costs.sum()
             if document.is_last:
                 ids.append(self.eos)
                 self.sizes.append([0, 0])
+                self.hidden.append([0, 0.0])
             self.counts["bytes"] += size
             self.counts["documents"] += document.is_last
             if len(self.examples) < EXAMPLES and document.piece == 0:
@@ -286,4 +309,6 @@ class SideWriter:
         """Ends the file and returns the counts."""
         self.file.close()
         np.save(self.path.with_suffix(".npy"), np.array(self.sizes[:-1], np.int64).reshape(-1, 2))
+        if self.speller:
+            np.save(self.path.with_suffix(".hidden.npy"), np.array(self.hidden[:-1], np.float64).reshape(-1, 2))
         return {**self.counts, "examples": self.examples}

@@ -94,8 +94,8 @@ def paired_bootstrap(ours: Sequence[Sums], others: Sequence[Sums], seed: int = 4
     """
     from scipy.stats import bootstrap
 
-    text = np.array([(sums.bytes, sums.nats) for sums in ours])
-    other = np.array([(sums.bytes, sums.nats) for sums in others])
+    text = np.array([(sums.bytes, sums.text_nats) for sums in ours])
+    other = np.array([(sums.bytes, sums.text_nats) for sums in others])
     if len(text) < 2:
         raise UserError(f"{len(text)} document cannot be resampled; give two or more, by another protocol than packed")
     if text.shape != other.shape or (text[:, 0] != other[:, 0]).any():

@@ -221,7 +221,7 @@ def _count_words(training_tokens: Path) -> Mapping[str, int]:
 def _extremes(documents: Sequence[Sums], examples: Iterable[Example]) -> dict[str, list[Row]]:
     """The documents with the most and with the fewest bits per byte, the most extreme first, and how they begin."""
     bits = {
-        number: sums.nats / math.log(2) / sums.bytes
+        number: sums.text_nats / math.log(2) / sums.bytes
         for number, sums in enumerate(documents)
         if sums.tokens and sums.bytes >= SHORTEST_SHOWN_BYTES
     }

@@ -38,6 +38,8 @@ SCORES: Templates = {
     "perplexity (tokens)": "{perplexity:,.2f}",
     "mean entropy (nats per token)": "{mean_entropy_nats:.4f}",
     "calibration error ↓": "{calibration_error:.4f}",
+    "unknown tokens": "{unknown_rate:.2%}, {spelling_bits_per_byte:.4f} of the bits spell what they hide",
+    "scored text": lambda row: "lower-cased" if row["lowered"] else NONE,
     "parameters": "{parameters:,}",
     "n-grams": "{ngrams:,}",
     "family": "{kind}",
@@ -54,6 +56,12 @@ SCORES: Templates = {
     "characters": "{characters:,}",
     "bytes": "{bytes:,}",
 }
+OTHER_TOKENS = (
+    "loss, perplexity, entropy, calibration and accuracies are of tokens, and these models have different ones: "
+    "compare bits per byte or word perplexity (--output has the other figures of each model)"
+)
+# What is said of tokens, and so is not to be compared between models that cut the text into other ones.
+PER_TOKEN = ("loss (nats per token)", "perplexity (tokens)", "mean entropy (nats per token)", "calibration error ↓")
 WRITTEN: Templates = {
     "BLEU (0 to 100) ↑": "{generated[bleu]:.2f}",
     "chrF (0 to 100) ↑": "{generated[chrf]:.2f}",
@@ -136,14 +144,24 @@ def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[str]]]:
     found = {int(match[1]) for row in rows for name in row if (match := re.fullmatch(r"top(\d+)_accuracy", name))}
     accuracies = {f"top-{k} accuracy ↑": f"{{top{k}_accuracy:.2%}}" for k in sorted(found)}
     scores = {**dict(itertools.islice(SCORES.items(), 3)), **accuracies, **SCORES}
+    if not alike_cut(rows):
+        scores = {name: shown for name, shown in scores.items() if name not in (*PER_TOKEN, *accuracies)}
     templates = {"scores": scores, "written": WRITTEN, "speed": SPEED, "against": AGAINST}
     return {name: tabulate(rows, figures) for name, figures in templates.items()}
 
 
+def alike_cut(rows: Sequence[Row]) -> bool:
+    """Whether all models read the text as the same tokens."""
+    return len({row["tokenizer_sha256"] for row in rows}) == 1
+
+
 def left_out_of(rows: Sequence[Row]) -> list[str]:
-    """What was asked for and is missing, a line each, behind the model's name where there are several."""
+    """What is missing, a line each: figures of other tokens, and behind the model's name what was asked for."""
+    other_tokens = [] if alike_cut(rows) else [OTHER_TOKENS]
     names = [f"{label}: " if len(rows) > 1 else "" for label in labels([row["model"] for row in rows])]
-    return [name + line for name, row in zip(names, rows, strict=True) for line in row.get("left_out", ())]
+    return other_tokens + [
+        name + line for name, row in zip(names, rows, strict=True) for line in row.get("left_out", ())
+    ]
 
 
 def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:

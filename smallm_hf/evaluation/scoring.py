@@ -13,6 +13,9 @@ causal model sees `context_length` positions.
   Each eos of the stream is scored and counts as one byte and one character, and as no word. Windows are disjoint. With
   `within_documents` attention does not reach across the eos, for a model that was trained that way.
 
+What unknown tokens hide is spelled (`tokenizing.spelling`), and counts in what is said of the text, bits per byte and
+character and word perplexity, not in what is said of its tokens.
+
 Models that are not causal are read as `readers.py` says. Sums are kept in float64 and divided once, at the end
 (`Sums`, `summarize`), so the numbers depend neither on the batch size nor on how many processes share the work.
 """
@@ -53,11 +56,14 @@ from smallm_hf.inspection import (
     vocabulary_size,
 )
 from smallm_hf.tokenizing.encoding import encode_ordinary, encode_placed, start_token_id, valid_unicode
+from smallm_hf.tokenizing.loading import lowers, tokenizer_fingerprint
+from smallm_hf.tokenizing.spelling import Speller
 
 # Texts tokenized and sorted by length at a time, so that memory does not grow with the corpus.
 TEXTS_PER_BLOCK = 1024
 # (rank, processes) of a process that works alone.
 ALONE = (0, 1)
+NOTHING_HIDDEN = np.zeros(0)
 Advance = Callable[[int], None]
 
 
@@ -124,7 +130,9 @@ def score_corpus(
         "kind": kind_of(model),
         **asdict(plan.rules),
         "trained_context_length": trained_length(model),
-        **summarize(sum(itertools.chain(*parts), Sums())),
+        **summarize(sum(itertools.chain(*parts), Sums()), Speller.of(tokenizer) is not None),
+        "lowered": lowers(tokenizer),
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer) if tokenizer.is_fast else None,
         **profile.figures(),
         "documents": next(documents),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -232,7 +240,9 @@ class ScoringPlan:
         """The sums of each text of a block, on its own."""
         reader, rules = self.reader, self.rules
         sums, windows = [Sums.of_text(text) for text, _ in block], []
-        for number, (ids, words) in enumerate(_encode(reader.tokenizer, [text for text, _ in block], profile)):
+        encoded = _encode(reader.tokenizer, [text for text, _ in block], profile)
+        for number, (ids, words, hidden) in enumerate(encoded):
+            sums[number] += hidden
             beside = {"source_ids": reader.source_ids(block[number][1]), "words": words}
             cut = cut_text(reader.before(), ids, rules.context_length, rules.stride, **beside)
             windows += [(number, window) for window in cut]
@@ -300,22 +310,26 @@ def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], profile: Profile | None, counted: bool = True
-) -> Iterator[tuple[list[int], np.ndarray | None]]:
-    """Token ids of each text, and the number of each token's word, where a profile wants it and it is known.
+) -> Iterator[tuple[list[int], np.ndarray | None, Sums]]:
+    """Token ids of each text, the word of each token, where a profile wants it and it is known, and what is hidden.
 
-    Unknown tokens are named on stderr: all bytes that they stand for count, and their loss tells nothing of these.
+    Where a slow tokenizer cannot tell what its unknown tokens stand for, that is said on stderr.
     """
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    speller = Speller.of(tokenizer)
+    unknown = None if tokenizer.is_fast or tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
     if profile is None or not tokenizer.is_fast:
         encoded = ((ids, None) for ids in encode_ordinary(tokenizer, texts))
     else:
         placed = zip(texts, encode_placed(tokenizer, texts), strict=True)
         encoded = ((ids, profile.by_word.find(text, starts, counted)) for text, (ids, starts) in placed)
-    for ids, words in encoded:
+    for text, (ids, words) in zip(texts, encoded, strict=True):
         if unknown in ids:
             name = tokenizer.name_or_path or "the tokenizer"
             warn_once(f"{name} has no entry for some of the text, whose bits per byte are too low by that")
-        yield ids, words
+        costs = speller.costs(text, ids) if speller else NOTHING_HIDDEN
+        if words is not None and counted and len(costs):
+            profile.by_word.add(words[np.equal(ids, tokenizer.unk_token_id)], costs)
+        yield ids, words, Sums.of_hidden(costs)
 
 
 def _pack(
@@ -325,7 +339,8 @@ def _pack(
     pieces, words, size = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=object)], Sums()
     for block in _blocks((text, "") for text in texts):
         block = [text for text, _ in block]
-        for ids, of_tokens in _encode(tokenizer, block, profile, counted):
+        for ids, of_tokens, hidden in _encode(tokenizer, block, profile, counted):
+            size += hidden
             pieces.append(np.array([*ids, tokenizer.eos_token_id], np.int32))
             if of_tokens is not None:
                 words.append(np.append(of_tokens, None))

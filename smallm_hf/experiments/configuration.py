@@ -158,7 +158,8 @@ class LadderConfig:
         parameters: every rung is trained a second time at a width that gives it about so many; null leaves that out.
         sizes_in_words: every rung is trained on so many words of the training text too.
         models: folders or Hub ids of pretrained causal models, which are scored on the same text.
-        minimal_pairs: a file or folder of minimal pairs such as BLiMP, to be judged by every model.
+        minimal_pairs: BLiMP.zip, or a folder or file of such pairs, to be judged by every model.
+        max_pairs: of each paradigm; null judges all.
         prompts: what the samples continue; an empty one begins a text.
         word_positions: how many words of the validation text are predicted for the word accuracy.
     """
@@ -169,6 +170,7 @@ class LadderConfig:
     sizes_in_words: list[int] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
     minimal_pairs: str | None = None
+    max_pairs: int | None = None
     prompts: list[str] = field(default_factory=lambda: ["", "The", "She said"])
     word_positions: int = 200
 
@@ -176,7 +178,8 @@ class LadderConfig:
         if not self.rungs:
             raise UserError("rungs is empty; name at least one, with its section model")
         least = {"budget_seconds": self.budget_seconds, "parameters": self.parameters, "prompts": len(self.prompts)}
-        least |= {"word_positions": self.word_positions} | {f"sizes_in_words={n}": n for n in self.sizes_in_words}
+        least |= {"word_positions": self.word_positions, "max_pairs": self.max_pairs}
+        least |= {f"sizes_in_words={n}": n for n in self.sizes_in_words}
         for name, number in least.items():
             if number is not None and number <= 0:
                 raise UserError(f"{name}: {number} is out of range; give more than 0")

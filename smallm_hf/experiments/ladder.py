@@ -17,11 +17,12 @@ from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.request import DataRequest, default_folder
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.page import COLOURS, NONE, figure, labels, percent, size
+from smallm_hf.evaluation.pair_files import read_paradigms
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.experiments.configuration import Ladder
 from smallm_hf.experiments.measuring import CONTEXT_CHARACTERS, Asked, measure_rung
 from smallm_hf.experiments.page import Chart, Line, Page, Table, merged, report
-from smallm_hf.experiments.running import Train, claim, having, results_of, run_all, train_apart
+from smallm_hf.experiments.running import Train, claim, having, memory_of, results_of, run_all, train_apart
 from smallm_hf.experiments.sizing import TOLERANCE, with_parameters
 from smallm_hf.experiments.texts import TRAIN_FILE, VALIDATION_FILE, Texts, make_texts
 from smallm_hf.families import family_of
@@ -65,6 +66,8 @@ def climb(
     for model in ladder.config.models:
         if (kind := find_kind(model)) != "causal":
             raise UserError(f"models: {model} is {kind}, and a ladder compares causal models; leave it out")
+    if ladder.config.minimal_pairs:
+        read_paradigms(ladder.config.minimal_pairs, ladder.config.max_pairs)  # refused now, or not at all
     if ladder.dry_run:
         say(planned_costs(ladder).markdown)
         return {}
@@ -103,7 +106,8 @@ def planned_costs(ladder: Ladder) -> Table:
         except UserError as error:
             raise UserError(f"rung {name}: {error}") from error
         memory = f"{plan.memory_bytes / 2**30:.2f} GiB"
-        rows.append([name, str(model_config(config.model).model_type), f"{plan.parameters:,}", memory])
+        size = "counted" if plan.counted else f"{plan.parameters:,}"
+        rows.append([name, model_config(config.model).model_type, size, memory])
     config = ladder.config
     each = 1 + bool(config.parameters) + len(config.sizes_in_words)
     seconds = len(rows) * each * config.budget_seconds
@@ -161,7 +165,7 @@ def _unsizable(recipe: RunConfig) -> str | None:
     """Why a model has no width to choose; None if it has."""
     if recipe.init_from:
         return "its size came with its weights"
-    if getattr(family_of(model_config(recipe.model)), "counted", False):
+    if family_of(model_config(recipe.model)).counted:
         return "its tables are as large as the text makes them"
     return None
 
@@ -185,6 +189,7 @@ def _measured(
         word_positions=config.word_positions,
         prompts=tuple(config.prompts),
         minimal_pairs=config.minimal_pairs,
+        max_pairs=config.max_pairs,
     )
     experiments: dict[str, list[Row]] = {}
     for run in runs:
@@ -237,10 +242,12 @@ def _of_training(run: Path) -> Row:
     curve = read_curves(run).get("validation_bits_per_byte")
     speed = results.get("tokens_per_second")
     return {
-        **{key: results.get(key) for key in ("tokens", "training_seconds", "epochs", "peak_memory_bytes")},
+        **{key: results.get(key) for key in ("tokens", "training_seconds", "epochs")},
+        "peak_memory_bytes": memory_of(run),
         "tokens_per_second": speed,
         "bytes_per_second": speed and speed * train["bytes"] / train["tokens"],
         "vocabulary": results["data"]["vocab_size"],
+        "ngrams": sum(results.get("ngrams", ())),
         "curve": [] if curve is None else curve.T.tolist(),
     }
 
@@ -298,8 +305,9 @@ def _lead(results: dict[str, Any]) -> str:
 def _table(title: str, rows: Sequence[Row]) -> Table:
     """A row for each rung; columns for which nothing was measured are left out."""
     columns: dict[str, Callable[[Row], str]] = {
-        "parameters": lambda row: f"{row['parameters']:,}",
+        "parameters": lambda row: f"{row['ngrams']:,} n-grams" if row.get("ngrams") else f"{row['parameters']:,}",
         "vocabulary": lambda row: f"{row['vocabulary']:,}",
+        "unknown tokens": lambda row: percent(row["unknown_rate"]),
         "bits per byte ↓": lambda row: f"{row['bits_per_byte']:.3f}",
         "word perplexity ↓": lambda row: figure(row["word_perplexity"], ",.1f"),
         "word top-1 ↑": lambda row: percent(row["word_accuracy"]["top1"]),

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.comparison.words import ends_in_a_word, next_words, predictor, read_vocabulary
+from smallm_hf.evaluation.minimal_pairs import judge_pairs
 from smallm_hf.evaluation.page import shorten
+from smallm_hf.evaluation.pair_files import read_paradigms
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.variety import WORD_OR_MARK
 from smallm_hf.experiments.texts import read_documents
@@ -40,7 +43,8 @@ class Asked:
         validation: the file of the validation documents.
         word_positions: words to predict; 0 predicts none.
         prompts: to continue.
-        minimal_pairs: to judge; None judges nothing.
+        minimal_pairs: to judge, as `read_paradigms` takes them; None judges nothing.
+        max_pairs: the first so many of each paradigm; None judges all.
         seed: of the choice of words, and of the samples.
     """
 
@@ -48,6 +52,7 @@ class Asked:
     word_positions: int = 0
     prompts: tuple[str, ...] = ()
     minimal_pairs: str | None = None
+    max_pairs: int | None = None
     seed: int = 42
 
 
@@ -59,18 +64,22 @@ def measure_rung(model: str, asked: Asked) -> dict[str, Any]:
         asked: the questions.
 
     Returns:
-        The figures of `score_documents`, `parameters`, and where it was asked for `word_accuracy`, `minimal_pairs` and
-        `samples`, a text by prompt.
+        The figures of `score_documents`, in float32, `parameters`, and where it was asked for `word_accuracy`,
+        `minimal_pairs`, the figures of `judge_pairs`, and `samples`, a text by prompt.
 
     Raises:
         UserError: a model that cannot be loaded, or what scoring raises.
     """
-    loaded, tokenizer = load_causal_lm(model)
+    disable_progress_bar()  # of loading
+    loaded, tokenizer = load_causal_lm(model, dtype="float32")
     figures = score_documents(loaded, tokenizer, read_documents(Path(asked.validation)))
     figures["parameters"] = loaded.num_parameters()
     if asked.word_positions:
         words = choose_words(list(read_documents(Path(asked.validation))), asked.word_positions, asked.seed)
         figures["word_accuracy"] = word_accuracy(loaded, tokenizer, words)
+    if asked.minimal_pairs:
+        paradigms = read_paradigms(asked.minimal_pairs, asked.max_pairs)
+        figures["minimal_pairs"] = judge_pairs(loaded, tokenizer, paradigms).figures
     if asked.prompts:
         figures["samples"] = write_samples(loaded, tokenizer, asked.prompts, asked.seed)
     return figures

@@ -19,10 +19,10 @@ from smallm_hf.base.errors import Interrupted, UserError, one_line
 from smallm_hf.base.folders import lock, require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.config import CommandOptions, RunConfig
-from smallm_hf.evaluation.speed import in_own_process
+from smallm_hf.evaluation.speed import in_own_process, peak_memory
 from smallm_hf.runs import train_run
 
-RUNS_FILE = "runs.json"
+RUNS_FILE, MEMORY_FILE = "runs.json", "memory.json"
 # From the name of a run, its config and its folder to the line that says why it failed, or None.
 Train = Callable[[str, RunConfig, Path], str | None]
 
@@ -37,12 +37,30 @@ def train_here(name: str, config: RunConfig, folder: Path) -> str | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
-            train_run(config, CommandOptions(folder, resume=True))
+            with peak_memory() as taken:
+                train_run(config, CommandOptions(folder, resume=True))
+                _note_memory(folder, taken())
         except (UserError, Interrupted) as error:
             return one_line(error)
         except Exception as error:
             traceback.print_exc()
             return f"{type(error).__name__}: {one_line(error)} (see {log})"
+
+
+def _note_memory(folder: Path, taken: int) -> None:
+    """Writes down the most memory that a run has taken beyond the libraries, in any process that trained a part of it.
+
+    What the system knows of the peak of a process may be that of the process which started it.
+    """
+    written = folder / MEMORY_FILE
+    before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else 0
+    write_whole(written, json_text(max(before, taken)))
+
+
+def memory_of(run: Path) -> int | None:
+    """The most bytes that a run has taken beyond the libraries; None where nobody looked."""
+    written = run / MEMORY_FILE
+    return json.loads(written.read_text(encoding="utf-8")) if written.is_file() else None
 
 
 def train_apart(name: str, config: RunConfig, folder: Path) -> str | None:
@@ -92,7 +110,7 @@ def claim(folder: Path, kind: str, configs: Mapping[str, RunConfig], resume: boo
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds other files; give another --output_dir")
     asked = {name: json.loads(json_text(dataclasses.asdict(config))) for name, config in configs.items()}
-    for name in asked.keys() & known.keys():
+    for name in filter(known.get, asked):
         for section, key in ((section, key) for section, keys in asked[name].items() for key in keys):
             if (was := known[name].get(section, {}).get(key)) != (now := asked[name][section][key]):
                 raise UserError(

@@ -21,7 +21,7 @@ from smallm_hf.families import family_of
 from smallm_hf.generation.request import Request, Token, Written, prompt_ids, source_ids
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
 from smallm_hf.generation.text import GrowingText
-from smallm_hf.inspection import position_limit, require_known, trained_length, vocabulary_size
+from smallm_hf.inspection import position_limit, reach, require_known, trained_length, vocabulary_size
 
 
 class Engine:
@@ -256,7 +256,7 @@ def stream_samples(engine: Engine, request: Request, write: Callable[[str], None
     """
     trained = trained_length(engine.model)
     tokens = len(prompt_ids(engine.model, engine.tokenizer, request.prompt)) + request.max_new_tokens
-    if trained is not None and min(tokens, engine.limit or tokens) > trained:
+    if trained is not None and min(tokens, reach(engine.model) or tokens) > trained:
         note = f"the model was trained on {trained} tokens at once, and prompt and continuation take up to {tokens}: "
         print(note + "it may write worse beyond", file=sys.stderr)
     for seed in range(request.seed, request.seed + num_samples):

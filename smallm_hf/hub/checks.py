@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.card import Weights, find_weights, read_results, render_card
-from smallm_hf.evaluation.scoring import Sums, score_token_stream, summarize
+from smallm_hf.evaluation.scoring import score_token_stream, summarize
 from smallm_hf.families import FAMILIES, family_of, family_of_file
 from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
@@ -123,7 +123,7 @@ def verify_card(run: Path) -> list[str]:
     tokens = ValidationSet.choose(files, training["validation_tokens"], training["context_length"], apart)
     options = {name: training[name] for name in ("context_length", "batch_size")}
     sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
-    for name, value in summarize(sums + Sums(bytes=tokens.bytes)).items():
+    for name, value in summarize(sums + tokens.size, tokens.hidden is not None).items():
         stated = best.scored[f"validation_{name}"]
         # Of two logits that are nearly equal, other hardware may find the other one larger.
         if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / len(tokens.tokens)):

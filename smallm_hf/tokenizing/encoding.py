@@ -12,6 +12,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm_hf.tokenizing.loading import EOS, GPT2, GPT2_FINGERPRINT, tokenizer_fingerprint
 
+ORDINARY = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 Encoder = Callable[[list[str]], list[Sequence[int]]]
 
 
@@ -88,15 +89,21 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def encode_ordinary(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of the texts alone: nothing is added, and `<|endoftext|>` inside a text is text."""
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return tokenizer(list(texts), **ORDINARY)["input_ids"]
 
 
 def encode_placed(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[tuple[list[int], list[int]]]:
     """`encode_ordinary` of each text, and where each token begins in it, in characters; for fast tokenizers."""
-    options = {"add_special_tokens": False, "split_special_tokens": True, "return_offsets_mapping": True}
-    encoded = tokenizer(list(texts), verbose=False, **options)
+    encoded = tokenizer(list(texts), return_offsets_mapping=True, **ORDINARY)
     for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         yield ids, [start for start, _ in offsets]
+
+
+def encode_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[tuple[int, str]]:
+    """`encode_ordinary` of a text, each token with what it stands for; for fast tokenizers."""
+    encoded = tokenizer(text, return_offsets_mapping=True, **ORDINARY)
+    for id, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield id, text[start:stop]
 
 
 def added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

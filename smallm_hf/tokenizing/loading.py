@@ -184,6 +184,12 @@ def is_lossless(tokenizer: PreTrainedTokenizerBase) -> bool:
     )
 
 
+def lowers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer reads capitals as small letters."""
+    normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
+    return normalizer is not None and "A" not in normalizer.normalize_str("A")
+
+
 def count_entries(source: str) -> int:
     """How many entries a given tokenizer has; GPT-2's need not be at hand."""
     return GPT2_ENTRIES if source == GPT2 else len(load_tokenizer(source))

@@ -12,6 +12,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from smallm_hf.base.errors import UserError
 from smallm_hf.tokenizing.encoding import valid_unicode
 from smallm_hf.tokenizing.loading import EOS
+from smallm_hf.tokenizing.spelling import SPELLING, count_signs
 
 PAD, UNKNOWN = "<|pad|>", "<|unk|>"
 SMALLEST_BPE = 257  # 256 bytes and eos
@@ -105,7 +106,7 @@ def train_char(texts: Iterable[str], limit: int) -> PreTrainedTokenizerFast:
     # A BPE without merges cuts a text into characters, four times as fast as a pre-tokenizer that splits it.
     backend = Tokenizer(models.BPE(_most_frequent(counts, limit), [], unk_token=UNKNOWN))
     backend.decoder = decoders.Fuse()
-    return _of_units(backend)
+    return _of_units(backend, counts)
 
 
 def train_word(
@@ -148,7 +149,7 @@ def train_word(
         backend.normalizer = normalizer
     backend.pre_tokenizer = cut
     backend.decoder = decoders.Sequence([decoders.Replace(UNKNOWN, f" {UNKNOWN}"), decoders.Fuse()])
-    return _of_units(backend)
+    return _of_units(backend, counts)
 
 
 def _require_room(limit: int, unit: str) -> None:
@@ -165,7 +166,8 @@ def _most_frequent(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     return {entry: number for number, entry in enumerate([*units[: limit - len(SPECIALS)], *SPECIALS])}
 
 
-def _of_units(backend: Tokenizer) -> PreTrainedTokenizerFast:
+def _of_units(backend: Tokenizer, units: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer, which keeps how units of the text are spelled: some of them have no entry."""
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=EOS,
@@ -174,6 +176,7 @@ def _of_units(backend: Tokenizer) -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **{SPELLING: count_signs(units)},
     )
 
 

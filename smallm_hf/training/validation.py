@@ -46,12 +46,19 @@ class ValidationSet:
         bytes: that they stand for, an eos counted as one.
         context_length: tokens per window.
         separator: the eos, where the run attends within documents; None where it does not.
+        hidden: what their unknown tokens stand for; None where the tokenizer has none.
     """
 
     tokens: np.ndarray
     bytes: int
     context_length: int
     separator: int | None = None
+    hidden: Sums | None = None
+
+    @property
+    def size(self) -> Sums:
+        """What is known of the text before it is scored."""
+        return Sums(bytes=self.bytes) + (self.hidden or Sums())
 
     @classmethod
     def choose(
@@ -71,7 +78,8 @@ class ValidationSet:
         documents = len(ends) if limit is None else max(1, np.searchsorted(ends, limit, side="right"))
         separator = files.meta.eos_token_id if within_documents else None
         size_with_ends = int(size[:documents].sum() + documents)
-        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator)
+        hidden = hidden_in(files.hidden(VALIDATION), slice(documents))
+        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator, hidden)
 
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
@@ -79,7 +87,7 @@ class ValidationSet:
         """See `Scorable`; where there is a `separator`, attention does not reach across it."""
         options = {"context_length": self.context_length, "batch_size": batch_size, "separator": self.separator}
         sums = partial(score_token_stream, model, self.tokens, **options)
-        return _score_together(sums, self.bytes, accelerator, interrupted)
+        return _score_together(sums, self.size, self.hidden is not None, accelerator, interrupted)
 
 
 @dataclass(frozen=True)
@@ -121,17 +129,29 @@ class ValidationPairs:
             windows = map(self._window, order.tolist())
             return sum(score_windows(Seq2SeqReader(model), windows, batch_size=batch_size, advance=advance), Sums())
 
-        return _score_together(sums, self.bytes, accelerator, interrupted)
+        size, hidden = Sums(bytes=self.bytes), hidden_in(self.pairs.hidden)
+        return _score_together(sums, size + (hidden or Sums()), hidden is not None, accelerator, interrupted)
 
     def _window(self, pair: int) -> Window:
         source, target = self.pairs.rows(pair)
         return Window(np.array([self.start_token_id, *target]), scored=len(target), source_ids=source)
 
 
+def hidden_in(documents: np.ndarray | None, which: slice = slice(None)) -> Sums | None:
+    """What the unknown tokens of some documents stand for, see `TokenFiles.hidden`; None where there can be none."""
+    if documents is None:
+        return None
+    number, nats = documents[which].sum(axis=0).tolist()
+    return Sums(unknown=int(number), spelling=nats)
+
+
 def _score_together(
-    sums: Callable[..., Sums], bytes: int, accelerator: Accelerator, interrupted: Callable[[], bool]
+    sums: Callable[..., Sums], size: Sums, may_hide: bool, accelerator: Accelerator, interrupted: Callable[[], bool]
 ) -> dict[str, float] | None:
-    """The figures of sums over all processes: `sums` is called with the `shard` of this one and with `advance`."""
+    """The figures of a text of this size over all processes.
+
+    `sums` is called with the `shard` of this one and with `advance`.
+    """
 
     def look_up(tokens: int) -> None:
         if interrupted():
@@ -148,7 +168,7 @@ def _score_together(
         mine = Sums(nats, *counts)
     if stops:
         return None
-    return {f"validation_{name}": value for name, value in summarize(mine + Sums(bytes=bytes)).items()}
+    return {f"validation_{name}": value for name, value in summarize(mine + size, may_hide).items()}
 
 
 def write_validation(folder: Path, validated: dict[str, float]) -> None:

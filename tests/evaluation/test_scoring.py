@@ -25,6 +25,8 @@ from smallm_hf.evaluation.scoring import Sums, score_documents, score_token_stre
 from smallm_hf.evaluation.windows import Window
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary, make_encoder
+from smallm_hf.tokenizing.schemes import train_word
+from smallm_hf.tokenizing.spelling import Speller
 
 
 def nats_by_hand(model: PreTrainedModel, sequence: list[int], context_length: int) -> float:
@@ -40,6 +42,11 @@ def nats_by_hand(model: PreTrainedModel, sequence: list[int], context_length: in
     return nats
 
 
+def spelled(unknown: str) -> float:
+    """Nats of characters without an entry, under a tokenizer that has counted nothing."""
+    return sum(len(character.encode()) + 1 for character in unknown) * math.log(257)
+
+
 @pytest.mark.parametrize("model", [gpt2(), llama()], ids=["gpt2", "llama"])
 def test_documents_are_scored_alone_after_bos_in_disjoint_windows_with_one_token_of_context(model):
     tokenizer = letter_tokenizer()
@@ -50,6 +57,7 @@ def test_documents_are_scored_alone_after_bos_in_disjoint_windows_with_one_token
     assert scores["bytes"] == sum(len(text.strip().encode()) for text in TEXTS)
     assert scores["loss"] == pytest.approx(nats / scores["tokens"], rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(nats / scores["tokens"]), rel=1e-5)
+    nats += spelled("é日本" * 4)
     assert scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / scores["bytes"], rel=1e-6)
 
 
@@ -261,7 +269,7 @@ def test_bits_per_byte_is_nats_over_ln_2_over_bytes():
 
 def test_bits_per_character_and_word_perplexity_divide_the_same_nats_by_what_a_reader_counts():
     scores = score_documents(gpt2(), letter_tokenizer(), [" é日 ab\n"])
-    nats = scores["loss"] * scores["tokens"]
+    nats = scores["loss"] * scores["tokens"] + spelled("é日")
     assert (scores["characters"], scores["words"], scores["bytes"]) == (5, 2, 8)
     assert scores["bits_per_character"] == pytest.approx(nats / math.log(2) / 5)
     assert scores["word_perplexity"] == pytest.approx(math.exp(nats / 2))
@@ -427,3 +435,27 @@ def test_a_real_model_scores_the_same_for_batches_of_1_3_and_16(stories):
     for key in ("loss", "perplexity", "bits_per_byte"):
         assert three[key] == pytest.approx(one[key], abs=1e-5)
         assert sixteen[key] == pytest.approx(one[key], abs=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["documents", "packed", "sliding"])
+def test_what_unknown_tokens_hide_is_spelled_in_figures_of_the_text_and_not_in_those_of_tokens(protocol):
+    tokenizer = train_word(["a b, a b, A B c"], 16)
+    texts = ["a b, zz a b", "\u00e9, b"]
+    speller, model = Speller.of(tokenizer), gpt2()
+    spelling = sum(map(speller.cost, ["a", " zz", " a", "\u00e9"]))
+    scores = score_documents(model, tokenizer, texts, protocol=protocol, context_length=8)
+    ends = len(texts) if protocol == "packed" else 0
+    assert (scores["tokens"], scores["bytes"]) == (9 + ends, 16 + ends)
+    assert scores["unknown_rate"] == 4 / scores["tokens"]
+    assert scores["spelling_bits_per_byte"] == pytest.approx(spelling / math.log(2) / scores["bytes"])
+    nats = scores["loss"] * scores["tokens"]
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert scores["bits_per_byte"] == pytest.approx((nats + spelling) / math.log(2) / scores["bytes"])
+    assert scores["bits_per_character"] * scores["characters"] == pytest.approx((nats + spelling) / math.log(2))
+    assert math.log(scores["word_perplexity"]) == pytest.approx((nats + spelling) / 7)
+
+
+def test_figures_of_a_lossless_tokenizer_and_of_lowered_text_say_so():
+    lowered = score_documents(gpt2(), train_word(["a a a"], 16, lowercase=True), ["A a"], context_length=8)
+    assert (lowered["lowered"], lowered["unknown_rate"]) == (True, 0.5)
+    assert "unknown_rate" not in summarize(Sums(nats=1.0, tokens=1, bytes=1))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from running import WORDS, train
 from small_models import gpt2, letter_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.token_files import open_token_files
@@ -109,7 +110,8 @@ def test_a_tokenizer_that_does_not_give_the_text_back_is_an_error(run, monkeypat
         list(read_scored_texts(str(run.parent / "tokens")))
 
 
-def test_what_the_tokenizer_has_no_entry_for_is_said_once(capsys):
+def test_what_a_slow_tokenizer_has_no_entry_for_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
     warn_once.cache_clear()  # another test may have met it
     tokenizer = letter_tokenizer()
     model = gpt2()

@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 import yaml
-from running import interrupt_at, outcome, train
+from accelerate.utils import set_seed
+from running import interrupt_at, outcome, train, write_recipe
 
-from smallm_hf import api
+from smallm_hf import RecurrentConfig, RecurrentForCausalLM, api
 from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.data.batches.contiguous import ContiguousRows
 from smallm_hf.data.reading.documents import read_texts
+from smallm_hf.data.token_files import open_token_files
+from smallm_hf.pretrained import fresh_model
 from smallm_hf.training.checkpoints import list_checkpoints
 from smallm_hf.training.progress import read_records
 
@@ -101,3 +105,77 @@ def test_a_mixture_and_several_processes_are_refused_before_anything_is_read(rec
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="the state of every row in one process, and this launch has 2"):
         train(recurrent, tmp_path / "run", "--dry_run")
+
+
+# --- the same in plain PyTorch ---------------------------------------------------------------------------------------
+
+
+def plain_losses(
+    tokens: torch.Tensor, initial: RecurrentForCausalLM, rows: int, length: int, steps: int
+) -> list[float]:
+    """An LSTM as tutorials write it, from the same weights: text in columns, the hidden state detached and kept."""
+    width = initial.config.hidden_size
+    embedding, head = (
+        torch.nn.Embedding(*initial.lm_head.weight.shape),
+        torch.nn.Linear(width, len(initial.lm_head.bias)),
+    )
+    lstm = torch.nn.LSTM(width, width, num_layers=2)
+    head.weight = embedding.weight
+    embedding.weight.data.copy_(initial.lm_head.weight)
+    head.bias.data.copy_(initial.lm_head.bias)
+    for layer, ours in enumerate(initial.model.layers):
+        for name, weight in ours.cell.named_parameters():
+            lstm.get_parameter(name.replace("_l0", f"_l{layer}")).data.copy_(weight)
+    parameters = [embedding.weight, head.bias, *lstm.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95))
+    stretch = (len(tokens) - 1) // (rows * length) * length
+    inputs, targets = (tokens[begin : begin + rows * stretch].view(rows, stretch).T for begin in (0, 1))
+    hidden, losses = None, []
+    for step in range(steps):
+        cut = slice(step * length, (step + 1) * length)
+        outputs, hidden = lstm(embedding(inputs[cut]), hidden)
+        hidden = tuple(part.detach() for part in hidden)
+        loss = torch.nn.functional.cross_entropy(head(outputs).flatten(0, 1), targets[cut].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.slow
+def test_a_run_over_words_loses_what_the_same_lstm_in_plain_pytorch_loses(shared_data, tmp_path):
+    rows, length, steps = 10, 35, 40
+    folder = shared_data / "wikitext2"
+    source, held_out = tmp_path / "train.txt", tmp_path / "validation.txt"
+    for path, name, size in ((source, "wikitext2_valid.txt", 300_000), (held_out, "wikitext2_test.txt", 20_000)):
+        path.write_text((folder / name).read_text(encoding="utf-8")[:size], encoding="utf-8")
+    recipe = write_recipe(
+        tmp_path,
+        source,
+        data={"validation_source": str(held_out)},
+        tokenizer={"source": "word", "vocab_size": 2000, "punctuation": "attached"},
+        batching={"carry_state": True},
+        training={
+            **{"max_steps": steps, "context_length": length, "batch_size": rows, "log_every": 1, "optimizer": "adamw"},
+            **{"schedule": "constant", "warmup_steps": 0, "evaluate_every": None, "sample_prompts": [""]},
+        },
+    )
+    content = yaml.safe_load(recipe.read_text())
+    content["model"] = {"model_type": "recurrent", "hidden_size": 100}
+    recipe.write_text(yaml.safe_dump(content))
+    results = train(recipe, tmp_path / "run")
+    ours = [record["loss"] for record in read_records(tmp_path / "run", "metrics") if "loss" in record]
+
+    files = open_token_files(results["data"]["folder"])
+    set_seed(42)
+    initial = fresh_model(RecurrentConfig(vocab_size=files.meta.vocab_size, hidden_size=100))
+    first = ContiguousRows(files.train, rows, length, seed=42).offset(0)
+    tokens = torch.from_numpy(files.train[first:].astype("int64"))
+    assert ours == pytest.approx(plain_losses(tokens, initial, rows, length, steps), rel=1e-4)
+    assert ours[-1] < ours[0] - 0.5

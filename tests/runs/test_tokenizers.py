@@ -18,7 +18,9 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.configuration import TokenizerConfig
 from smallm_hf.data.token_files import open_token_files
+from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run, train_run
 from smallm_hf.tokenizing.loading import save_tokenizer
 from smallm_hf.tokenizing.schemes import train_bpe, train_word
@@ -120,6 +122,25 @@ def test_a_run_of_words_trains_on_those_that_occur_often_enough_and_its_options_
     assert tokenizer.decode(tokenizer(" the cat 🙂")["input_ids"]) == " the cat 🙂"
     with pytest.raises(UserError, match="tokenizer.lowercase=False, this run wants True"):
         train(recipe, tmp_path / "lowered", *words, "--tokenizer.lowercase", "true")
+
+
+def test_a_validation_counts_what_unknown_words_hide_as_score_does(recipe, tmp_path, capsys):
+    texts = ["the cat sat on a zebra", "birds", "its, blue house"]
+    (tmp_path / "held_out.txt").write_text("\n<|endoftext|>\n".join(texts))
+    words = ["--tokenizer.source", "word", "--training.max_steps", 1, "--data.validation_source", "held_out.txt"]
+    words[-1] = tmp_path / "held_out.txt"
+    results = train(recipe, tmp_path / "run", *words)
+    model, tokenizer = load_causal_lm(str(tmp_path / "run" / "best"), device="cpu")
+    scores = score_documents(model, tokenizer, texts, protocol="packed", context_length=32)
+    assert scores["unknown_rate"] > 0 < scores["spelling_bits_per_byte"]
+    for name in ("loss", "bits_per_byte", "unknown_rate", "spelling_bits_per_byte", "tokens", "bytes"):
+        assert results["last"][f"validation_{name}"] == pytest.approx(scores[name], rel=1e-6), name
+    stated = f"{scores['unknown_rate']:.2%}"
+    assert f"unknown tokens    {stated} of them, whose spelling counts in bits per byte" in capsys.readouterr().out
+    assert f"Unknown tokens: {stated}. Bits per byte count" in (tmp_path / "run" / "best" / "README.md").read_text()
+    (tmp_path / "tokens" / "validation.hidden.npy").unlink()
+    with pytest.raises(UserError, match="tokens does not say what its unknown tokens stand for; remove it and prepare"):
+        train(recipe, tmp_path / "again", *words)
 
 
 def test_a_tokenizer_of_another_text_is_said_to_be_hardly_used(recipe, tmp_path, capsys):

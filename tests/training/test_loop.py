@@ -276,7 +276,8 @@ def validation_files(*documents: tuple[int, int]) -> SimpleNamespace:
     """Token files whose validation documents have so many tokens, eos included, and bytes."""
     tokens = np.concatenate([np.append(np.ones(size - 1, np.uint16), EOS) for size, _ in documents])
     sizes = np.array(documents)
-    return SimpleNamespace(validation=tokens, document_sizes=lambda side: sizes, meta=SimpleNamespace(eos_token_id=EOS))
+    facts = {"document_sizes": lambda side: sizes, "hidden": lambda side: None}
+    return SimpleNamespace(validation=tokens, meta=SimpleNamespace(eos_token_id=EOS), **facts)
 
 
 @pytest.mark.parametrize(

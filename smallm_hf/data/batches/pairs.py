@@ -24,20 +24,27 @@ class TokenPairs:
         bounds: (P, 3) where each source begins, its target begins, and that ends.
         target_bytes: (P,) of the text of each target.
         around: the ids that the tokenizer puts before a text and behind it; the latter take the place of the eos.
+        hidden: (P, 2) what is hidden in each target, see `TokenFiles.hidden`; None where nothing can be.
     """
 
     tokens: np.ndarray
     bounds: np.ndarray
     target_bytes: np.ndarray
     around: tuple[Sequence[int], Sequence[int]]
+    hidden: np.ndarray | None = None
 
     @classmethod
     def of_documents(
-        cls, tokens: np.ndarray, sizes: np.ndarray, around: tuple[Sequence[int], Sequence[int]]
+        cls,
+        tokens: np.ndarray,
+        sizes: np.ndarray,
+        around: tuple[Sequence[int], Sequence[int]],
+        hidden: np.ndarray | None = None,
     ) -> "TokenPairs":
-        """The pairs of a file by the tokens and bytes of its documents, (2 P, 2)."""
+        """The pairs of a file by the tokens and bytes of its documents, (2 P, 2), and by what is hidden in these."""
         edges = np.concatenate(([0], sizes[:, 0].cumsum()))
-        return cls(tokens, np.stack([edges[:-1:2], edges[1::2], edges[2::2]], axis=1), sizes[1::2, 1], around)
+        bounds = np.stack([edges[:-1:2], edges[1::2], edges[2::2]], axis=1)
+        return cls(tokens, bounds, sizes[1::2, 1], around, None if hidden is None else hidden[1::2])
 
     def __len__(self) -> int:
         """P."""
@@ -54,7 +61,8 @@ class TokenPairs:
 
     def chosen(self, which: np.ndarray | slice) -> "TokenPairs":
         """Some of them."""
-        return replace(self, bounds=self.bounds[which], target_bytes=self.target_bytes[which])
+        hidden = None if self.hidden is None else self.hidden[which]
+        return replace(self, bounds=self.bounds[which], target_bytes=self.target_bytes[which], hidden=hidden)
 
     def rows(self, pair: int) -> tuple[list[int], list[int]]:
         """The ids of a source and of its target."""
