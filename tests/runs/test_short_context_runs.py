@@ -127,7 +127,7 @@ def test_counting_that_was_stopped_begins_again(recipe, tmp_path, monkeypatch, c
     [
         (
             ["--model.order", 4, "--training.context_length", 2],
-            "reads 3 tokens, and windows of .*context_length=2 hold",
+            "model.order=4 reads 3 tokens, .*context_length=2 hold",
         ),
         (["--model.order", 7], "order=7 is out of range; set it to a number from 1 to 5"),
         (["--batching.curriculum", "length"], "batching.curriculum is for models that are trained step by step"),
