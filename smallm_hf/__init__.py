@@ -16,6 +16,11 @@ from smallm_hf.base.registering import when_imported as _when_imported
 if TYPE_CHECKING:
     from smallm_hf.api import generate, load, prepare, score, score_minimal_pairs, train
     from smallm_hf.models import (
+        FeedForwardConfig,
+        FeedForwardForCausalLM,
+        FeedForwardModel,
+        NgramConfig,
+        NgramForCausalLM,
         RecurrentConfig,
         RecurrentForCausalLM,
         RecurrentModel,
@@ -27,6 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "FeedForwardConfig",
+    "FeedForwardForCausalLM",
+    "FeedForwardModel",
+    "NgramConfig",
+    "NgramForCausalLM",
     "RecurrentConfig",
     "RecurrentForCausalLM",
     "RecurrentModel",
