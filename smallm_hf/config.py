@@ -367,6 +367,8 @@ def _check_counted(config: RunConfig) -> None:
         ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
         ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
         ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
+        ("training.label_smoothing", config.training.label_smoothing, "leave it out: its smoothing is Kneser-Ney's"),
+        ("training.scheduled_sampling", config.training.scheduled_sampling, "leave it out"),
         ("data.sources with weights", weighted, "leave the weights out: each text is counted once"),
     ):
         if stated:
