@@ -297,7 +297,7 @@ def _check_carrying(config: RunConfig, model: "PreTrainedConfig") -> None:
     """Refuses to carry a state that there is none of, or through what is not one text from front to back."""
     from smallm_hf.families import family_of
 
-    if family_of(model).state_class is None:
+    if not family_of(model).recurrent:
         raise UserError(
             f"batching.carry_state=true needs a recurrent state, and model.model_type={model.model_type} has none; set "
             "that to recurrent, or batching.carry_state=false"
