@@ -300,7 +300,7 @@ def _check_state(model: "PreTrainedConfig") -> None:
     """Refuses to carry a state that there is none of."""
     from smallm_hf.families import family_of
 
-    if family_of(model).state_class is None:
+    if not family_of(model).recurrent:
         raise UserError(
             f"batching.carry_state=true needs a recurrent state, and model.model_type={model.model_type} has none; set "
             "that to recurrent, or batching.carry_state=false"
