@@ -277,9 +277,10 @@ def check_sections(config: RunConfig) -> None:
         )
     read = getattr(model, "context_size", 0)
     if read > training.context_length:
+        stated = f"model.order={model.order}" if hasattr(model, "order") else f"model.context_size={read}"
         raise UserError(
-            f"model.model_type={model.model_type} reads {read} tokens, and windows of "
-            f"training.context_length={training.context_length} hold fewer; raise it, or lower the first"
+            f"{stated} reads {read} tokens, and windows of training.context_length={training.context_length} hold "
+            "fewer; lower the first, or raise the second"
         )
     stated = config.model.get("trained_context_length")
     if stated not in (None, training.context_length):

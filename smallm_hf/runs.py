@@ -195,11 +195,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
-    if counted and options.resume:
-        if results := counted_before(run, config, files):
-            say(f"nothing left to count: {run} is finished")
-            return results
-        say(f"{run} was not counted to the end; starting afresh")
+    if counted and options.resume and (results := counted_before(run, config, files, say)):
+        return results
     parts = _Parts(config, material, model, accelerator, plan, run)
     loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
