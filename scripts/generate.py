@@ -13,14 +13,16 @@ from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, tak
 from smallm_hf.base.settings import MODEL, Loading, Sampling, require_models
 from smallm_hf.base.terminal import print_piece
 
-DESCRIPTION = "Continues a prompt with a causal language model and shows the text while it is written."
+DESCRIPTION = "Continues a prompt, or answers it with an encoder-decoder, and shows the text while it is written."
 
 
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", required=True, help=MODEL)
     add_loading_arguments(parser)
-    parser.add_argument("--prompt", default="", help="the beginning; left out, the model begins by itself")
+    parser.add_argument(
+        "--prompt", default="", help="the beginning, or what an encoder reads; left out, the model begins by itself"
+    )
     parser.add_argument("--num_samples", type=PositiveInt, default=1, help="texts to write, each with the next seed")
     compiling = "auto compiles the step where 10,000 tokens or more are asked for; it takes 10 to 20 s on a CPU"
     parser.add_argument("--compile", type=bool | Literal["auto"], default="auto", help=compiling)
@@ -32,14 +34,14 @@ def main() -> None:
     from smallm_hf.generation.engine import Engine, stream_samples
     from smallm_hf.generation.request import Request
     from smallm_hf.generation.steps import lay_out_for_decoding
-    from smallm_hf.pretrained import load_causal_lm
+    from smallm_hf.pretrained import load_writer
     from smallm_hf.training.devices import resolve_decoding_compile
 
     tell = functools.partial(print, file=sys.stderr)  # the text alone goes to standard output
     tokens = given["num_samples"] * sampling.max_new_tokens
     compiled = resolve_decoding_compile(given["compile"], tokens, tell)
     keep_freed_memory()  # logits of each token would else take new pages
-    loaded, tokenizer = load_causal_lm(model, **asdict(loading))
+    loaded, tokenizer = load_writer(model, **asdict(loading))
     engine = Engine(lay_out_for_decoding(loaded), tokenizer, compile=compiled)
     request = Request(given["prompt"], **asdict(sampling))
     stream_samples(engine, request, print_piece, num_samples=given["num_samples"])

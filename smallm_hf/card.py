@@ -20,7 +20,7 @@ from huggingface_hub import (
 from transformers import AutoConfig
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.families import FAMILIES
+from smallm_hf.families import FAMILIES, family_of_file
 from smallm_hf.hub.configuration import Statements, require_run
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE, figures_of_json
@@ -178,14 +178,16 @@ def render_card(
     facts = resolve_statements(results, statements or Statements())
     share = weights.tokens / results["tokens"]
     name = repo.split("/")[-1] if repo else results.pop("name", run.name)
+    answers = family_of_file(config).kind == "seq2seq"
     card = ModelCard.from_template(
-        _card_data(results, weights, facts, name),
+        _card_data(results, weights, facts, name, "text2text-generation" if answers else "text-generation"),
         template_path=str(top_file("model_card.md")),
         **{**results, "name": name},
         **facts,
         weights=asdict(weights),
         repo=repo,
         native=config["model_type"] not in FAMILIES,
+        answers=answers,
         own_class=config.get("auto_map", {}).get("AutoModelForCausalLM", "").split(".")[-1],
         shape=_shape(weights.folder, config),
         weights_epochs=results["epochs"] * share,
@@ -237,14 +239,14 @@ def _scores(scored: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any], name: str) -> ModelCardData:
+def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any], name: str, task: str) -> ModelCardData:
     """The metadata that the Hub reads; what is unknown is left out."""
     scored, training = [], results["config"]["training"]
     for metric, value in _scores(weights.scored).items() if weights.scored else ():
         hub_name, title, _ = METRICS[metric]
         scored.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=task,
                 dataset_type=facts["data_set"] or Path(results["data"]["source"]).stem,
                 dataset_name=f"{facts['data_set'] or results['data']['source']} (held out)",
                 metric_type=hub_name,
@@ -256,7 +258,7 @@ def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any],
         language=facts["language"].split(",") if facts["language"] else None,
         **license_metadata(facts["license"]),
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["smallm"],
         datasets=[facts["data_set"]] if facts["data_set"] else None,
         metrics=["perplexity", "accuracy"] if scored else None,

@@ -33,7 +33,14 @@ def load_causal_lm(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrai
         UserError: no such folder, no config, tokenizer or weights in it, not a causal model, the Hub out of reach, an
             unknown dtype, no such device.
     """
+    if find_kind(model) == "seq2seq":
+        raise UserError(f"{model} is an encoder-decoder and goes on with no text; give a causal model")
     return _load_for_use(model, "causal", Loading(**loading))
+
+
+def load_writer(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a model that writes, causal or seq2seq, and its tokenizer; arguments and errors as of `load_causal_lm`."""
+    return load_scorable(model, **loading) if find_kind(model) == "seq2seq" else load_causal_lm(model, **loading)
 
 
 def load_scorable(model: str, **loading: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

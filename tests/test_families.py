@@ -26,7 +26,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.config import model_config
 from smallm_hf.export.exporting import export_model
 from smallm_hf.families import FAMILIES, TARGETS, Family, family_of, family_of_file, kind_of, parameter_groups
-from smallm_hf.inspection import refuse_lookahead
+from smallm_hf.inspection import read_as_text, refuse_lookahead
 from smallm_hf.pretrained import find_kind, fresh_model, load_scorable, load_weights, pretrained_config
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.kneser_ney import count_ngrams, fill_model
@@ -115,6 +115,9 @@ def test_a_new_family_is_one_entry(tiny_gru, tokenizer, tmp_path):
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {**SMALL, "num_attention_heads": 2, "intermediate_size": 48}
+T5 = {"num_layers": 1, "num_heads": 2}
+SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 48}
+BOTH_SIDES = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in SIDE.items()}
 # A small config of every family of ours, and of others of transformers that are unlike them.
 CONFIGS = {
     "smallm": lambda: model_config({"model_type": "smallm", **SMALL}),
@@ -126,7 +129,11 @@ CONFIGS = {
     "bert": lambda: BertConfig(**HEADS, is_decoder=True),
     "mamba": lambda: MambaConfig(**SMALL, state_size=4),
     "qwen3_moe": lambda: Qwen3MoeConfig(**HEADS, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2),
+    "t5": lambda: model_config({"model_type": "t5", "vocab_size": 64, "d_model": 32, "d_ff": 48, "d_kv": 8, **T5}),
+    "bart": lambda: model_config({"model_type": "bart", "vocab_size": 64, "d_model": 32, **BOTH_SIDES}),
+    "marian": lambda: model_config({"model_type": "marian", "vocab_size": 64, "d_model": 32, **BOTH_SIDES}),
 }
+SEQ2SEQ = ("t5", "bart", "marian")
 
 
 def test_every_family_of_ours_is_under_contract():
@@ -139,9 +146,11 @@ def test_a_family_builds_trains_counts_saves_and_loads(model_type, tokenizer, tm
     family = family_of(config)
     torch.manual_seed(0)
     model = fresh_model(config)
-    assert family.kind == kind_of(model) == "causal"
-    groups = parameter_groups(model)
-    assert sorted(id(p) for group in groups.values() for p in group) == sorted(id(p) for p in model.parameters())
+    kind = "seq2seq" if model_type in SEQ2SEQ else "causal"
+    assert family.kind == kind_of(model) == kind
+    refuse_lookahead(model.eval())
+    groups, trained = parameter_groups(model), [p for p in model.parameters() if p.requires_grad]
+    assert sorted(id(p) for group in groups.values() for p in group) == sorted(map(id, trained))
     assert all(parameter.ndim == 2 for parameter in groups["hidden"])
     if family.counted:
         count_a_little(model)
@@ -160,11 +169,11 @@ def test_a_family_builds_trains_counts_saves_and_loads(model_type, tokenizer, tm
     tokenizer.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert family_of_file(written).model_class is family.model_class
-    assert find_kind(str(tmp_path)) == "causal"
+    assert find_kind(str(tmp_path)) == kind
     again = load_weights(tmp_path, pretrained_config(str(tmp_path)), exact=True)
     assert type(again) is type(model)
-    ids = torch.arange(12)[None]
-    torch.testing.assert_close(again.eval()(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
+    inputs = read_as_text(model, torch.arange(12)[None])
+    torch.testing.assert_close(again.eval()(**inputs).logits, model.eval()(**inputs).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

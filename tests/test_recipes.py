@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2Tokenizer
 
 from smallm_hf.config import RunConfig, model_config, parse_command_line
 from smallm_hf.pretrained import fresh_model
@@ -162,6 +162,8 @@ def place(tmp_path_factory, gpt2_folder) -> Path:
     words = ["".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(3)) for _ in range(6000)]
     texts = [" ".join(draw.choices(words, k=40)) for _ in range(300)]
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(texts))
+    for column in ("de", "en"):
+        (folder / f"pairs.{column}").write_text("".join(f"{' '.join(draw.choices(words, k=3))}\n" for _ in range(3000)))
     tokenizer = GPT2Tokenizer.from_pretrained(gpt2_folder)
     tokenizer.save_pretrained(folder / "pretrained")
     fresh_model(GPT2Config(n_layer=1, n_embd=16, n_head=2)).save_pretrained(folder / "pretrained")
@@ -189,20 +191,22 @@ def run(place):
 # Two gigabytes written and hashed make the largest ones slow, and of the others one of each architecture is enough:
 # the rest run with the slow tests, their dry run always.
 SLOW = {name for name in FILES if "124m" in name}
-SLOW |= {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern", "word_lstm"}
+SLOW |= {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern", "word_lstm", "translate_de_en"}
 SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FILES]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_trains_and_leaves_a_model_that_loads(name, run, gpt2_folder):
-    words = ["--data.source", "text.txt"]
+    words, auto_class = ["--data.source", "text.txt"], AutoModelForCausalLM
+    if recipe(name).data.is_pairs:
+        words, auto_class = ["--data.source", "pairs", "--data.validation_source", "null"], AutoModelForSeq2SeqLM
     if name == "finetune":
         words += ["--model.init_from", "pretrained"]
     elif recipe(name).tokenizer.source == "gpt2":
         words += ["--tokenizer.source", gpt2_folder]
     folder = run(name, *words)
-    model = AutoModelForCausalLM.from_pretrained(folder / "best")
+    model = auto_class.from_pretrained(folder / "best")
     tokenizer = AutoTokenizer.from_pretrained(folder / "best")
     assert json.loads((folder / "results.json").read_text())["steps"] == (1 if name in COUNTED else STEPS)
     assert len(tokenizer) == model.config.vocab_size

@@ -250,19 +250,22 @@ class _Text:
 
 
 def stream_samples(engine: Engine, request: Request, write: Callable[[str], None], *, num_samples: int = 1) -> None:
-    """Writes a prompt and its continuation `num_samples` times, each with the next seed.
+    """Writes a prompt and its continuation `num_samples` times, each with the next seed; of an answer that alone.
 
     On stderr stands first that a text may grow beyond what the model was trained on, where it may.
     """
-    trained = trained_length(engine.model)
-    tokens = len(prompt_ids(engine.model, engine.tokenizer, request.prompt)) + request.max_new_tokens
+    trained, shown, tokens = trained_length(engine.model), request.prompt, request.max_new_tokens
+    if engine.answers:
+        shown, request = "", replace(request, source=request.prompt, prompt="")
+    else:
+        tokens += len(prompt_ids(engine.model, engine.tokenizer, request.prompt))
     if trained is not None and min(tokens, reach(engine.model) or tokens) > trained:
         note = f"the model was trained on {trained} tokens at once, and prompt and continuation take up to {tokens}: "
         print(note + "it may write worse beyond", file=sys.stderr)
     for seed in range(request.seed, request.seed + num_samples):
         if num_samples > 1:
             write(f"--- {seed - request.seed + 1} of {num_samples}, seed {seed}\n")
-        write(request.prompt)
+        write(shown)
         for token in engine.stream(replace(request, seed=seed)):
             if token.text:
                 write(token.text)

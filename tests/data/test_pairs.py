@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.batches.base import IGNORED
-from smallm_hf.data.batches.pairs import PAD_TO, PaddedPairs, PairOrder, TokenPairs
+from smallm_hf.data.batches.pairs import PaddedPairs, PairOrder, TokenPairs
 from smallm_hf.data.configuration import CleaningConfig, DataConfig, SelectionConfig, TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.reading.documents import read_documents
@@ -193,11 +193,11 @@ def test_a_batch_is_its_pairs_shifted_and_padded():
         name: {pair: row.tolist() for pair, row in zip(order, tensor, strict=True)}
         for name, tensor in [*batch.inputs.items(), ("targets", batch.targets)]
     }
-    assert rows["input_ids"][0] == [10, 11, EOS, *[PAD] * 5]
-    assert rows["attention_mask"][0] == [1, 1, 1, *[0] * 5]
-    assert rows["decoder_input_ids"][0] == [START, 12, 13, 14, *[PAD] * 12]
-    assert rows["targets"][0] == [12, 13, 14, EOS, *[IGNORED] * 12]
-    assert rows["targets"][1] == [*range(16, 25), EOS, *[IGNORED] * 6]
+    assert rows["input_ids"] == {0: [10, 11, EOS], 1: [15, EOS, PAD]}
+    assert rows["attention_mask"] == {0: [1, 1, 1], 1: [1, 1, 0]}
+    assert rows["decoder_input_ids"][0] == [START, 12, 13, 14, *[PAD] * 6]
+    assert rows["targets"][0] == [12, 13, 14, EOS, *[IGNORED] * 6]
+    assert rows["targets"][1] == [*range(16, 25), EOS]
     assert batch.counted == batches.counted(0, 2) == 4 + 10 == (batch.targets != IGNORED).sum()
 
 
@@ -219,7 +219,8 @@ def test_batches_are_the_same_however_they_are_cut_and_each_pair_comes_once_an_e
     assert (whole[:epoch] != whole[epoch : 2 * epoch]).any()
     apart = np.concatenate([batches_of(np.array(batches.pairs.lengths - 1)).order.at(n, 1) for n in range(3 * epoch)])
     assert (whole == apart).all()
-    assert torch.equal(batches.at(44, 8).targets[4:, :PAD_TO], batches.at(48, 4).targets[:, :PAD_TO])
+    alone = batches.at(48, 4).targets
+    assert torch.equal(batches.at(44, 8).targets[4:, : alone.shape[1]], alone)
 
 
 def test_neighbours_are_of_like_length_and_groups_come_in_any_order():

@@ -131,3 +131,10 @@ def test_continuations_of_different_documents_are_different_draws():
     documents = [(f"{letter} b", "") for letter in "abcdef"]
     continued, _ = continue_documents(table, letter_tokenizer(), starmap(Example, documents), **SETTINGS)
     assert len({part.text for part in continued}) == 6
+
+
+def test_beams_are_for_encoder_decoders():
+    model, tokenizer = gpt2(), letter_tokenizer()
+    settings = {"max_new_tokens": 3, "temperature": 0, "seed": 1, "beams": 2}
+    with pytest.raises(UserError, match="GPT2LMHeadModel is causal, and --beams is for encoder-decoders"):
+        continue_documents(model, tokenizer, [Example("ab cd")], **settings)

@@ -3,17 +3,25 @@
 import itertools
 import json
 import random
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from running import interrupt_at, outcome, train
+from sacrebleu.metrics import BLEU
 
 from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.comparison.measuring import is_masked
+from smallm_hf.evaluation.configuration import ScoringQuestions
+from smallm_hf.evaluation.model_scores import evaluate_models
+from smallm_hf.export.exporting import export_model
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request
 from smallm_hf.generation.search import beam_search
-from smallm_hf.pretrained import load_scorable
+from smallm_hf.hub.publishing import publish
+from smallm_hf.pretrained import load_causal_lm, load_scorable
 from smallm_hf.training.progress import read_records
 
 BART = {
@@ -42,15 +50,19 @@ MODELS = {
 LETTERS = "abcdefgh"
 
 
-@pytest.fixture
-def letters(tmp_path_factory) -> Path:
+def write_letters(folder: Path) -> Path:
     """Words of three letters, and the same in capitals."""
-    folder, words = tmp_path_factory.mktemp("letters"), ["".join(word) for word in itertools.product(LETTERS, repeat=3)]
+    words = ["".join(word) for word in itertools.product(LETTERS, repeat=3)]
     random.Random(0).shuffle(words)
     for side, chosen in (("train", words[:400]), ("validation", words[400:440])):
         (folder / f"{side}.low").write_text("\n".join(chosen))
         (folder / f"{side}.high").write_text("\n".join(word.upper() for word in chosen))
     return folder
+
+
+@pytest.fixture
+def letters(tmp_path_factory) -> Path:
+    return write_letters(tmp_path_factory.mktemp("letters"))
 
 
 def write_recipe(folder: Path, data: Path, model: str, **training) -> Path:
@@ -171,3 +183,62 @@ def test_a_plan_of_an_encoder_decoder_counts_both_its_sides(letters, tmp_path, c
     attention, mlp, head = 4 * 32 * 32, 2 * 32 * 64, 256 * 32
     flops = 6 * (3 * attention + 2 * mlp + head) + 12 * 3 * 32 * 8
     assert f"FLOPs per token   {flops:.3e}" in shown
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A run on pairs of three steps and its data."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_letters(folder)
+    train(write_recipe(folder, data, "bart", max_steps=3), folder / "run")
+    return folder / "run", data
+
+
+def test_a_model_of_a_run_on_pairs_is_scored_on_what_validated_it(trained):
+    run, data = trained
+    stated = json.loads((run / "results.json").read_text())["best"]
+    questions = ScoringQuestions(source_column="low", text_column="high", generate=5, beams=2, max_new_tokens=6)
+    results = evaluate_models([str(run / "best")], str(data / "validation"), questions, {"device": "cpu"})
+    of_run = evaluate_models([str(run / "best")], str(run), ScoringQuestions(), {"device": "cpu"})
+    (row,), (other,) = results["models"], of_run["models"]
+    assert row["loss"] == pytest.approx(other["loss"])
+    # The run also scored the end of each target.
+    assert (row["tokens"], row["documents"]) == (40 * 3, 40) and stated["validation_tokens"] == 40 * 4
+    parts = row["generated"]["continuations"]
+    texts, references = ([part[name] for part in parts] for name in ("text", "reference"))
+    assert references == [word.upper() for word in (data / "validation.low").read_text().split()[:5]]
+    bleu = BLEU()
+    assert row["generated"]["bleu"] == bleu.corpus_score(texts, [references]).score
+    assert row["generated"]["signatures"][0] == f"BLEU {bleu.get_signature()}"
+    assert 0 <= row["generated"]["exact_match"] <= row["generated"]["f1"] <= 100
+
+
+def test_the_card_of_a_run_on_pairs_shows_how_to_ask_it(trained):
+    card = (trained[0] / "best" / "README.md").read_text()
+    assert "AutoModelForSeq2SeqLM.from_pretrained" in card and "pipeline(" not in card
+    assert "pipeline_tag: text2text-generation" in card and "800 sources and targets" in card
+
+
+def test_an_encoder_decoder_answers_on_the_terminal(trained, monkeypatch, capsys):
+    script = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
+    words = ["--model", trained[0] / "best", "--prompt", "abc", "--max_new_tokens", 3, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "abc" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("refuse", "reason"),
+    [
+        (lambda model: load_causal_lm(model), "is an encoder-decoder and goes on with no text; give a causal model"),
+        (lambda model: export_model(model, "native", Path("export")), "is an encoder-decoder and goes on with no text"),
+        (
+            lambda model: publish(Path(model).parent, "me/it", dry_run=True),
+            "is an encoder-decoder, of which this version",
+        ),
+        (lambda model: is_masked(model), "is seq2seq and goes on with no prompt; compare causal and masked models"),
+    ],
+)
+def test_what_is_for_causal_models_refuses_an_encoder_decoder(refuse, reason, trained):
+    with pytest.raises(UserError, match=reason):
+        refuse(str(trained[0] / "best"))

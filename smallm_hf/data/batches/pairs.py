@@ -12,7 +12,6 @@ from smallm_hf.data.batches.base import IGNORED, Batch
 from smallm_hf.data.batches.order import ItemOrder, keys_of_epoch, permute
 
 POOL_GROUPS = 64  # groups of pairs that are sorted together: more of them save padding, fewer leave more to chance
-PAD_TO = 8  # tokens: the lengths of batches are multiples, which are few, and which a GPU multiplies well
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +155,9 @@ class PaddedPairs:
         return [{"source": "the training pairs", "share": 1.0, "windows": count, "epochs": epochs}]
 
     def _padded(self, rows: Iterable[list[int]], padding: int) -> torch.Tensor:
-        """Rows of different length as one tensor, (B, T), T a multiple of `PAD_TO`."""
+        """Rows of different length as one tensor, (B, T)."""
         rows = list(rows)
-        length = -(-max(map(len, rows)) // PAD_TO) * PAD_TO
-        filled = torch.full((len(rows), length), padding, pin_memory=self.pin_memory)
+        filled = torch.full((len(rows), max(map(len, rows))), padding, pin_memory=self.pin_memory)
         for number, row in enumerate(rows):
             filled[number, : len(row)] = torch.tensor(row)
         return filled
