@@ -1,8 +1,8 @@
 """Small language models, trained from scratch and shipped the Hugging Face way.
 
-`prepare`, `train`, `score`, `generate` and `load` do in Python what the scripts do, see `smallm_hf.api`. They and the
-classes are imported when they are first asked for, so that a script answers `--help` without torch; transformers knows
-the classes all the same, whichever of the two packages is imported first.
+`prepare`, `train`, `score`, `score_minimal_pairs`, `generate` and `load` do in Python what the scripts do, see
+`smallm_hf.api`. They and the classes are imported when they are first asked for, so that a script answers `--help`
+without torch; transformers knows the classes all the same, whichever of the two packages is imported first.
 """
 
 import importlib
@@ -14,8 +14,13 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.base.registering import when_imported as _when_imported
 
 if TYPE_CHECKING:
-    from smallm_hf.api import generate, load, prepare, score, train
+    from smallm_hf.api import generate, load, prepare, score, score_minimal_pairs, train
     from smallm_hf.models import (
+        FeedForwardConfig,
+        FeedForwardForCausalLM,
+        FeedForwardModel,
+        NgramConfig,
+        NgramForCausalLM,
         RecurrentConfig,
         RecurrentForCausalLM,
         RecurrentModel,
@@ -27,6 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "FeedForwardConfig",
+    "FeedForwardForCausalLM",
+    "FeedForwardModel",
+    "NgramConfig",
+    "NgramForCausalLM",
     "RecurrentConfig",
     "RecurrentForCausalLM",
     "RecurrentModel",
@@ -38,6 +48,7 @@ __all__ = [
     "load",
     "prepare",
     "score",
+    "score_minimal_pairs",
     "train",
 ]
 

@@ -1,4 +1,4 @@
-"""What the scripts do, for a notebook or another program: `smallm_hf.prepare`, `train`, `score`, `generate` and `load`.
+"""What the scripts do, for a notebook or another program: prepare, train, score, generate and load.
 
 A mistake raises `UserError` with the line that a script would print, before torch is imported where that can be.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smallm_hf.base.settings import Dtype, Loading, Sampling, require_models
 from smallm_hf.config import CommandOptions, keys_of, read_config, read_run
 from smallm_hf.evaluation.configuration import Rules
+from smallm_hf.evaluation.pair_files import read_paradigms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,6 +97,28 @@ def score(
         texts = require_texts(str(texts)).read(text_column=text_column)
     loaded, tokenizer = model if isinstance(model, tuple) else load_scorable(str(model))
     return score_documents(loaded, tokenizer, texts, top_k=top_k, **rules)
+
+
+def score_minimal_pairs(
+    model: "str | Path | Loaded", source: str | Path, *, max_pairs: int | None = None, **reading: Any
+) -> dict[str, Any]:
+    """How often a causal model finds the acceptable one of two sentences more probable, as BLiMP asks.
+
+    Args:
+        model: a folder, a Hub id, or what `load` returns, which is best asked for in float32.
+        source: what `score.py --minimal_pairs` takes: BLiMP.zip, a folder or a .jsonl file.
+        max_pairs: the first so many of each paradigm; None takes all.
+        reading: `context_length`, `batch_size`, `sentence_prefix`.
+
+    Returns:
+        The figures of `score.py --output`: `accuracy`, the mean over the paradigms, `paradigms`, `fields`, `ties`.
+    """
+    require_models([] if isinstance(model, tuple) else [str(model)])
+    paradigms = read_paradigms(str(source), max_pairs)
+    from smallm_hf.evaluation.minimal_pairs import judge_pairs
+
+    loaded = model if isinstance(model, tuple) else load(model, dtype="float32")
+    return judge_pairs(*loaded, paradigms, **reading).figures
 
 
 def generate(

@@ -288,13 +288,16 @@ def check_sections(config: RunConfig) -> None:
             f"training.context_length={training.context_length}; leave it out"
         )
     config.batching.check(training.context_length)
+    for name in ("carry_state", "document_rows"):
+        if getattr(config.batching, name):
+            _check_whole(config, f"batching.{name}=true")
     if config.batching.carry_state:
-        _check_carrying(config, model)
+        _check_state(model)
     _check_pairs(config, model)
 
 
-def _check_carrying(config: RunConfig, model: "PreTrainedConfig") -> None:
-    """Refuses to carry a state that there is none of, or through what is not one text from front to back."""
+def _check_state(model: "PreTrainedConfig") -> None:
+    """Refuses to carry a state that there is none of."""
     from smallm_hf.families import family_of
 
     if family_of(model).state_class is None:
@@ -302,16 +305,20 @@ def _check_carrying(config: RunConfig, model: "PreTrainedConfig") -> None:
             f"batching.carry_state=true needs a recurrent state, and model.model_type={model.model_type} has none; set "
             "that to recurrent, or batching.carry_state=false"
         )
+
+
+def _check_whole(config: RunConfig, name: str) -> None:
+    """Refuses a mixture, and shorter rows, for what reads one text or document as it is."""
     weights = [source.weight for source in config.data.sources or [] if source.weight is not None]
     if weights:
         raise UserError(
-            f"batching.carry_state=true reads one text from front to back, and data.sources with weights {weights} are "
-            "a mixture; leave the weights out, or set batching.carry_state=false"
+            f"{name} reads one text as it is, and data.sources with weights {weights} are a mixture; leave the weights "
+            "out, or set that to false"
         )
     if len(config.training.row_lengths) > 1:
         raise UserError(
-            "batching.carry_state=true reads the rows of an update from front to back, and training.length_warmup="
-            f"{config.training.length_warmup} cuts them into shorter ones; leave one of them out"
+            f"{name} reads its rows whole, and training.length_warmup={config.training.length_warmup} cuts them into "
+            "shorter ones; leave one of them out"
         )
 
 

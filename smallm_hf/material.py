@@ -10,6 +10,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.config import RunConfig
 from smallm_hf.data.batches.base import Batches
 from smallm_hf.data.batches.contiguous import ContiguousRows
+from smallm_hf.data.batches.documents import DocumentRows
 from smallm_hf.data.batches.packed import PackedWindows, refuse_mixing
 from smallm_hf.data.batches.pairs import PaddedPairs, PairOrder, TokenPairs
 from smallm_hf.data.batches.windows import WindowOrder
@@ -65,7 +66,14 @@ def material_of(config: RunConfig, architecture: PreTrainedConfig, files: TokenF
     """
     if files.is_pairs:
         return Pairs(config, architecture, files)
+    if config.batching.document_rows:
+        return Documents(config, files)
     return CarriedText(config, files) if config.batching.carry_state else PackedText(config, files)
+
+
+def _text(files: TokenFiles) -> str:
+    """What is said of a text that its tokenizer changes."""
+    return ", lower-cased text" if lowers(files.tokenizer) else ""
 
 
 class PackedText:
@@ -78,8 +86,7 @@ class PackedText:
         self.order = WindowOrder(*shape, config.batching, files.meta.sources)
         self.examples_per_epoch = self.order.windows_per_epoch
         rule = "attention within documents, " if config.batching.within_documents else ""
-        text = ", lower-cased text" if lowers(files.tokenizer) else ""
-        self.protocol = f"packed, {rule}windows of {config.training.context_length} tokens, float32{text}"
+        self.protocol = f"packed, {rule}windows of {config.training.context_length} tokens, float32{_text(files)}"
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuses a model that looks ahead or mixes documents, and a prompt too long for it."""
@@ -107,14 +114,33 @@ class PackedText:
 
     def validation(self, context_length: int, say: Callable[[str], None]) -> ValidationSet:
         """What is scored, in windows of so many tokens."""
-        limit, within_documents = self.config.training.validation_tokens, self.config.batching.within_documents
-        chosen = ValidationSet.choose(self.files, limit, context_length, within_documents)
+        limit, batching = self.config.training.validation_tokens, self.config.batching
+        rules = {name: getattr(batching, name) for name in ("within_documents", "document_rows")}
+        chosen = ValidationSet.choose(self.files, limit, context_length, **rules)
         if limit is not None and len(chosen.tokens) > limit:
             say(
                 f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
                 f"scored whole ({len(chosen.tokens)} tokens)"
             )
         return chosen
+
+
+class Documents(PackedText):
+    """Documents each of which is a row of its own, for models that predict each token from those before it."""
+
+    def __init__(self, config: RunConfig, files: TokenFiles):
+        self.config, self.files, training = config, files, config.training
+        self.sample_prompts = training.sample_prompts
+        self.rows = DocumentRows(files.train, files.document_sizes(TRAIN)[:, 0], training.context_length, training.seed)
+        self.examples_per_epoch = self.rows.examples_per_epoch
+        self.protocol = (
+            f"each document by itself, its end scored, rows of {training.context_length} tokens, float32{_text(files)}"
+        )
+
+    def batches(self, accelerator: Accelerator, say: Callable[[str], None]) -> DocumentRows:
+        """The rows of the training documents."""
+        self.rows.pin_memory = accelerator.device.type == "cuda"
+        return self.rows
 
 
 class CarriedText(PackedText):
@@ -130,7 +156,7 @@ class CarriedText(PackedText):
         self.sample_prompts = training.sample_prompts
         self.rows = ContiguousRows(files.train, training.windows_per_step, training.context_length, training.seed)
         self.examples_per_epoch = self.rows.examples_per_epoch
-        self.protocol = f"packed, windows of {LONGEST_DEFAULT_CONTEXT} tokens, float32"
+        self.protocol = f"packed, windows of {LONGEST_DEFAULT_CONTEXT} tokens, float32{_text(files)}"
 
     def batches(self, accelerator: Accelerator, say: Callable[[str], None]) -> ContiguousRows:
         """The rows of the training text."""

@@ -56,6 +56,7 @@ from smallm_hf.training.configuration import TrainingConfig, plan_steps
 from smallm_hf.training.counting import Counting
 from smallm_hf.training.devices import (
     hardware,
+    model_shares,
     peak_memory_bytes,
     resolve_batch_size,
     resolve_loss,
@@ -379,6 +380,11 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
+    if family_of(architecture).state_class is not None and model_shares() > 1:
+        raise UserError(
+            f"model.model_type={architecture.model_type} cannot be split, as torch's cells read weights past FSDP; "
+            "launch with configs/accelerate/ddp.yaml"
+        )
     if config.batching.carry_state and processes > 1:
         raise UserError(
             f"batching.carry_state=true keeps the state of every row in one process, and this launch has {processes}; "

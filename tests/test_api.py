@@ -1,6 +1,7 @@
 """The functions of the package, in one process; what they do is what the scripts do."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +155,16 @@ def test_a_mistake_is_found_before_torch_is_imported():
         "    else: raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_minimal_pairs_are_judged_as_by_the_script(in_place, monkeypatch):
+    Path("pairs.jsonl").write_text(
+        '{"sentence_good": "the cat sat", "sentence_bad": "the sat cat", "UID": "order"}\n' * 3
+    )
+    figures = smallm_hf.score_minimal_pairs("fp32/best", "pairs.jsonl", max_pairs=2)
+    arguments = ["--minimal_pairs", "pairs.jsonl", "--max_pairs", "2", "--output", "pairs.json"]
+    monkeypatch.setattr(sys, "argv", ["score.py", "--model", "fp32/best", *arguments])
+    runpy.run_path(str(SCRIPTS / "score.py"), run_name="__main__")
+    written = json.loads(Path("pairs.json").read_text())
+    assert written["paradigms"] == figures["paradigms"]
+    assert figures["paradigms"]["order"]["pairs"] == 2

@@ -117,6 +117,7 @@ def test_tokenizer_and_model_share_one_vocabulary_size(recipe, tmp_path):
         (["--training.batch_size", "0"], r"training.batch_size=0 is out of range; set it to a number above 0"),
         (["--training.label_smoothing", "1"], r"label_smoothing=1.0 is out of range; set it to a number from 0 to"),
         (["--training.label_smoothing", "-0.1"], r"label_smoothing=-0.1 is out of range; set it to a number from 0 to"),
+        (["--training.scheduled_sampling", "1"], r"scheduled_sampling=1.0 is out of range; set it to a number from 0"),
         (["--training.log_every", "-1"], r"training.log_every=-1 is out of range; set it to a number above 0"),
         (
             ["--training.decay_fraction", "2"],

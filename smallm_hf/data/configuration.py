@@ -279,6 +279,9 @@ class BatchingConfig:
             makes windows overlap, and one epoch trains each token about training.context_length / stride times.
         within_documents: attention does not look across the eos before a document, where positions begin at 0 again,
             neither in training nor in validation.
+        document_rows: each document is a row of its own, which begins with the eos before it, ends with its own and is
+            filled up to training.context_length, both in training and in validation; longer ones go on in further rows.
+            For many short documents, such as names, and for models that cannot attend within documents.
         carry_state: a recurrent model begins a window with the state that the one before it in the text has left, so
             that its context reaches beyond training.context_length (truncated back-propagation through time). Each row
             of an update is then a stretch of the text of its own, read from front to back in an epoch.
@@ -291,6 +294,7 @@ class BatchingConfig:
 
     stride: int | None = None
     within_documents: bool = False
+    document_rows: bool = False
     carry_state: bool = False
     curriculum: Literal["length", "loss"] | None = None
     curriculum_tokens: int | None = None
@@ -301,13 +305,17 @@ class BatchingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"batching.{name}={value} is out of range; set it to a number above 0, or null")
-        others = {"stride": None, "within_documents": False, "curriculum": None}
+        others = {"stride": None, "within_documents": False, "curriculum": None, "carry_state": False}
         for name, value in others.items():
-            if self.carry_state and getattr(self, name) != value:
-                raise UserError(
-                    f"batching.carry_state=true reads the text from front to back, and batching.{name}="
-                    f"{getattr(self, name)} does not; leave one of them out"
-                )
+            for whole, reads in (
+                ("carry_state", "the text from front to back"),
+                ("document_rows", "each document by itself"),
+            ):
+                if getattr(self, whole) and name != whole and getattr(self, name) != value:
+                    raise UserError(
+                        f"batching.{whole}=true reads {reads}, and batching.{name}={getattr(self, name)} does not; "
+                        "leave one of them out"
+                    )
         if self.curriculum_tokens and not self.curriculum:
             raise UserError(
                 f"batching.curriculum_tokens={self.curriculum_tokens} has no order while batching.curriculum is null; "

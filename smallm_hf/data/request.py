@@ -62,11 +62,8 @@ class DataRequest:
         settings = {f"data.{name}": value for name, value in asdict(self.data).items() if name not in NOT_DECIDING}
         for source in settings["data.sources"] or ():
             del source["weight"]  # says how often the ids are trained on
-        for keys in (
-            settings,
-            *(settings["data.sources"] or ()),
-        ):  # plain text is named as it was before there were pairs
-            for name in [name for name in keys if name.endswith(("source_column", "target_column"))]:
+        for keys in (settings, *(settings["data.sources"] or ())):  # what is not stated leaves the name as it was
+            for name in [name for name in keys if name.endswith(("source_column", "target_column", "documents"))]:
                 if keys[name] is None:
                     del keys[name]
         for section in ("cleaning", "selection"):

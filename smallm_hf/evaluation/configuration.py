@@ -28,6 +28,8 @@ class Rules:
         stride: tokens from one window to the next under `sliding`; by default half a window.
         within_documents: under `packed`, whether attention stops at the eos between documents, for a model that was
             trained with batching.within_documents.
+        ends: under `documents` and `sliding`, whether the eos behind each text is scored too, as one byte and one
+            character, as batching.document_rows trains.
         context_length: tokens per window; by default the length each model was trained at where its config says so,
             else all its positions, 2,048 at most. Longer texts go on in the next window.
         batch_size: windows per forward pass at most; changes speed and memory, not the result.
@@ -36,6 +38,7 @@ class Rules:
     protocol: Protocol = "documents"
     stride: int | None = None
     within_documents: bool = False
+    ends: bool = False
     context_length: int | None = None
     batch_size: int = 16
 
@@ -52,6 +55,8 @@ class Rules:
                 f"within_documents=true is for protocol packed and not for {self.protocol}, whose windows hold one "
                 "document; leave out one"
             )
+        if self.ends and self.protocol == "packed":
+            raise UserError("ends=true is for protocols documents and sliding; packed scores each eos: leave it out")
         require_at_least(self, batch_size=1)
 
 

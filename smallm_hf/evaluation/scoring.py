@@ -5,7 +5,8 @@ Every protocol cuts a sequence of tokens into windows and scores every token onc
 causal model sees `context_length` positions.
 
 - `documents`: each text, stripped, is a sequence of its own that begins with bos (eos where there is none). Its
-  windows are disjoint. The end of the text is not scored. Bytes are the UTF-8 length of the stripped text.
+  windows are disjoint. The end of the text is not scored, but with `ends`: then the eos behind it is, and counts as
+  one byte and one character. Bytes are the UTF-8 length of the stripped text.
 - `sliding`: the same, but each window begins `stride` tokens after the last one, so that a token has at least
   `context_length - stride` tokens before it where the text has them; the last window ends with the text. With a stride
   of `context_length` these are the windows of lm_eval's rolling log-likelihood.
@@ -190,7 +191,7 @@ class ScoringPlan:
         if with_sources and kind != "seq2seq":
             raise UserError(f"{type(model).__name__} is {kind} and reads no source text; leave out --source_column")
         no_start = kind == "causal" and start_token_id(tokenizer) is None
-        if no_start or (protocol == "packed" and tokenizer.eos_token_id is None):
+        if no_start or ((protocol == "packed" or rules.ends) and tokenizer.eos_token_id is None):
             raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")
         reader = READERS[kind](model, tokenizer)
         context_length = resolve_context_length(reader.limit, rules.context_length, trained_length(model))
@@ -243,6 +244,9 @@ class ScoringPlan:
         encoded = _encode(reader.tokenizer, [text for text, _ in block], profile)
         for number, (ids, words, hidden) in enumerate(encoded):
             sums[number] += hidden
+            if rules.ends:
+                ids, words = [*ids, reader.tokenizer.eos_token_id], None if words is None else np.append(words, None)
+                sums[number] += Sums(bytes=1, characters=1)
             beside = {"source_ids": reader.source_ids(block[number][1]), "words": words}
             cut = cut_text(reader.before(), ids, rules.context_length, rules.stride, **beside)
             windows += [(number, window) for window in cut]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import write_whole
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.config import RunConfig, model_config
+from smallm_hf.data.configuration import TokenizerConfig
 from smallm_hf.data.prepare import find_or_prepare
 from smallm_hf.data.request import DataRequest, default_folder
 from smallm_hf.data.token_files import TokenFiles
@@ -135,7 +136,7 @@ def all_runs(ladder: Ladder, texts: Texts, say: Callable[[str], None]) -> tuple[
                 raise UserError(f"rung {name}: {error}") from error
             sized[f"{EQUAL_PARAMETERS}/{name}"] = replace(recipe, model=fields)
         for words in config.sizes_in_words:
-            if f"train-{words}-words.jsonl" in texts.sizes:
+            if texts.reach(words):
                 kept = _with_tokenizer(texts.recipe(rung, words), files)
                 smaller.setdefault(words, {})[f"{BY_SIZE.format(words)}/{name}"] = _prepared(kept, tokens, say)[0]
     runs = full | sized
@@ -153,12 +154,11 @@ def _prepared(recipe: RunConfig, root: Path, say: Callable[[str], None]) -> tupl
 
 
 def _with_tokenizer(recipe: RunConfig, files: TokenFiles) -> RunConfig:
-    """The recipe with the tokenizer of token files."""
-    entries = files.meta.vocab_size
-    tokenizer = replace(recipe.tokenizer, source=str(files.folder / "tokenizer"), vocab_size=None)
+    """The recipe with the tokenizer of token files; that of a pretrained model is its own."""
     if recipe.init_from:
         return recipe
-    return replace(recipe, tokenizer=tokenizer, model={**recipe.model, "vocab_size": entries})
+    tokenizer = TokenizerConfig(str(files.folder / "tokenizer"))
+    return replace(recipe, tokenizer=tokenizer, model={**recipe.model, "vocab_size": files.meta.vocab_size})
 
 
 def _unsizable(recipe: RunConfig) -> str | None:
@@ -175,64 +175,45 @@ def _unsizable(recipe: RunConfig) -> str | None:
 
 def _measured(
     ladder: Ladder,
-    runs: Mapping[str, RunConfig],
+    runs: Iterable[str],
     texts: Texts,
     measure: Measure,
     failed: dict[str, str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The rows of all runs that have ended and of the pretrained models, measured once; what fails is noted."""
+    """The rows of all runs that have ended and of the pretrained models; what fails is added to `failed`."""
     folder, config = ladder.output_dir, ladder.config
     brief = Asked(str(texts.validation))
-    whole = replace(
-        brief,
-        word_positions=config.word_positions,
-        prompts=tuple(config.prompts),
-        minimal_pairs=config.minimal_pairs,
-        max_pairs=config.max_pairs,
-    )
+    pairs = {"minimal_pairs": config.minimal_pairs, "max_pairs": config.max_pairs}
+    whole = replace(brief, word_positions=config.word_positions, prompts=tuple(config.prompts), **pairs)
+
+    def ask(name: str, model: str, asked: Asked, written: Path) -> Row | None:
+        """What a model answers, now or before."""
+        questions = json.loads(json_text(asdict(asked)))
+        before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {"asked": None}
+        if before["asked"] != questions:
+            say(f"measuring {name}")
+            try:
+                answers = measure(model, asked)
+            except UserError as error:
+                failed[name] = str(error)
+                return None
+            written.parent.mkdir(exist_ok=True)
+            write_whole(written, json_text({"asked": questions, "answers": answers}, indent=2) + "\n")
+            before = json.loads(written.read_text(encoding="utf-8"))
+        return before["answers"]
+
     experiments: dict[str, list[Row]] = {}
     for run in runs:
-        if run in failed:
-            continue
         experiment, name = run.split("/")
-        asked = whole if experiment in (EQUAL_TIME, EQUAL_PARAMETERS) else brief
-        path = folder / "runs" / run
-        found = _once(path / "measured.json", str(path / "best"), asked, measure, run, failed, say)
-        if found:
-            experiments.setdefault(experiment, []).append({"rung": name, **found, **_of_training(path)})
-    models = []
-    for model, label in zip(config.models, labels(config.models), strict=True):
-        place = folder / "models" / f"{label.replace('/', '-')}.json"
-        place.parent.mkdir(exist_ok=True)
-        if found := _once(place, model, whole, measure, model, failed, say):
-            models.append({"rung": f"{label} (pretrained)", **found})
+        path, asked = folder / "runs" / run, whole if experiment in (EQUAL_TIME, EQUAL_PARAMETERS) else brief
+        if run not in failed and (answers := ask(run, str(path / "best"), asked, path / "measured.json")):
+            experiments.setdefault(experiment, []).append({"rung": name, **answers, **_of_training(path)})
+    models, pretrained = [], list(dict.fromkeys(config.models))
+    for model, label in zip(pretrained, labels(pretrained), strict=True):
+        if answers := ask(model, model, whole, folder / "models" / f"{label.replace('/', '-')}.json"):
+            models.append({"rung": f"{label} (pretrained)", **answers})
     return {"experiments": experiments, "models": models}
-
-
-def _once(
-    written: Path,
-    model: str,
-    asked: Asked,
-    measure: Measure,
-    name: str,
-    failed: dict[str, str],
-    say: Callable[[str], None],
-) -> Row | None:
-    """What was measured of a model, by now or before; None where that fails, which is noted."""
-    questions = json.loads(json_text(asdict(asked)))
-    if written.is_file():
-        before = json.loads(written.read_text(encoding="utf-8"))
-        if before["asked"] == questions:
-            return before["found"]
-    say(f"measuring {name}")
-    try:
-        found = measure(model, asked)
-    except UserError as error:
-        failed[name] = str(error)
-        return None
-    write_whole(written, json_text({"asked": questions, "found": found}, indent=2) + "\n")
-    return json.loads(written.read_text(encoding="utf-8"))["found"]
 
 
 def _of_training(run: Path) -> Row:
@@ -294,11 +275,11 @@ def _curve(points: Sequence[Sequence[float | None]], column: int) -> Any:
 
 
 def _lead(results: dict[str, Any]) -> str:
-    text = results["text"]
+    text, threads = results["text"], results["hardware"]["cpu_threads"]
     return (
         f"One text for all: {text[TRAIN_FILE]['words']:,} words to train on, and {text[VALIDATION_FILE]['bytes']:,} "
         f"bytes in {text[VALIDATION_FILE]['documents']:,} documents to be scored on; on {results['hardware']['cpu']}, "
-        f"{results['hardware']['cpu_threads']} threads, one run at a time."
+        f"{threads} thread{'s' if threads != 1 else ''}, one run at a time."
     )
 
 

@@ -116,7 +116,7 @@ def word_accuracy(
     """
     vocabulary = read_vocabulary(tokenizer, vocabulary_size(model))
     longest = min(length for length in (trained_length(model), position_limit(model), 1 << 30) if length)
-    room = max(1, longest - SPELLING_TOKENS)
+    room = max(longest - SPELLING_TOKENS, longest // 2)
     start, ranks = start_token_id(tokenizer), []
     with evaluation_mode(model):
         for before, word in words:

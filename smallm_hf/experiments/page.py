@@ -20,7 +20,7 @@ from smallm_hf.training.progress import count
 PLOT = {"left": 40, "right": 330, "top": 10, "bottom": 190}
 KEY_TOP, KEY_LINE = 232, 15
 FOCUS_PERCENTILE = 90  # higher values of a curve leave the chart at its top: its steep beginning would flatten the rest
-MOST_TICKS = 6
+MOST_TICKS = 7
 
 # (x, y, low, high) of each point of a curve.
 Points = list[tuple[float, float, float, float]]

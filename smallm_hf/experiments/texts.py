@@ -38,6 +38,10 @@ class Texts:
         """The file of the validation documents."""
         return self.folder / VALIDATION_FILE
 
+    def reach(self, words: int) -> bool:
+        """Whether the training text has so many words."""
+        return words <= self.sizes[TRAIN_FILE]["words"]
+
     def recipe(self, config: RunConfig, words: int | None = None) -> RunConfig:
         """A recipe that trains on this text as it is, or on its first words, in place of its own."""
         name = TRAIN_FILE if words is None else _name(words)
@@ -71,16 +75,15 @@ def make_texts(config: RunConfig, sizes: Sequence[int], folder: Path, say: Calla
                 _write(fresh / name, decode_documents(tokens, files.tokenizer))
             shutil.rmtree(files.folder)
             _count(fresh, (TRAIN_FILE, VALIDATION_FILE))
-    found = json.loads(written.read_text(encoding="utf-8"))
-    reached = [words for words in sizes if words <= found[TRAIN_FILE]["words"]]
+    texts = Texts(folder, json.loads(written.read_text(encoding="utf-8")))
     for words in sizes:
-        if words not in reached:
-            say(f"sizes_in_words: {words:,} is left out, the training text has {found[TRAIN_FILE]['words']:,} words")
-    for words in reached:
-        if _name(words) not in found:
+        if not texts.reach(words):
+            most = texts.sizes[TRAIN_FILE]["words"]
+            say(f"sizes_in_words: {words:,} is left out, the training text has {most:,} words")
+        elif _name(words) not in texts.sizes:
             _write(folder / _name(words), first_words(read_documents(folder / TRAIN_FILE), words))
-            found = _count(folder, (_name(words),))
-    return Texts(folder, found)
+            texts = Texts(folder, _count(folder, (_name(words),)))
+    return texts
 
 
 def read_documents(path: Path) -> Iterator[str]:

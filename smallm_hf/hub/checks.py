@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.card import Weights, find_weights, read_results, render_card
-from smallm_hf.evaluation.scoring import score_token_stream, summarize
+from smallm_hf.evaluation.scoring import summarize
 from smallm_hf.families import FAMILIES, family_of, family_of_file
 from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
@@ -119,10 +119,10 @@ def verify_card(run: Path) -> list[str]:
     if files is None:
         return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
     training = results["config"]["training"]
-    apart = results["config"].get("batching", {}).get("within_documents", False)  # older runs have no such section
-    tokens = ValidationSet.choose(files, training["validation_tokens"], training["context_length"], apart)
-    options = {name: training[name] for name in ("context_length", "batch_size")}
-    sums = score_token_stream(model, tokens.tokens, **options, separator=tokens.separator)
+    batching = results["config"].get("batching", {})  # older runs have no such section
+    rules = {name: batching.get(name, False) for name in ("within_documents", "document_rows")}
+    tokens = ValidationSet.choose(files, training["validation_tokens"], training["context_length"], **rules)
+    sums = tokens.sums(model, training["batch_size"])
     for name, value in summarize(sums + tokens.size, tokens.hidden is not None).items():
         stated = best.scored[f"validation_{name}"]
         # Of two logits that are nearly equal, other hardware may find the other one larger.

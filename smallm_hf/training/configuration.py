@@ -28,7 +28,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value <= 1,
         ("warmup_fraction", "decay_fraction", "final_learning_rate_fraction", "length_warmup_fraction"),
     ),
-    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2", "label_smoothing")),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, ("beta1", "beta2", "label_smoothing", "scheduled_sampling")),
     ("from 0 to below 4294967296", lambda value: 0 <= value < 2**32, ("seed",)),
 )
 
@@ -73,6 +73,9 @@ class TrainingConfig:
             for more than a part of the batch; auto does so on a GPU whose memory they would fill.
         label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.
             2016, section 7). Validation stays plain cross entropy, so the training loss is not comparable with it.
+        scheduled_sampling: share of the tokens read in training that the model itself has drawn, at the end of the run;
+            it grows linearly from 0, which is teacher forcing (Bengio et al. 2015). Each step then reads its text
+            twice (Mihaylova and Martins 2019).
         cpu_threads: threads of each process on a CPU; null takes its share of the cores.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more work.
         peak_tflops: dense TFLOP/s of one device, whose share reached is stated as mfu; null knows common GPUs.
@@ -124,6 +127,7 @@ class TrainingConfig:
     compile: bool | Literal["auto"] = "auto"
     loss: Literal["auto", "logits", "chunked"] = "auto"
     label_smoothing: float = 0.0
+    scheduled_sampling: float = 0.0
     cpu_threads: int | None = None
     activation_checkpointing: bool = False
     peak_tflops: float | None = None

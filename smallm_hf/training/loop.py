@@ -105,7 +105,7 @@ class TrainingLoop:
 
     def advance(self, progress: float) -> None:
         """The next update of a run of which so much is done, at its rate and in rows of its length."""
-        state, factor = self.state, self.rate_factor(progress)
+        state, factor, self.objective.progress = self.state, self.rate_factor(progress), progress
         tokens = self.updater.update(state.windows, factor, row_length(self.training, progress))
         if tokens is not None:  # otherwise it was interrupted, and all is as it was
             state.step += 1

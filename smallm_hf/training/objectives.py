@@ -1,13 +1,14 @@
 """What training minimises: language modelling, the tokens that follow, from logits or from hidden states in chunks."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from smallm_hf.inspection import evaluation_mode, read_as_text
 from smallm_hf.training.configuration import TrainingConfig
@@ -21,6 +22,7 @@ class Objective(nn.Module):
     """
 
     model: PreTrainedModel
+    progress: float = 0.0  # the share of the run that is done, set before each update
     # What one batch leaves to the next, of tensors that are replaced, never changed; it is saved in checkpoints.
     carried: list[tuple[torch.Tensor, ...]] | None = None
 
@@ -43,6 +45,8 @@ class LanguageModelling(Objective):
         compile: whether to compile it, once for each shape of batch.
         chunked: never hold the logits of a whole batch; see `has_plain_head`.
         label_smoothing: share of a target's probability that is spread over the vocabulary (Szegedy et al. 2016).
+        scheduled_sampling: share of the tokens read that the model itself has drawn, at the end of the run; see
+            `_with_own_tokens`.
         validation: what is scored; None where nothing is.
     """
 
@@ -53,10 +57,12 @@ class LanguageModelling(Objective):
         compile: bool,
         chunked: bool,
         label_smoothing: float = 0.0,
+        scheduled_sampling: float = 0.0,
         validation: Scorable | None = None,
     ):
         super().__init__()
-        self.model, self.label_smoothing, self.validation = model, label_smoothing, validation
+        self.model, self.chunked, self.validation = model, chunked, validation
+        self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
         self._no_split_modules = model._no_split_modules  # the blocks by which Accelerate splits a model
         # A compiled loss cannot see that its gradients are asked for once only.
         self.chunks = nn.LinearCrossEntropyOptions(allow_retain_graph=compile)
@@ -75,18 +81,49 @@ class LanguageModelling(Objective):
     ) -> "LanguageModelling":
         """As a run asks for it; a model that is split is compiled in its blocks, see `sharding.prepare_step`."""
         compiles = bool(training.compile) and not accelerator.is_fsdp2
-        chosen = {"chunked": training.loss == "chunked", "label_smoothing": training.label_smoothing}
+        chosen = {name: getattr(training, name) for name in ("label_smoothing", "scheduled_sampling")}
+        chosen["chunked"] = training.loss == "chunked"
         return cls(model, compile=compiles, validation=validation, **chosen, **options)
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Summed nats of the targets (B, T); all else goes to the model."""
-        return self.compute(input_ids, targets, **inputs)
+        inputs["input_ids"] = input_ids
+        if share := self.scheduled_sampling * self.progress:
+            inputs |= self._with_own_tokens(share, targets, inputs)
+        return self.compute(targets=targets, **inputs)
 
     def validate(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool]
     ) -> dict[str, Any] | None:
         """The figures of the validation set, see `Scorable`."""
         return self.validation.score(model, batch_size, accelerator, interrupted)
+
+    @torch.no_grad()
+    def _with_own_tokens(self, share: float, targets: torch.Tensor, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The tokens that a decoder reads, a share of them drawn by the model itself: scheduled sampling.
+
+        A first pass over the text as it is predicts all tokens at once, a second one, over what this returns, trains
+        (Bengio et al. 2015; in two passes Mihaylova and Martins 2019). What begins, ends or fills a text stays, and
+        none of it is put elsewhere.
+        """
+        name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+        # A state that the first pass moved on would begin the second.
+        first = {key: value if isinstance(value, torch.Tensor) else deepcopy(value) for key, value in inputs.items()}
+        with evaluation_mode(self.model):
+            if self.chunked:
+                head, hidden_states = (
+                    self.model.get_output_embeddings(),
+                    self.model.base_model(**first, use_cache=False)[0],
+                )
+                drawn = torch.stack([draw_tokens(head(row)) for row in hidden_states])
+            else:
+                drawn = draw_tokens(self.model(**first, use_cache=False).logits)
+        given = inputs[name]
+        own = F.pad(drawn[:, :-1], (1, 0))
+        marks = torch.tensor(marks_of(self.model.config), dtype=given.dtype, device=given.device)
+        replaced = torch.rand(given.shape, device=given.device) < share
+        replaced &= F.pad(targets[:, :-1] >= 0, (1, 0)) & ~torch.isin(given, marks) & ~torch.isin(own, marks)
+        return {name: torch.where(replaced, own, given)}
 
     def _nats_of_logits(self, input_ids: torch.Tensor, targets: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits.float()  # (B, T, V)
@@ -109,6 +146,18 @@ class LanguageModelling(Objective):
             if self.label_smoothing:
                 nats = nats + self.label_smoothing * _above_mean(hidden_states, weight, targets, bias)
             return nats
+
+
+def draw_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """A token of each position, (...), drawn by its logits, (..., V): the largest after adding Gumbel noise."""
+    noise = torch.empty_like(logits, dtype=torch.float32).exponential_()
+    return (logits - noise.log()).argmax(-1)
+
+
+def marks_of(config: PreTrainedConfig) -> list[int]:
+    """The tokens that begin, end or fill a text, by a model's config."""
+    found = (getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "decoder_start"))
+    return sorted({id for ids in found if ids is not None for id in (ids if isinstance(ids, list) else [ids])})
 
 
 def _above_mean(

@@ -70,12 +70,15 @@ class Updater:
         """Puts the objective's model, in float32 with the weights to start from, on its device; makes an optimizer.
 
         Raises:
-            UserError: processes that do not divide the accumulation.
+            UserError: processes that do not divide the accumulation, or a model that cannot recompute activations.
         """
         micro_steps_per_process(training.accumulation_steps, accelerator.num_processes)
         model = objective.model
         if training.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            try:
+                model.activation_checkpointing_enable()
+            except ValueError as error:
+                raise UserError(f"training.activation_checkpointing=true: {one_line(error)} Set it to false") from error
         model.to(accelerator.device).train()
         names = ("learning_rate", "muon_learning_rate", "weight_decay", "beta1", "beta2")
         optimizer = build_optimizer(model, training.optimizer, **{name: getattr(training, name) for name in names})

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import Interrupted
 from smallm_hf.base.plain_json import write_json
+from smallm_hf.data.batches.documents import rows_of
 from smallm_hf.data.batches.pairs import TokenPairs
 from smallm_hf.data.selection.splitting import VALIDATION
 from smallm_hf.data.token_files import TokenFiles
-from smallm_hf.evaluation.readers import Seq2SeqReader
-from smallm_hf.evaluation.scoring import Sums, score_token_stream, score_windows, summarize
+from smallm_hf.evaluation.readers import CausalReader, Seq2SeqReader
+from smallm_hf.evaluation.scoring import ALONE, Sums, score_token_stream, score_windows, summarize
 from smallm_hf.evaluation.windows import Window
 
 VALIDATION_FILE = "validation.json"
@@ -47,6 +48,7 @@ class ValidationSet:
         context_length: tokens per window.
         separator: the eos, where the run attends within documents; None where it does not.
         hidden: what their unknown tokens stand for; None where the tokenizer has none.
+        lengths: (D,) of each document, where each is scored by itself, its eos too; None where they are one stream.
     """
 
     tokens: np.ndarray
@@ -54,6 +56,7 @@ class ValidationSet:
     context_length: int
     separator: int | None = None
     hidden: Sums | None = None
+    lengths: np.ndarray | None = None
 
     @property
     def size(self) -> Sums:
@@ -62,7 +65,12 @@ class ValidationSet:
 
     @classmethod
     def choose(
-        cls, files: TokenFiles, limit: int | None, context_length: int, within_documents: bool = False
+        cls,
+        files: TokenFiles,
+        limit: int | None,
+        context_length: int,
+        within_documents: bool = False,
+        document_rows: bool = False,
     ) -> "ValidationSet":
         """The whole documents among the first `limit` validation tokens, and the first one in any case.
 
@@ -72,6 +80,7 @@ class ValidationSet:
             context_length: tokens per window.
             within_documents: whether the model is scored as `BatchingConfig.within_documents` trains it: across them it
                 would meet what it has never seen, and seem worse than it is.
+            document_rows: whether each document is scored by itself, as `BatchingConfig.document_rows` trains it.
         """
         tokens, size = files.document_sizes(VALIDATION).T
         ends = tokens.cumsum()
@@ -79,14 +88,28 @@ class ValidationSet:
         separator = files.meta.eos_token_id if within_documents else None
         size_with_ends = int(size[:documents].sum() + documents)
         hidden = hidden_in(files.hidden(VALIDATION), slice(documents))
-        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator, hidden)
+        lengths = tokens[:documents] if document_rows else None
+        return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator, hidden, lengths)
+
+    def sums(self, model: PreTrainedModel, batch_size: int, **shared: Any) -> Sums:
+        """The sums of its tokens; `shared` are the shard and what is called as it advances."""
+        if self.lengths is None:
+            options = {"context_length": self.context_length, "separator": self.separator, "batch_size": batch_size}
+            return score_token_stream(model, self.tokens, **options, **shared)
+        rank, processes = shared.pop("shard", ALONE)
+        starts, lengths = (rows[rank::processes] for rows in rows_of(self.lengths, self.context_length))
+        windows = (
+            Window(self.tokens[np.arange(start - 1, start + length)].astype(np.int64), length)
+            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+        )
+        options = {"batch_size": min(batch_size, len(starts)), "width": self.context_length}
+        return sum(score_windows(CausalReader(model), windows, **options, **shared), Sums())
 
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
     ) -> dict[str, float] | None:
         """See `Scorable`; where there is a `separator`, attention does not reach across it."""
-        options = {"context_length": self.context_length, "batch_size": batch_size, "separator": self.separator}
-        sums = partial(score_token_stream, model, self.tokens, **options)
+        sums = partial(self.sums, model, batch_size)
         return _score_together(sums, self.size, self.hidden is not None, accelerator, interrupted)
 
 

@@ -107,6 +107,7 @@ def test_a_rung_has_what_all_have_and_the_budget_as_its_only_limit(tmp_path):
     (rung,) = ladder.rungs.values()
     assert (rung.model["model_type"], rung.training.max_seconds, rung.training.max_steps) == ("gpt2", 7, None)
     assert (rung.training.context_length, rung.data.validation_ratio) == (32, 0.2)
+    assert "max_seconds: 7.0" in rung.as_yaml()
     assert ladder.output_dir == Path("runs/steps") and ladder.config.budget_seconds == 7
 
 
@@ -116,6 +117,14 @@ def test_the_ladder_of_this_repository_can_be_read_and_its_sizes_found():
         if rung.model["model_type"] != "ngram":
             fields = with_parameters({"vocab_size": 2048, **rung.model}, config.parameters)
             assert abs(count_parameters(fields) - config.parameters) <= TOLERANCE * config.parameters, name
+
+
+def test_the_ladder_that_the_documentation_shows_can_be_read(tmp_path):
+    shown = re.search(r"```yaml\n(.*?)```", (CONFIGS.parent / "docs" / "ladder.md").read_text(), flags=re.DOTALL)[1]
+    (tmp_path / "own.yaml").write_text(shown)
+    config, rungs = read_ladder(tmp_path / "own.yaml")
+    assert [rung.model["model_type"] for rung in rungs.values()] == ["feedforward", "feedforward", "recurrent"]
+    assert rungs["awd"].batching.carry_state and config.prompts == ["Once upon a time"]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from running import interrupt_at, outcome, train, write_recipe
 
 from smallm_hf import RecurrentConfig, RecurrentForCausalLM, api
 from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.config import parse_command_line
 from smallm_hf.data.batches.contiguous import ContiguousRows
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.pretrained import fresh_model
+from smallm_hf.runs import plan_run
 from smallm_hf.training.checkpoints import list_checkpoints
 from smallm_hf.training.progress import read_records
 
@@ -98,13 +100,17 @@ def test_what_a_state_cannot_be_carried_through_is_refused(recurrent, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mixture_and_several_processes_are_refused_before_anything_is_read(recurrent, tmp_path, monkeypatch):
+def test_a_mixture_several_processes_and_a_split_model_are_refused_at_once(recurrent, tmp_path, monkeypatch):
     mixture = '[{"source": "a.txt", "weight": 2}, {"source": "b.txt", "weight": 1}]'
     with pytest.raises(UserError, match=r"data.sources with weights \[2.*, 1.*\] are a mixture"):
         train(recurrent, tmp_path / "run", "--data.source", "null", "--data.sources", mixture)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="the state of every row in one process, and this launch has 2"):
         train(recurrent, tmp_path / "run", "--dry_run")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    config, _ = parse_command_line("test", ["--config", str(recurrent)], training=True)
+    with pytest.raises(UserError, match=r"model_type=recurrent cannot be split.*ddp\.yaml"):
+        plan_run(config, print)
 
 
 # --- the same in plain PyTorch ---------------------------------------------------------------------------------------

@@ -61,7 +61,10 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_uninterrupted_one(
         ["--training.interval_unit", "tokens", "--training.checkpoint_every", 700, "--training.evaluate_every", 500],
         ["--training.precision", "bf16"],
         ["--training.epochs", 1.2, "--training.max_steps", "null"],
-        ["--training.label_smoothing", 0.1, "--model.trainable_temperature", "true"],
+        [
+            *("--training.label_smoothing", 0.1, "--training.scheduled_sampling", 0.5),
+            *("--model.trainable_temperature", "true"),
+        ],
     ],
     ids=["spikes", "compiled", "patience", "tokens", "bf16", "epochs", "objectives"],
 )

@@ -1,21 +1,36 @@
 """The models that read a few tokens only go through whole runs."""
 
 import json
+import math
 import os
+import random
 import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from loopback_hub import connected_hub
 from running import interrupt_at, outcome, train
 
 from smallm_hf.base.errors import Interrupted, UserError
+from smallm_hf.card import Statements
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.export.exporting import export_model
+from smallm_hf.hub.publishing import publish
 from smallm_hf.models.modeling_ngram import NgramForCausalLM
+from smallm_hf.pictures.attention import read_attention
+from smallm_hf.pictures.embeddings import given_words
 from smallm_hf.pretrained import load_scorable
 from smallm_hf.training import counting
 from smallm_hf.training.progress import read_records
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCORE, RECIPES = str(REPOSITORY / "scripts" / "score.py"), REPOSITORY / "configs"
 
 
 def with_model(recipe, **model) -> None:
@@ -34,6 +49,15 @@ def test_a_feedforward_model_that_is_stopped_and_resumed_is_the_uninterrupted_on
     train(recipe, tmp_path / "run", "--resume")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert read_records(tmp_path / "run", "samples")
+
+
+def test_activations_that_cannot_be_recomputed_are_refused_in_one_line(recipe, tmp_path):
+    with_model(recipe, model_type="feedforward")
+    with pytest.raises(
+        UserError, match=r"activation_checkpointing=true: FeedForwardForCausalLM does not support .* false"
+    ):
+        train(recipe, tmp_path / "run", "--training.activation_checkpointing", "true")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_ngram_model_is_counted_in_one_pass_and_leaves_what_every_run_leaves(recipe, tmp_path, capsys):
@@ -55,7 +79,14 @@ def test_an_ngram_model_is_counted_in_one_pass_and_leaves_what_every_run_leaves(
     assert f"how often each of {record['ngrams']:,} n-grams of 1 to 3 tokens was seen" in card
     assert "FLOPs" not in card
 
+    for target in ("native", "gguf", "onnx"):
+        with pytest.raises(UserError, match=f"--to {target} cannot express .*: transformers has no n-gram model"):
+            export_model(str(run / "best"), target, tmp_path / "export")
     model, tokenizer = load_scorable(str(run / "best"), device="cpu")
+    with pytest.raises(UserError, match="NgramForCausalLM returns no attention maps .* give a transformer"):
+        read_attention(model, tokenizer, "the cat")
+    with pytest.raises(UserError, match="NgramForCausalLM has no table of input embeddings"):
+        given_words(model, tokenizer, ["the", "cat", "sat", "on", "mat"])
     assert type(model) is NgramForCausalLM
     files = open_token_files(tmp_path / "tokens")
     stream = torch.from_numpy(files.validation.astype("int64"))
@@ -65,6 +96,10 @@ def test_an_ngram_model_is_counted_in_one_pass_and_leaves_what_every_run_leaves(
 
     assert train(recipe, run, "--resume") == json.loads((run / "results.json").read_text())
     assert f"nothing left to count: {run} is finished" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"model.init_from is for models that are trained step by step, and this one is"
+    ):
+        train(recipe, tmp_path / "further", "--model.init_from", run / "best")
     with pytest.raises(UserError, match=r"was counted with model\.order 3, this config says 2; resume with the config"):
         train(recipe, run, "--resume", "--model.order", 2)
 
@@ -96,6 +131,10 @@ def test_counting_that_was_stopped_begins_again(recipe, tmp_path, monkeypatch, c
         (["--model.order", 7], "order=7 is out of range; set it to a number from 1 to 5"),
         (["--batching.curriculum", "length"], "batching.curriculum is for models that are trained step by step"),
         (["--hub.push_every", 5, "--hub.repo", "a/b"], "hub.push_every is for models .* scripts/publish.py"),
+        (
+            ["--data.sources", '[{"source": "a", "weight": 1}, {"source": "b", "weight": 2}]'],
+            "data.sources with weights",
+        ),
         (["--training.loss", "chunked"], "training.loss=chunked needs logits that are a linear map"),
         (["--dry_run", "--probe"], "--probe times updates, and this model is counted without any; leave it out"),
     ],
@@ -116,3 +155,47 @@ def test_a_plan_of_counting_says_what_is_not_known_yet(recipe, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "different ones there are is known only then" in printed
     assert "at most 220 bytes for each different\n                  n-gram of 3 tokens" in printed
+
+
+@pytest.mark.slow  # two processes that cannot import this package
+@pytest.mark.parametrize("model_type", ["feedforward", "ngram"])
+def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, recipe, tmp_path):
+    with_model(recipe, model_type=model_type)
+    train(recipe, tmp_path / "run", figures=True)
+    with connected_hub(tmp_path / "home") as hub:
+        publish(tmp_path / "run", "user/small", Statements(license="mit", language="en"))
+        published = hub.files("user/small")
+    assert {f"{kind}_{model_type}.py" for kind in ("configuration", "modeling")} <= {*published}
+    assert b"trust_remote_code=True" in published["README.md"]
+    (tmp_path / "prompts.txt").write_text("the cat\n")
+    best, out = str(tmp_path / "run" / "best"), tmp_path / "scores.json"
+    report = subprocess.run(
+        [sys.executable, SCORE, "--model", best, "--data", tmp_path / "run", "--speed", "--output", out],
+        capture_output=True,
+        text=True,
+    )
+    assert report.returncode == 0, report.stderr
+    (row,) = json.loads(out.read_text())["models"]
+    assert (row["parameters"] == 0) == (row["ngrams"] is not None) == (model_type == "ngram")
+    assert row["speed"]["decode_tokens_per_second"]["median"] > 0
+
+
+@pytest.mark.parametrize("name", ["names_ngram", "names_feedforward"])
+def test_the_recipe_for_names_learns_more_of_them_than_their_letters(name, tmp_path):
+    names = ["anna", "annabel", "hanna", "joanna", "bella", "isabel", "johan", "johanna"]
+    draw = random.Random(0)
+    (tmp_path / "names.txt").write_text("\n".join(draw.choices(names, k=400)) + "\n")
+    words = [
+        "--data.source",
+        tmp_path / "names.txt",
+        "--data.folder",
+        tmp_path / "tokens",
+        "--training.precision",
+        "fp32",
+    ]
+    words += ["--training.max_seconds", "null", "--training.max_steps", 30, "--training.sample_tokens", 3]
+    results = train(RECIPES / f"{name}.yaml", tmp_path / "run", *words)
+    assert results["data"]["train"]["documents"] + results["data"]["validation"]["documents"] == 400
+    letters = Counter("\n".join(draw.choices(names, k=400)))
+    entropy = -sum(count / letters.total() * math.log(count / letters.total()) for count in letters.values())
+    assert results["best"]["validation_loss"] < entropy / 2

@@ -69,6 +69,13 @@ def plain_steps(loop: TrainingLoop, rate: float = 0.5, steps: int = 2) -> list[f
     return [loss_of(loop) for _ in range(steps)]
 
 
+def test_the_objective_knows_how_much_of_the_run_is_done(make_loop):
+    loop = make_loop()
+    for progress in (0.0, 0.4):
+        loop.advance(progress)
+        assert loop.objective.progress == progress
+
+
 def test_accumulation_gives_the_update_of_one_large_batch(make_loop):
     whole = make_loop(batch_size=4, accumulation_steps=1, max_gradient_norm=0)
     shared = make_loop(batch_size=1, accumulation_steps=4, max_gradient_norm=0)
