@@ -377,7 +377,7 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
-    if family_of(architecture).state_class is not None and model_shares() > 1:
+    if family_of(architecture).recurrent and model_shares() > 1:
         raise UserError(
             f"model.model_type={architecture.model_type} cannot be split, as torch's cells read weights past FSDP; "
             "launch with configs/accelerate/ddp.yaml"

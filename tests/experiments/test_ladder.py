@@ -234,6 +234,21 @@ def test_a_word_counts_by_all_paths_of_tokens_that_spell_it(monkeypatch):
     assert word_accuracy(model, tokenizer, words) == {"top1": 0.25, "top3": 0.5, "words": 4}
 
 
+def test_a_model_of_letters_spells_a_long_word_to_its_end(monkeypatch):
+    letters = " elphantmos"
+    vocabulary = Vocabulary([letter.encode() for letter in letters], [*letters], np.arange(11) == 0)
+
+    def predict(paths):
+        rows = np.full((len(paths), 11), 0.02)
+        for row, path in zip(rows, paths, strict=True):
+            row[letters.index((" elephant " + " " * 30)[len(path)])] = 0.8
+        return rows
+
+    monkeypatch.setattr(measuring, "read_vocabulary", lambda tokenizer, size: vocabulary)
+    monkeypatch.setattr(measuring, "predictor", lambda model, ids: (predict, None))
+    assert word_accuracy(*tiny(), [("the", "elephant")])["top1"] == 1
+
+
 def tiny():
     from transformers import GPT2LMHeadModel
 
