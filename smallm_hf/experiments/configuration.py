@@ -279,14 +279,13 @@ def _read_rung(
             raise UserError(
                 f"{limit} stands beside budget_seconds={config.budget_seconds:g} of all rungs; leave it out"
             )
-        run = read_config([part for part in (shared, sections, own) if part], stated)
         from smallm_hf.families import family_of  # torch
 
-        architecture = model_config(run.model)
+        architecture = model_config(sections.get("model", shared.get("model", {})))
         if (kind := family_of(architecture).kind) != "causal":
             raise UserError(
                 f"its {architecture.model_type} is {kind}, and a ladder compares causal models; leave it out"
             )
+        return read_config([part for part in (shared, sections, own) if part], stated)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return run

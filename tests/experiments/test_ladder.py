@@ -140,6 +140,7 @@ def test_the_ladder_that_the_documentation_shows_can_be_read(tmp_path):
         ({"rungs": {"a": {"model": {**SMALLM, "hiden": 3}}}}, [], "rung a: unknown key model.hiden"),
         ({"rungs": {"a": {"model": SMALLM, "training": {"epochs": 3}}}}, [], "rung a: training.epochs stands beside"),
         ({"rungs": {"a": {"model": {"model_type": "bert"}}}}, [], "rung a: .*bert is masked, and "),
+        ({"rungs": {"a": {"model": {"model_type": "t5"}}}}, [], "rung a: .*t5 is seq2seq, and "),
         ({}, ["--training.sed", "3"], "unknown option --training.sed; did you mean --training.seed"),
     ],
 )
