@@ -225,7 +225,8 @@ def _of_training(run: Path) -> Row:
     curve = read_curves(run).get("validation_bits_per_byte")
     speed = results.get("tokens_per_second")
     return {
-        **{key: results.get(key) for key in ("tokens", "training_seconds", "epochs")},
+        "training_tokens": results["tokens"],
+        **{key: results.get(key) for key in ("training_seconds", "epochs")},
         "peak_memory_bytes": memory_of(run),
         "tokens_per_second": speed,
         "bytes_per_second": speed and speed * train["bytes"] / train["tokens"],
@@ -291,7 +292,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         "word top-1 ↑": lambda row: percent(row["word_accuracy"]["top1"]),
         "word top-3 ↑": lambda row: percent(row["word_accuracy"]["top3"]),
         "minimal pairs ↑": lambda row: percent(row["minimal_pairs"]["accuracy"]),
-        "tokens seen": lambda row: count(row["tokens"]),
+        "tokens seen": lambda row: count(row["training_tokens"]),
         "epochs": lambda row: f"{row['epochs']:.2g}",
         "tokens/s": lambda row: count(row["tokens_per_second"]),
         "text bytes/s ↑": lambda row: count(row["bytes_per_second"]),

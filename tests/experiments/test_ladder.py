@@ -87,7 +87,7 @@ class Measurer:
     def __call__(self, model: str, asked: Asked) -> dict:
         experiment, rung = Path(model).parts[-3:-1] if model.endswith("best") else ("equal-time", "letters")
         self.asked[f"{experiment}/{rung}"] = asked
-        found = {"bits_per_byte": BITS[experiment][rung], "word_perplexity": 1234.5, "parameters": 1000}
+        found = {"bits_per_byte": BITS[experiment][rung], "word_perplexity": 1234.5, "parameters": 1000, "tokens": 77}
         if asked.word_positions:
             found["word_accuracy"] = {"top1": 0.2, "top3": 0.4, "words": 100}
         return found | ({"samples": {"the cat": f" sat on {rung} <b>"}} if asked.prompts else {})
@@ -335,6 +335,7 @@ def test_real_rungs_and_a_pretrained_model_are_measured_on_the_same_bytes(tmp_pa
     found = climbed(path, tmp_path / "one", train_here, measure_rung, stated, resume=True)
     (rung,), (model,) = found["experiments"]["equal-time"], found["models"]
     assert model["rung"] == "letters/best (pretrained)"
+    assert re.search(r"\| letters/best \(pretrained\) \|.*\| – \| – \|", (tmp_path / "one" / "ladder.md").read_text())
     assert {key: model[key] for key in ("bits_per_byte", "samples", "word_accuracy")} == {
         key: rung[key] for key in ("bits_per_byte", "samples", "word_accuracy")
     }
