@@ -277,9 +277,10 @@ def check_sections(config: RunConfig) -> None:
         )
     read = getattr(model, "context_size", 0)
     if read > training.context_length:
+        stated = f"model.order={model.order}" if hasattr(model, "order") else f"model.context_size={read}"
         raise UserError(
-            f"model.model_type={model.model_type} reads {read} tokens, and windows of "
-            f"training.context_length={training.context_length} hold fewer; raise it, or lower the first"
+            f"{stated} reads {read} tokens, and windows of training.context_length={training.context_length} hold "
+            "fewer; lower the first, or raise the second"
         )
     stated = config.model.get("trained_context_length")
     if stated not in (None, training.context_length):
@@ -300,7 +301,7 @@ def _check_state(model: "PreTrainedConfig") -> None:
     """Refuses to carry a state that there is none of."""
     from smallm_hf.families import family_of
 
-    if family_of(model).state_class is None:
+    if not family_of(model).recurrent:
         raise UserError(
             f"batching.carry_state=true needs a recurrent state, and model.model_type={model.model_type} has none; set "
             "that to recurrent, or batching.carry_state=false"
@@ -367,6 +368,8 @@ def _check_counted(config: RunConfig) -> None:
         ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
         ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
         ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
+        ("training.label_smoothing", config.training.label_smoothing, "leave it out: its smoothing is Kneser-Ney's"),
+        ("training.scheduled_sampling", config.training.scheduled_sampling, "leave it out"),
         ("data.sources with weights", weighted, "leave the weights out: each text is counted once"),
     ):
         if stated:

@@ -39,7 +39,7 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
     """The plan of a run before it starts."""
     training = config.training
     if plan.counted:
-        return _describe_counting(config)
+        return _describe_counting(plan, config)
     unit = "pairs of at most" if config.data.is_pairs else "windows of"
     other = plan.parameters - plan.embedding_parameters
     end = f"{count(plan.tokens)} in {plan.steps:,} steps" if plan.tokens else "until time is up"
@@ -61,15 +61,15 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
     )
 
 
-def _describe_counting(config: RunConfig) -> str:
+def _describe_counting(plan: RunPlan, config: RunConfig) -> str:
     """The plan of a run that counts: what it costs depends on the text, of which a plan knows nothing."""
-    order, held = model_config(config.model).order, held_bytes() / 2**30
+    order, validating = model_config(config.model).order, (held_bytes() + plan.memory_bytes) / 2**30
     return "\n".join(
         [
             f"n-grams           of 1 to {order} tokens, counted in one pass over the training text, without updates;",
             "                  how many different ones there are is known only then",
-            f"memory            {held:.2f} GiB per process, and at most {COUNTING_BYTES} bytes for each different",
-            f"                  n-gram of {order} tokens",
+            f"memory            about {validating:.2f} GiB per process to validate (estimated), and at most",
+            f"                  {COUNTING_BYTES} bytes for each different n-gram of {order} tokens",
             "time              unknown before the text is read",
         ]
     )

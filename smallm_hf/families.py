@@ -19,7 +19,7 @@ from smallm_hf.models.configuration_recurrent import RecurrentConfig
 from smallm_hf.models.configuration_smallm import NATIVE_SWITCHES, SmaLLMConfig, native_type
 from smallm_hf.models.modeling_feedforward import FeedForwardForCausalLM, FeedForwardModel
 from smallm_hf.models.modeling_ngram import NgramForCausalLM
-from smallm_hf.models.modeling_recurrent import RecurrentCache, RecurrentForCausalLM, RecurrentModel
+from smallm_hf.models.modeling_recurrent import RecurrentForCausalLM, RecurrentModel
 from smallm_hf.models.modeling_smallm import SmaLLMForCausalLM, SmaLLMModel
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -102,8 +102,7 @@ class Family:
         activations: of a text config and a context length, how many channels and attention weights a training step
             keeps for each token; `training/plan.py` knows the bytes of each.
         exports: targets that can hold this class itself; those of its native twin come on top.
-        state_class: the cache of a recurrent model, which `forward` moves on in place and padding does not move: a
-            list `states` of tuples of tensors, the rows of a batch along their second dimension. None for the others.
+        recurrent: whether its cache is a state of one size, which training can carry on and padding does not move.
         counted: whether it is counted in one pass over the text, see `training/counting.py`: it has no parameters.
     """
 
@@ -116,7 +115,7 @@ class Family:
     flops_per_token: Callable[[PreTrainedModel, int], int] = transformer_flops
     activations: Callable[[PreTrainedConfig, int], tuple[int, int]] = transformer_activations
     exports: frozenset[str] = frozenset()
-    state_class: type | None = None
+    recurrent: bool = False
     counted: bool = False
 
 
@@ -146,7 +145,7 @@ register(
         RecurrentModel,
         native=lambda config: (None, "transformers has no language model of RNN, GRU or LSTM cells"),
         muon_matrices=lambda model: (),  # a layer's gates are stacked in one matrix, each of which is a map of its own
-        state_class=RecurrentCache,
+        recurrent=True,
     )
 )
 register(

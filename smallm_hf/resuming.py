@@ -149,7 +149,9 @@ def _defaults(section: type) -> dict[str, Any]:
     return dataclasses.asdict(section())
 
 
-def counted_before(run: Path, config: RunConfig, files: TokenFiles) -> dict[str, Any] | None:
+def counted_before(
+    run: Path, config: RunConfig, files: TokenFiles, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """The results of a finished run of a model that is counted; None where it was not finished.
 
     Raises:
@@ -157,6 +159,7 @@ def counted_before(run: Path, config: RunConfig, files: TokenFiles) -> dict[str,
     """
     path = run / "results.json"
     if not path.is_file():
+        say(f"{run} was not counted to the end; starting afresh")
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
     written, data = results["config"], results["data"]
@@ -172,6 +175,7 @@ def counted_before(run: Path, config: RunConfig, files: TokenFiles) -> dict[str,
                 f"{run} was counted with {name} {then.get(name)}, this config says {now.get(name)}; resume with the "
                 "config of the run or give another --output_dir"
             )
+    say(f"nothing left to count: {run} is finished")
     return results
 
 

@@ -197,11 +197,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
-    if counted and options.resume:
-        if results := counted_before(run, config, files):
-            say(f"nothing left to count: {run} is finished")
-            return results
-        say(f"{run} was not counted to the end; starting afresh")
+    if counted and options.resume and (results := counted_before(run, config, files, say)):
+        return results
     parts = _Parts(config, material, model, accelerator, plan, run)
     loop = _build_loop(parts, checkpoint, state, trackers.write)
     ends.enter_context(closing(loop))
@@ -382,7 +379,7 @@ def _with_sizes(config: RunConfig, architecture: PreTrainedConfig, precision: st
     model = fresh_model(architecture, "meta")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = partial(memory_bytes, model, precision=precision, compiled=False)
-    if family_of(architecture).state_class is not None and model_shares() > 1:
+    if family_of(architecture).recurrent and model_shares() > 1:
         raise UserError(
             f"model.model_type={architecture.model_type} cannot be split, as torch's cells read weights past FSDP; "
             "launch with configs/accelerate/ddp.yaml"

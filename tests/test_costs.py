@@ -19,7 +19,7 @@ from smallm_hf.training.progress import count, duration
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What a rung of the ladder costs is measured in docs/ladder.md; finetune takes the model it is given.
-APART = ("finetune", "ladder", "names_", "word_lstm")
+APART = ("finetune", "ladder", "names_", "shakespeare_", "word_lstm")
 RECIPES = [path.stem for path in sorted((REPOSITORY / "configs").glob("*.yaml")) if not path.stem.startswith(APART)]
 COLUMNS = ("recipe", "parameters", "tokens", "FLOPs", "memory", "2 CPU cores", "T4", "H100, H200")
 # What the README assumes: operations per second that devices reach, and the tokens of one pass over the books.

@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = str(REPOSITORY / "scripts" / "train.py")
 CONTENTS = {path: yaml.safe_load(path.read_text()) for path in sorted((REPOSITORY / "configs").glob("*.yaml"))}
 FILES = {path.stem: path for path, content in CONTENTS.items() if "rungs" not in content}
-FROM_SCRATCH = [name for name, path in FILES.items() if "init_from" not in CONTENTS[path]["model"]]
+COUNTED = ["names_ngram"]  # without parameters and updates
+FROM_SCRATCH = [name for name in FILES if name not in COUNTED and "init_from" not in CONTENTS[FILES[name]]["model"]]
 STEPS = 2
 
 # What the classic recipes were asked to be: a value, or the ends of a range.
@@ -191,7 +192,7 @@ def run(place):
 # the rest run with the slow tests, their dry run always.
 SLOW = {name for name in FILES if "124m" in name}
 SLOW |= {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern", "word_lstm", "translate_de_en"}
-SLOW |= {"names_transformer", "names_lstm", "names_rnn"}
+SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FILES]
 
 
@@ -207,8 +208,10 @@ def test_it_trains_and_leaves_a_model_that_loads(name, run, gpt2_folder):
     folder = run(name, *words)
     model = auto_class.from_pretrained(folder / "best")
     tokenizer = AutoTokenizer.from_pretrained(folder / "best")
-    assert json.loads((folder / "results.json").read_text())["steps"] == STEPS
+    assert json.loads((folder / "results.json").read_text())["steps"] == (1 if name in COUNTED else STEPS)
     assert len(tokenizer) == model.config.vocab_size
+    if name in COUNTED:
+        return
     assert abs(read_records(folder, "metrics")[0]["loss"] - math.log(len(tokenizer))) < 1
     if name != "finetune":
         expected = facts(name, vocab_size=len(tokenizer))

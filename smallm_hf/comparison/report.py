@@ -32,7 +32,7 @@ def rate(measured: dict[str, float] | None) -> str:
 
 
 def _scored(name: str, style: str) -> Callable[[Row], str]:
-    return lambda row: format(row["scores"][name], style) if row["scores"] else NONE
+    return lambda row: format(row["scores"][name], style) if name in (row["scores"] or ()) else NONE
 
 
 def _mean(name: str, style: str) -> Callable[[Row], str]:
@@ -52,6 +52,7 @@ FIGURES: dict[str, Callable[[Row], str]] = {
     "vocabulary": lambda row: f"{row['tokenizer_entries']:,}",
     "positions": lambda row: f"{row['positions']:,}" if row["positions"] else NONE,
     "bits per byte ↓": _scored("bits_per_byte", ".4f"),
+    "unknown tokens": _scored("unknown_rate", ".2%"),
     "loss (nats per token)": _scored("loss", ".4f"),
     "top-1 accuracy (tokens)": _scored("top1_accuracy", ".1%"),
     "top-3 accuracy (tokens)": _scored("top3_accuracy", ".1%"),

@@ -130,6 +130,7 @@ def next_words(
     inside: bool,
     longest: int | None = None,
     max_paths: int = MAX_PATHS,
+    at_a_time: int = PATHS_AT_A_TIME,
     enough: float = ENOUGH,
     negligible: float = NEGLIGIBLE,
 ) -> NextWords:
@@ -141,6 +142,7 @@ def next_words(
         inside: whether the prompt `ends_in_a_word`.
         longest: tokens that a path may have for `predict`; None for any number.
         max_paths: paths that are gone on with at most.
+        at_a_time: of these, paths of one call of `predict`; more calls of fewer paths follow long words further.
         enough: assigned probability at which the search ends.
         negligible: probability below which a path is given up.
     """
@@ -148,7 +150,7 @@ def next_words(
     whole_words = bool(vocabulary.closes.all())
     unfinished: list[tuple[float, TokenPath]] = [(-1.0, ())]  # a heap, the most probable first
     while unfinished and max_paths > 0 and sum(found.values()) < enough:
-        count = min(PATHS_AT_A_TIME, max_paths, len(unfinished))
+        count = min(at_a_time, max_paths, len(unfinished))
         paths = [heapq.heappop(unfinished) for _ in range(count)]
         max_paths -= count
         for (negative, path), probabilities in zip(paths, predict([path for _, path in paths]), strict=True):

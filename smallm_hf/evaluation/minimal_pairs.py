@@ -158,11 +158,7 @@ def judge_pairs(
     began = time.perf_counter()
     _require_causal(type(model).__name__, kind_of(model))
     plan = ScoringPlan.make(model, tokenizer, Rules("sliding", context_length=context_length))
-    sentences = [sentence for paradigm in paradigms for pair in paradigm.pairs for sentence in pair]
-    texts = [valid_unicode(sentence_prefix + sentence) for sentence in sentences]
-    encoded = list(map(tuple, encode_ordinary(tokenizer, texts)))
-    if () in encoded:
-        raise UserError(f"{sentences[encoded.index(())]!r} has no tokens in {tokenizer.name_or_path}; remove the pair")
+    encoded = _encode(tokenizer, paradigms, sentence_prefix)
     # By default cuDNN multiplies the float32 of recurrent layers as TF32.
     exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with exactly, show_scoring(show_progress and shard[0] == 0) as advance:
@@ -189,6 +185,16 @@ def judge_pairs(
         "seconds": round(time.perf_counter() - began, 2),
     }
     return Judged(figures, {paradigm.uid: found for paradigm, found in zip(paradigms, by_paradigm, strict=True)})
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, paradigms: Sequence[Paradigm], prefix: str) -> list[tuple[int, ...]]:
+    """The token ids of each sentence, good and bad in turn."""
+    sentences = [sentence for paradigm in paradigms for pair in paradigm.pairs for sentence in pair]
+    texts = [valid_unicode(prefix + sentence) for sentence in sentences]
+    encoded = list(map(tuple, encode_ordinary(tokenizer, texts)))
+    if () in encoded:
+        raise UserError(f"{sentences[encoded.index(())]!r} has no tokens in {tokenizer.name_or_path}; remove the pair")
+    return encoded
 
 
 def _verdicts(paradigms: Sequence[Paradigm], margins: Sequence[np.ndarray]) -> Row:

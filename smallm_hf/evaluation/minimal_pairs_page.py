@@ -69,12 +69,11 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"{results['sentence_prefix']!r} was put before each sentence")
     for name, row in zip(labels([row["model"] for row in rows]), rows, strict=True):
         lines.append(f"{name}: {row['pairs']:,} pairs, of which {row['ties']:,} are ties, which count half")
-        if row["unknown_tokens"]:
-            pairs = row["pairs_with_unknown_tokens"]
-            lines.append(f"{name}: its tokenizer has no entry for words or signs of {pairs:,} pairs, and guesses there")
-        if row["longer_than_context"]:
-            longer = f"{row['longer_than_context']:,} sentences are longer than {row['context_length']:,} tokens"
-            lines.append(f"{name}: {longer} and were read in windows that overlap by half")
+        if pairs := row["pairs_with_unknown_tokens"]:
+            lines.append(f"{name}: pairs with words or signs that its tokenizer lacks, and reads as unknown: {pairs:,}")
+        if longer := row["longer_than_context"]:
+            limit = f"{row['context_length']:,} tokens"
+            lines.append(f"{name}: sentences of more than {limit}, read in windows that overlap by half: {longer:,}")
     if spread := results["over_seeds"]:
         found = spread["accuracy"]
         lines.append(f"over {found['runs']} runs: mean {found['mean']:.2%}, standard deviation {found['std']:.2%}")

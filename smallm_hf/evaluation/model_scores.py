@@ -112,7 +112,7 @@ def evaluate_models(
         rows.append(_evaluate(model, texts, questions, loading, shard, other, draw if not rows else None))
         pictures += rows[-1].pop("pictures", [])
     numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
-    shared = [name for name in numbers if all(math.isfinite(row[name]) for row in rows)]
+    shared = [name for name in numbers if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
     alike = len(rows) > 1 and len({(row["parameters"], row["ngrams"]) for row in rows}) == 1
     return {
         "models": rows,

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import write_whole
@@ -22,7 +24,7 @@ from smallm_hf.evaluation.pair_files import read_paradigms
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.experiments.configuration import Ladder
 from smallm_hf.experiments.measuring import CONTEXT_CHARACTERS, Asked, measure_rung
-from smallm_hf.experiments.page import Chart, Line, Page, Table, merged, report
+from smallm_hf.experiments.page import Chart, Line, Page, Points, Table, merged, report
 from smallm_hf.experiments.running import Train, claim, having, memory_of, results_of, run_all, train_apart
 from smallm_hf.experiments.sizing import TOLERANCE, with_parameters
 from smallm_hf.experiments.texts import TRAIN_FILE, VALIDATION_FILE, Texts, make_texts
@@ -223,7 +225,8 @@ def _of_training(run: Path) -> Row:
     curve = read_curves(run).get("validation_bits_per_byte")
     speed = results.get("tokens_per_second")
     return {
-        **{key: results.get(key) for key in ("tokens", "training_seconds", "epochs")},
+        "training_tokens": results["tokens"],
+        **{key: results.get(key) for key in ("training_seconds", "epochs")},
         "peak_memory_bytes": memory_of(run),
         "tokens_per_second": speed,
         "bytes_per_second": speed and speed * train["bytes"] / train["tokens"],
@@ -251,11 +254,7 @@ def page_of(results: dict[str, Any]) -> Page:
         tables.append(_by_size(smaller, first, results["text"]))
     charts = []
     for title, column, log in (("training seconds", 1, False), ("training tokens", 0, True)):
-        lines = [
-            Line(row["rung"], colours[row["rung"]], merged([_curve(row["curve"], column)]))
-            for row in first
-            if row["curve"]
-        ]
+        lines = [Line(row["rung"], colours[row["rung"]], _curve(row["curve"], column)) for row in first]
         if any(line.points for line in lines):
             up = "bits per byte of the validation text, lower is better"
             charts.append(Chart(f"Over {title}", up, title, lines, log))
@@ -267,11 +266,10 @@ def page_of(results: dict[str, Any]) -> Page:
     return Page(f"The ladder: {results['title']}", _lead(results), tables, charts, notes, results, samples)
 
 
-def _curve(points: Sequence[Sequence[float | None]], column: int) -> Any:
-    """(2, N): seconds or tokens, and bits per byte, with infinities for what was not finite."""
-    import numpy as np
-
-    return np.array([[point[column], math.inf if point[2] is None else point[2]] for point in points]).T
+def _curve(points: Sequence[Sequence[float | None]], column: int) -> Points:
+    """Bits per byte over the tokens (column 0) or seconds (1) of validation records; what is not finite is left out."""
+    pairs = [[point[column], math.nan if point[2] is None else point[2]] for point in points if point[column]]
+    return merged([np.array(pairs).T] if pairs else [])
 
 
 def _lead(results: dict[str, Any]) -> str:
@@ -294,7 +292,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         "word top-1 ↑": lambda row: percent(row["word_accuracy"]["top1"]),
         "word top-3 ↑": lambda row: percent(row["word_accuracy"]["top3"]),
         "minimal pairs ↑": lambda row: percent(row["minimal_pairs"]["accuracy"]),
-        "tokens seen": lambda row: count(row["tokens"]),
+        "tokens seen": lambda row: count(row["training_tokens"]),
         "epochs": lambda row: f"{row['epochs']:.2g}",
         "tokens/s": lambda row: count(row["tokens_per_second"]),
         "text bytes/s ↑": lambda row: count(row["bytes_per_second"]),

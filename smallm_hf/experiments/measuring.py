@@ -29,8 +29,10 @@ from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary, start_token_id
 from smallm_hf.training.loop import SAMPLING
 
-# Text before a word that is predicted, the tokens kept free to spell it, and the paths that are followed for it.
-CONTEXT_CHARACTERS, SPELLING_TOKENS, PATHS = 200, 24, 64
+# Text before a word that is predicted, and the tokens kept free to spell it.
+CONTEXT_CHARACTERS, SPELLING_TOKENS = 200, 24
+# The search: few paths at a time, the most probable first, so that a word of many letters is spelled to its end.
+SEARCH = {"max_paths": 96, "at_a_time": 4}
 TOP = (1, 3)  # how many of the most probable words may hold the right one
 SAMPLE_TOKENS, SAMPLE_CHARACTERS = 200, 240
 
@@ -122,7 +124,7 @@ def word_accuracy(
         for before, word in words:
             ids = ([start] + encode_ordinary(tokenizer, [before])[0])[-room:]
             predict, left = predictor(model, ids)
-            found = next_words(predict, vocabulary, inside=ends_in_a_word(before), longest=left, max_paths=PATHS)
+            found = next_words(predict, vocabulary, inside=ends_in_a_word(before), longest=left, **SEARCH)
             ranked = [one.text if one.kind == "word" else None for one in found.probabilities]
             ranks.append(ranked.index(word) if word in ranked else len(ranked) + TOP[-1])
     return {f"top{k}": sum(rank < k for rank in ranks) / len(ranks) for k in TOP} | {"words": len(ranks)}

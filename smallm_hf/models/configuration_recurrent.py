@@ -14,9 +14,8 @@ class RecurrentConfig(PreTrainedConfig):
     """Shape, dropout and initialisation of a recurrent language model.
 
     Its three kinds of dropout are those of the AWD-LSTM (Merity et al. 2017, "Regularizing and Optimizing LSTM Language
-    Models", sections 2 and 4): a position of a row drops what every other one of it does ("variational", Gal and
-    Ghahramani 2016), and weights that carry the state from step to step are dropped themselves ("DropConnect", Wan et
-    al. 2013).
+    Models", sections 2 and 4): entries are dropped at all positions of a row alike ("variational", Gal and Ghahramani
+    2016), and so are weights that map a state to the next ("DropConnect", Wan et al. 2013).
 
     Args:
         vocab_size: Number of tokens V, equal to `len(tokenizer)`.

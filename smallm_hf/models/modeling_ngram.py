@@ -69,6 +69,8 @@ class NgramForCausalLM(PreTrainedModel, GenerationMixin):
 
     config: NgramConfig
     _is_stateful = True  # no cache that could be cut back, which assisted generation needs
+    # In 16 bits probabilities would no longer add up to one.
+    _keep_in_fp32_modules_strict = ("unigrams", "probabilities", "backoffs")
 
     def __init__(self, config: NgramConfig):
         config.validate_architecture()  # its fields may have been set since it was made

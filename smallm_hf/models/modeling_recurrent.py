@@ -85,13 +85,8 @@ class RecurrentLayer(GradientCheckpointingLayer):
         self.cell = CELLS[config.cell_type](input_size, width, batch_first=True, **options)
         self.recurrent_dropout = config.recurrent_dropout
 
-    def new_state(self, hidden_states: torch.Tensor) -> State:
-        """The state before the first token: zeros."""
-        zeros = hidden_states.new_zeros(1, len(hidden_states), self.cell.hidden_size)
-        return (zeros, zeros) if isinstance(self.cell, nn.LSTM) else (zeros,)
-
     def forward(
-        self, hidden_states: torch.Tensor, state: State | None = None, mask: torch.Tensor | None = None
+        self, hidden_states: torch.Tensor, state: State, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, State]:
         """Return what the layer gives at each position, (B, T, D), and its state after the last one.
 
@@ -100,7 +95,6 @@ class RecurrentLayer(GradientCheckpointingLayer):
             state: The one to begin with.
             mask: False where a position is padding, (B, T), over which the state does not move; None where none is.
         """
-        state = self.new_state(hidden_states) if state is None else state
         if mask is None:
             return self.run(hidden_states, state)
         # Tokens to the front of their row, in their order: a packed sequence stops behind the last of each.
@@ -173,6 +167,11 @@ class RecurrentModel(RecurrentPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def new_states(self, rows: int) -> list[State]:
+        """The states of so many texts before their first token: zeros."""
+        parts = 2 if self.config.cell_type == "lstm" else 1
+        return [(self.embed_tokens.weight.new_zeros(1, rows, width),) * parts for width in self.config.layer_widths]
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -214,7 +213,8 @@ class RecurrentModel(RecurrentPreTrainedModel):
             mask = None if mask.all() else mask
         if use_cache and cache is None:
             cache = RecurrentCache()
-        before = cache.states if cache is not None and cache.states is not None else [None] * len(self.layers)
+        before = None if cache is None else cache.states
+        before = self.new_states(len(hidden_states)) if before is None else before
         config, after = self.config, []
         hidden_states = drop_for_all_positions(hidden_states, config.embedding_dropout, self.training)
         for layer, state in zip(self.layers, before, strict=True):

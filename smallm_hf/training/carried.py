@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from smallm_hf.families import family_of
-from smallm_hf.models.modeling_recurrent import CACHE_NAME
+from smallm_hf.models.modeling_recurrent import CACHE_NAME, RecurrentCache
 from smallm_hf.training.objectives import LanguageModelling
 
 
@@ -29,16 +28,12 @@ class CarriedLanguageModelling(LanguageModelling):
         self, input_ids: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, begins: torch.Tensor, **inputs: Any
     ) -> torch.Tensor:
         """Summed nats of the targets (B, T) of these rows (B,); those that begin (B,) forget what was before."""
-        cache = family_of(self.model.config).state_class()
-        if self.carried is not None:
-            fresh = begins[None, :, None]
-            cache.states = [tuple(part[:, rows].masked_fill(fresh, 0) for part in state) for state in self.carried]
+        before = self.model.base_model.new_states(self.rows) if self.carried is None else self.carried
+        fresh = begins[None, :, None]
+        cache = RecurrentCache([tuple(part[:, rows].masked_fill(fresh, 0) for part in state) for state in before])
         nats = super().forward(input_ids, targets, **inputs, **{CACHE_NAME: cache})
-        before = self.carried or [
-            tuple(part.new_zeros(1, self.rows, part.shape[2]) for part in s) for s in cache.states
-        ]
         self.carried = [
-            tuple(whole.index_copy(1, rows, part.detach()) for whole, part in zip(*layer, strict=True))
+            tuple(whole.index_copy(1, rows, part.detach().to(whole)) for whole, part in zip(*layer, strict=True))
             for layer in zip(before, cache.states, strict=True)
         ]
         return nats

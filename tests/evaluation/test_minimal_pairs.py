@@ -13,12 +13,18 @@ import pytest
 import torch
 from rich.console import Console
 from small_models import Table, bert, gpt2, letter_tokenizer, mask_tokenizer, save
+from tokenizers import normalizers
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.evaluation import minimal_pairs
 from smallm_hf.evaluation.minimal_pairs import CLOSE, judge_models, judge_pairs
 from smallm_hf.evaluation.minimal_pairs_page import MEAN, print_pairs, published, tables
 from smallm_hf.evaluation.pair_files import Paradigm, read_paradigms
+from smallm_hf.models.configuration_feedforward import FeedForwardConfig
+from smallm_hf.models.configuration_ngram import NgramConfig
+from smallm_hf.models.configuration_recurrent import RecurrentConfig
+from smallm_hf.pretrained import fresh_model
+from smallm_hf.training.kneser_ney import count_ngrams, fill_model
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "score.py"
 # Of several lengths, with a shared beginning, the same letters in another order, and a letter of no entry.
@@ -50,6 +56,34 @@ def test_a_margin_is_the_difference_of_the_summed_log_probabilities_behind_the_s
     expected = [log_probability(good) - log_probability(bad) for good, bad in PAIRS]
     assert judged.margins["letters"] == pytest.approx(expected, abs=1e-5)
     assert judged.figures["accuracy"] == np.mean([margin > 0 for margin in expected])
+
+
+def of_family(name: str):
+    torch.manual_seed(0)
+    if name == "recurrent":
+        return fresh_model(
+            RecurrentConfig(vocab_size=12, hidden_size=8, cell_type="lstm", initializer_range=1.0)
+        ).eval()
+    if name == "feedforward":
+        return fresh_model(FeedForwardConfig(vocab_size=12, context_size=3, embedding_size=4, hidden_size=8)).eval()
+    model = fresh_model(NgramConfig(vocab_size=12, order=3, eos_token_id=0))
+    fill_model(model, count_ngrams(np.random.default_rng(0).integers(0, 12, size=500), 3, 12, 0))
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["recurrent", "feedforward", "ngram"])
+def test_every_causal_family_is_judged_by_its_own_log_probabilities(family):
+    model, tokenizer = of_family(family), letter_tokenizer()
+
+    @torch.inference_mode()
+    def log_probability(sentence: str) -> float:
+        ids = torch.tensor([1, *tokenizer(sentence, add_special_tokens=False)["input_ids"]])
+        return model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).sum().item()
+
+    expected = [log_probability(good) - log_probability(bad) for good, bad in PAIRS]
+    assert len({round(margin, 3) for margin in expected}) == len(PAIRS)
+    margins = judge_pairs(model, tokenizer, [letters(*PAIRS)], batch_size=4).margins["letters"]
+    assert margins == pytest.approx(expected, abs=1e-4)
 
 
 def test_ties_count_half_and_paradigms_count_the_same_whatever_their_size():
@@ -86,7 +120,7 @@ def test_close_pairs_are_the_same_to_the_bit_for_every_batch_size():
         for parameter in model.parameters():
             parameter.mul_(1e-3)  # every token is about as probable: only sentences of one length are close
     pairs = [letters(*((good, good[::-1]) for good, _ in random_pairs(60)))]
-    ways = [judge_pairs(model, letter_tokenizer(), pairs, batch_size=size) for size in (1, 7, 16)]
+    ways = [judge_pairs(model, letter_tokenizer(), pairs, batch_size=size) for size in (1, 16)]
     assert abs(ways[0].margins["letters"]).max() < CLOSE
     for way in ways[1:]:
         assert way.margins["letters"].tolist() == ways[0].margins["letters"].tolist()
@@ -127,9 +161,16 @@ def test_what_a_tokenizer_lacks_and_what_exceeds_the_context_is_counted_and_said
     console = Console(record=True, width=120)
     print_pairs({"models": [figures], "max_pairs": 3, "sentence_prefix": "", "over_seeds": None}, console)
     printed = console.export_text()
-    assert "no entry for words or signs of 1 pairs" in printed
-    assert "1 sentences are longer than 8 tokens" in printed
+    assert "signs that its tokenizer lacks, and reads as unknown: 1" in printed
+    assert "sentences of more than 8 tokens, read in windows that overlap by half: 1" in printed
     assert "only the first 3 pairs of each paradigm" in printed
+
+
+def test_a_sentence_without_tokens_is_one_clear_line():
+    tokenizer = letter_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("f", "")
+    with pytest.raises(UserError, match=r"'ff' has no tokens in .*; remove the pair"):
+        judge_pairs(gpt2(), tokenizer, [letters(("ab", "ff"))])
 
 
 def test_weights_of_16_bits_are_judged_in_float32(tmp_path):

@@ -18,7 +18,7 @@ from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.generated import continue_documents, judge
 from smallm_hf.evaluation.model_scores import evaluate_models
-from smallm_hf.evaluation.page import labels
+from smallm_hf.evaluation.page import NONE, labels
 from smallm_hf.evaluation.results_page import (
     charts,
     left_out_of,
@@ -32,7 +32,7 @@ from smallm_hf.evaluation.scoring import score_corpus, score_documents
 from smallm_hf.evaluation.texts import Example
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary
-from smallm_hf.tokenizing.schemes import train_word
+from smallm_hf.tokenizing.schemes import train_bpe, train_word
 
 STORIES = [
     "abc cab <b>fed</b>",
@@ -120,12 +120,14 @@ def test_models_of_different_sizes_are_not_runs_of_one(folders, data, tmp_path):
 
 def test_models_of_other_tokens_are_compared_by_figures_of_the_text_alone(folders, data, tmp_path, capsys):
     words = str(save(tmp_path / "words", tokenizer=train_word([" b bed bad bed"], 16)))
-    rows = ask([folders["seed0"], words], data)["models"]
+    in_bytes = str(save(tmp_path / "bytes", gpt2(vocab_size=257, n_positions=128), train_bpe(["a"], 257)))
+    rows = ask([words, folders["seed0"], in_bytes], data)["models"]
     scores = tables(rows)["scores"]
     assert {"bits per byte ↓", "word perplexity ↓", "unknown tokens"} <= set(scores)
     assert not [name for name in scores if "loss" in name or "perplexity (tokens)" in name or "accuracy" in name]
     assert "these models have different ones: compare bits per byte" in left_out_of(rows)[0]
-    for alike in (rows[:1], rows[1:]):
+    assert [name == NONE for name in scores["unknown tokens"]] == [False, False, True]
+    for alike in ([row] for row in rows):
         assert "perplexity (tokens)" in tables(alike)["scores"]
         assert left_out_of(alike) == []
 

@@ -87,7 +87,7 @@ class Measurer:
     def __call__(self, model: str, asked: Asked) -> dict:
         experiment, rung = Path(model).parts[-3:-1] if model.endswith("best") else ("equal-time", "letters")
         self.asked[f"{experiment}/{rung}"] = asked
-        found = {"bits_per_byte": BITS[experiment][rung], "word_perplexity": 1234.5, "parameters": 1000}
+        found = {"bits_per_byte": BITS[experiment][rung], "word_perplexity": 1234.5, "parameters": 1000, "tokens": 77}
         if asked.word_positions:
             found["word_accuracy"] = {"top1": 0.2, "top3": 0.4, "words": 100}
         return found | ({"samples": {"the cat": f" sat on {rung} <b>"}} if asked.prompts else {})
@@ -234,6 +234,21 @@ def test_a_word_counts_by_all_paths_of_tokens_that_spell_it(monkeypatch):
     assert word_accuracy(model, tokenizer, words) == {"top1": 0.25, "top3": 0.5, "words": 4}
 
 
+def test_a_model_of_letters_spells_a_long_word_to_its_end(monkeypatch):
+    letters = " elphantmos"
+    vocabulary = Vocabulary([letter.encode() for letter in letters], [*letters], np.arange(11) == 0)
+
+    def predict(paths):
+        rows = np.full((len(paths), 11), 0.02)
+        for row, path in zip(rows, paths, strict=True):
+            row[letters.index((" elephant " + " " * 30)[len(path)])] = 0.8
+        return rows
+
+    monkeypatch.setattr(measuring, "read_vocabulary", lambda tokenizer, size: vocabulary)
+    monkeypatch.setattr(measuring, "predictor", lambda model, ids: (predict, None))
+    assert word_accuracy(*tiny(), [("the", "elephant")])["top1"] == 1
+
+
 def tiny():
     from transformers import GPT2LMHeadModel
 
@@ -320,6 +335,7 @@ def test_real_rungs_and_a_pretrained_model_are_measured_on_the_same_bytes(tmp_pa
     found = climbed(path, tmp_path / "one", train_here, measure_rung, stated, resume=True)
     (rung,), (model,) = found["experiments"]["equal-time"], found["models"]
     assert model["rung"] == "letters/best (pretrained)"
+    assert re.search(r"\| letters/best \(pretrained\) \|.*\| – \| – \|", (tmp_path / "one" / "ladder.md").read_text())
     assert {key: model[key] for key in ("bits_per_byte", "samples", "word_accuracy")} == {
         key: rung[key] for key in ("bits_per_byte", "samples", "word_accuracy")
     }

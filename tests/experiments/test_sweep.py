@@ -11,9 +11,9 @@ import pytest
 from running import write_recipe, write_stories
 
 from smallm_hf import plots
-from smallm_hf.base.errors import UserError
+from smallm_hf.base.errors import Interrupted, UserError
 from smallm_hf.config import RunConfig
-from smallm_hf.experiments import sweep
+from smallm_hf.experiments import running, sweep
 from smallm_hf.experiments.configuration import MOST_RUNS, SweepOptions, parse_sweep
 from smallm_hf.experiments.page import Chart, Line, merged, ticks
 from smallm_hf.experiments.running import results_of, train_here
@@ -239,6 +239,44 @@ def test_real_runs_go_through_the_same_door_as_train_py(recipe, tmp_path, monkey
     found = swept(recipe, tmp_path / "bad", [*words, f"['{far}']"], train_here)
     assert all("tokens" in reason and "\n" not in reason for reason in found["failed"].values())
     assert len(found["failed"]) == 2 and found["settings"] == []
+
+
+def test_an_interrupted_sweep_begins_no_further_run_and_can_be_resumed(recipe, tmp_path):
+    class Interrupting(Trainer):
+        def __call__(self, name, config, folder):
+            if len(self.trained) == 1:
+                raise KeyboardInterrupt
+            return super().__call__(name, config, folder)
+
+    train = Interrupting()
+    with pytest.raises(Interrupted, match="add --resume to go on"):
+        swept(recipe, tmp_path / "sweep", TWO_BY_TWO, train)
+    again = Trainer()
+    assert len(swept(recipe, tmp_path / "sweep", TWO_BY_TWO, again, resume=True)["runs"]) == 4
+    assert len(again.trained) == 3
+
+
+def test_a_process_that_is_killed_is_a_run_that_failed(monkeypatch, recipe, tmp_path):
+    def killed(*given):
+        raise UserError("seed=1: its process was ended from outside")
+
+    monkeypatch.setattr(running, "in_own_process", killed)
+    assert running.train_apart("seed=1", None, tmp_path) == "seed=1: its process was ended from outside"
+
+
+def test_runs_at_a_time_share_the_cores_unless_their_threads_are_stated(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(running.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    threads = []
+
+    class Counting(Trainer):
+        def __call__(self, name, config, folder):
+            threads.append(config.training.cpu_threads)
+            return super().__call__(name, config, folder)
+
+    swept(recipe, tmp_path / "three", ["--vary", "training.seed=1,2"], Counting(), jobs=3)
+    swept(recipe, tmp_path / "one", ["--vary", "training.seed=1,2"], Counting())
+    swept(recipe, tmp_path / "own", ["--vary", "training.seed=1,2", "--training.cpu_threads", "5"], Counting(), jobs=3)
+    assert threads == [2, 2, None, None, 5, 5]
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------

@@ -58,5 +58,5 @@ def test_a_config_that_makes_no_sense_is_refused_in_one_line(fields, line):
 
 def test_a_context_larger_than_the_windows_it_is_trained_on_is_refused():
     model = {"model_type": "feedforward", "context_size": 40}
-    with pytest.raises(UserError, match=r"model_type=feedforward reads 40 tokens, .*context_length=32 .* fewer"):
+    with pytest.raises(UserError, match=r"model.context_size=40 reads 40 tokens, .*context_length=32 hold fewer"):
         read_config([{"model": model, "training": {"context_length": 32, "max_steps": 1}}])

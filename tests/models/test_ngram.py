@@ -158,6 +158,14 @@ def test_its_size_is_n_grams_and_not_parameters(tmp_path):
     assert NgramConfig.from_pretrained(tmp_path).ngrams == model.config.ngrams
 
 
+def test_it_stays_normalised_where_16_bits_are_asked_for(tmp_path):
+    counted_model(3).save_pretrained(tmp_path)
+    model = NgramForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert model.dtype == torch.float32
+    sums = model(torch.arange(VOCABULARY)[None]).logits.exp().sum(dim=-1)
+    assert torch.allclose(sums, torch.ones(()), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [

@@ -1,6 +1,9 @@
 """Whole runs of a recurrent model, with a carried state and without."""
 
 import json
+import os
+import signal
+from functools import partial
 
 import pytest
 import torch
@@ -37,12 +40,27 @@ def recurrent(recipe):
     return recipe
 
 
-@pytest.mark.parametrize("place", ["advance", "close_step"])
+def interrupt_between_micro_steps(monkeypatch) -> None:
+    """Sends SIGTERM to this process when it reads the first half of the rows of the thirteenth update."""
+    at = ContiguousRows.at
+
+    def interrupted(self, first: int, *rest: int):
+        if first == 12 * 8:
+            monkeypatch.setattr(ContiguousRows, "at", at)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return at(self, first, *rest)
+
+    monkeypatch.setattr(ContiguousRows, "at", interrupted)
+
+
+@pytest.mark.parametrize(
+    "interrupt", [interrupt_between_micro_steps, partial(interrupt_at, step=12, where="close_step")]
+)
 def test_a_run_with_a_carried_state_that_is_stopped_and_resumed_is_the_uninterrupted_one(
-    recurrent, tmp_path, monkeypatch, place
+    recurrent, tmp_path, monkeypatch, interrupt
 ):
     train(recurrent, tmp_path / "whole", *LONG)
-    interrupt_at(monkeypatch, 12, place)
+    interrupt(monkeypatch)
     with pytest.raises(Interrupted):
         train(recurrent, tmp_path / "run", *LONG)
     assert list_checkpoints(tmp_path / "run")[-1].name == "step-12"

@@ -115,7 +115,7 @@ def test_a_tiny_encoder_decoder_learns_to_write_capitals(model, letters, tmp_pat
 
 
 def test_a_run_on_pairs_that_is_stopped_and_resumed_ends_with_the_same_bits(letters, tmp_path, monkeypatch):
-    recipe = write_recipe(tmp_path, letters, "t5", accumulation_steps=2, batch_size=4)
+    recipe = write_recipe(tmp_path, letters, "t5", accumulation_steps=2, batch_size=4, scheduled_sampling=0.5)
     train(recipe, tmp_path / "whole")
     interrupt_at(monkeypatch, 4)
     with pytest.raises(Interrupted, match="at step 4"):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -126,10 +127,12 @@ def test_counting_that_was_stopped_begins_again(recipe, tmp_path, monkeypatch, c
     [
         (
             ["--model.order", 4, "--training.context_length", 2],
-            "reads 3 tokens, and windows of .*context_length=2 hold",
+            "model.order=4 reads 3 tokens, .*context_length=2 hold",
         ),
         (["--model.order", 7], "order=7 is out of range; set it to a number from 1 to 5"),
         (["--batching.curriculum", "length"], "batching.curriculum is for models that are trained step by step"),
+        (["--training.label_smoothing", "0.1"], "training.label_smoothing is for models that are trained step by step"),
+        (["--training.scheduled_sampling", "0.1"], "training.scheduled_sampling is for models that are trained step"),
         (["--hub.push_every", 5, "--hub.repo", "a/b"], "hub.push_every is for models .* scripts/publish.py"),
         (
             ["--data.sources", '[{"source": "a", "weight": 1}, {"source": "b", "weight": 2}]'],
@@ -154,7 +157,7 @@ def test_a_plan_of_counting_says_what_is_not_known_yet(recipe, tmp_path, capsys)
     train(recipe, tmp_path / "run", "--dry_run")
     printed = capsys.readouterr().out
     assert "different ones there are is known only then" in printed
-    assert "at most 220 bytes for each different\n                  n-gram of 3 tokens" in printed
+    assert "and at most\n                  220 bytes for each different n-gram of 3 tokens" in printed
 
 
 @pytest.mark.slow  # two processes that cannot import this package
@@ -167,7 +170,6 @@ def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, 
         published = hub.files("user/small")
     assert {f"{kind}_{model_type}.py" for kind in ("configuration", "modeling")} <= {*published}
     assert b"trust_remote_code=True" in published["README.md"]
-    (tmp_path / "prompts.txt").write_text("the cat\n")
     best, out = str(tmp_path / "run" / "best"), tmp_path / "scores.json"
     report = subprocess.run(
         [sys.executable, SCORE, "--model", best, "--data", tmp_path / "run", "--speed", "--output", out],
@@ -175,27 +177,21 @@ def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, 
         text=True,
     )
     assert report.returncode == 0, report.stderr
-    (row,) = json.loads(out.read_text())["models"]
+    row = json.loads(out.read_text())
     assert (row["parameters"] == 0) == (row["ngrams"] is not None) == (model_type == "ngram")
     assert row["speed"]["decode_tokens_per_second"]["median"] > 0
 
 
 @pytest.mark.parametrize("name", ["names_ngram", "names_feedforward"])
 def test_the_recipe_for_names_learns_more_of_them_than_their_letters(name, tmp_path):
-    names = ["anna", "annabel", "hanna", "joanna", "bella", "isabel", "johan", "johanna"]
-    draw = random.Random(0)
-    (tmp_path / "names.txt").write_text("\n".join(draw.choices(names, k=400)) + "\n")
-    words = [
-        "--data.source",
-        tmp_path / "names.txt",
-        "--data.folder",
-        tmp_path / "tokens",
-        "--training.precision",
-        "fp32",
-    ]
-    words += ["--training.max_seconds", "null", "--training.max_steps", 30, "--training.sample_tokens", 3]
-    results = train(RECIPES / f"{name}.yaml", tmp_path / "run", *words)
-    assert results["data"]["train"]["documents"] + results["data"]["validation"]["documents"] == 400
-    letters = Counter("\n".join(draw.choices(names, k=400)))
+    names = ["".join(parts) for parts in product(["an", "be", "jo", "li", "ma", "ro", "te", "vi"], repeat=3)]
+    random.Random(0).shuffle(names)
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    words = ["--data.source", tmp_path / "names.txt", "--data.folder", tmp_path / "tokens"]
+    if name != "names_ngram":  # whose pass is its end
+        words += ["--training.max_seconds", "null", "--training.max_steps", 30, "--training.precision", "fp32"]
+    results = train(RECIPES / f"{name}.yaml", tmp_path / "run", *words, "--training.sample_tokens", 3)
+    assert results["data"]["train"]["documents"] + results["data"]["validation"]["documents"] == 512
+    letters = Counter("\n".join(names))
     entropy = -sum(count / letters.total() * math.log(count / letters.total()) for count in letters.values())
-    assert results["best"]["validation_loss"] < entropy / 2
+    assert results["best"]["validation_loss"] < 0.75 * entropy
