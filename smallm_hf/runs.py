@@ -116,6 +116,8 @@ def train_run(config: RunConfig, options: CommandOptions) -> dict[str, Any] | No
         say(describe_plan(plan, config, precision))
         if options.probe and plan.counted:
             raise UserError("--probe times updates, and this model is counted without any; leave it out")
+        if options.probe and config.data.is_pairs:
+            raise UserError("--probe times updates on windows of made-up tokens, and pairs are none; leave it out")
         if options.probe:
             set_cpu_threads(config.training.cpu_threads)
             keep_freed_memory()

@@ -13,7 +13,6 @@ from typing import Any
 from huggingface_hub import constants
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.settings import is_model_folder
 from smallm_hf.card import Weights, find_weights, read_results, resolve_statements
 from smallm_hf.hub.checks import Check, check_card, check_elsewhere, check_record, load_own_class
 from smallm_hf.hub.configuration import Statements, check_repo_name
@@ -58,7 +57,7 @@ def publish(
             elsewhere, or a Hub that refuses.
     """
     check_repo_name(repo)
-    if is_model_folder(str(run / "best")) and find_kind(str(run / "best")) == "seq2seq":
+    if (run / "best" / "config.json").is_file() and find_kind(str(run / "best")) == "seq2seq":
         raise UserError(
             f"{run}/best is an encoder-decoder, of which this version does not check what it publishes; upload it with "
             f"hf upload {repo} {run}/best"

@@ -168,6 +168,7 @@ def test_what_is_longer_than_the_context_is_left_out_and_said(letters, tmp_path,
             "model_type=bert is masked, and only causal and seq2seq models can be trained",
         ),
         (["--training.context_length", "2"], "none of the 400 training pairs has at most training.context_length=2"),
+        (["--dry_run", "--probe"], "--probe times updates on windows of made-up tokens, and pairs are none"),
         (["--training.context_length", "32"], "training.context_length=32 exceeds model.max_position_embeddings=16"),
     ],
 )
