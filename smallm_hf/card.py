@@ -47,8 +47,11 @@ HUB_LICENSES = (
     *("cdla-sharing-1.0", "cdla-permissive-2.0", "odc-by", "odbl", "pddl", "gfdl"),
 )
 PATH_IN_TEXT = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/]+[\\/])+([^\s'\"\\/]*)")
+TEXT_TO_TEXT = "text2text-generation"
 SHAPE = {
     "num_hidden_layers": "layers",
+    "decoder_layers": "layers of its decoder",
+    "num_decoder_layers": "layers of its decoder",
     "hidden_size": "wide",
     "num_attention_heads": "heads",
     "context_size": "tokens that a prediction reads",
@@ -180,7 +183,7 @@ def render_card(
     name = repo.split("/")[-1] if repo else results.pop("name", run.name)
     answers = family_of_file(config).kind == "seq2seq"
     card = ModelCard.from_template(
-        _card_data(results, weights, facts, name, "text2text-generation" if answers else "text-generation"),
+        _card_data(results, weights, facts, name, _task(facts, answers)),
         template_path=str(top_file("model_card.md")),
         **{**results, "name": name},
         **facts,
@@ -233,6 +236,13 @@ def eval_results(results: dict[str, Any], weights: Weights, statements: Statemen
     )
 
 
+def _task(facts: dict[str, Any], answers: bool) -> str:
+    """What the Hub calls what a model does: an encoder-decoder for which two languages are stated translates."""
+    if not answers:
+        return "text-generation"
+    return "translation" if (facts["language"] or "").count(",") == 1 else TEXT_TO_TEXT
+
+
 def _scores(scored: dict[str, float]) -> dict[str, float]:
     """The finite figures of a validation, rounded as in the card's metadata."""
     figures = {name: round(scored[f"validation_{name}"], digits) for name, (_, _, digits) in METRICS.items()}
@@ -240,7 +250,11 @@ def _scores(scored: dict[str, float]) -> dict[str, float]:
 
 
 def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any], name: str, task: str) -> ModelCardData:
-    """The metadata that the Hub reads; what is unknown is left out."""
+    """The metadata that the Hub reads; what is unknown is left out.
+
+    `text2text-generation` is a tag like any other there: as `pipeline_tag` the Hub no longer knows it, and its task
+    `text-generation` would make it show a pipeline that takes no encoder-decoder.
+    """
     scored, training = [], results["config"]["training"]
     for metric, value in _scores(weights.scored).items() if weights.scored else ():
         hub_name, title, _ = METRICS[metric]
@@ -258,8 +272,8 @@ def _card_data(results: dict[str, Any], weights: Weights, facts: dict[str, Any],
         language=facts["language"].split(",") if facts["language"] else None,
         **license_metadata(facts["license"]),
         library_name="transformers",
-        pipeline_tag=task,
-        tags=["smallm"],
+        pipeline_tag=None if task == TEXT_TO_TEXT else task,
+        tags=["smallm", *([task] if task == TEXT_TO_TEXT else [])],
         datasets=[facts["data_set"]] if facts["data_set"] else None,
         metrics=["perplexity", "accuracy"] if scored else None,
         base_model=results.get("base_model"),

@@ -348,10 +348,6 @@ def _check_pairs(config: RunConfig, model: "PreTrainedConfig") -> None:
         section, field = key.split(".")
         if (value := getattr(getattr(config, section), field)) not in (default, False):
             raise UserError(f"{key}={value} is for windows of one length, and pairs have many; leave it out")
-    if config.hub.push_every:
-        raise UserError(
-            f"hub.push_every={config.hub.push_every} pushes causal models, and {name} is none; leave it out"
-        )
     if weighted := [source.source for source in data.mixture if source.weight is not None]:
         raise UserError(f"{weighted[0]} has a weight, and pairs train by their number; leave the weights out")
 

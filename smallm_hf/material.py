@@ -19,12 +19,11 @@ from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT
 from smallm_hf.generation.request import prompt_ids, source_ids
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
-from smallm_hf.tokenizing.encoding import added_around
 from smallm_hf.tokenizing.loading import lowers
 from smallm_hf.training.carried import CarriedLanguageModelling
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.objectives import LanguageModelling, Objective
-from smallm_hf.training.validation import ValidationPairs, ValidationSet
+from smallm_hf.training.validation import ValidationPairs, ValidationSet, pairs_of
 
 
 class Material(Protocol):
@@ -198,9 +197,8 @@ class Pairs:
 
     def _fitting(self, side: str) -> TokenPairs:
         """The pairs of a side that are not too long; what is left out is noted."""
-        files, limit, name = self.files, self.config.training.context_length, {TRAIN: "training"}.get(side, side)
-        around = added_around(files.tokenizer)
-        pairs = TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
+        limit, name = self.config.training.context_length, {TRAIN: "training"}.get(side, side)
+        pairs = pairs_of(self.files, side)
         fitting = pairs.fitting(limit)
         if not len(fitting):
             raise UserError(

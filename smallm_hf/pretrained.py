@@ -132,11 +132,17 @@ def load_weights(
 ) -> PreTrainedModel:
     """The float32 model of a folder, of the class that `config` belongs to; what the libraries raise is raised.
 
+    What its class does not train, such as the sines of Marian's positions, is not trained here either: transformers
+    forgets that when it loads.
+
     Raises:
         UserError: a tensor is missing or, where it has to be `exact`, there is one more than the model has.
     """
     model_class = family_of(config).model_class
-    return _load_all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
+    loaded = _load_all_weights(model_class, source, exact=exact, config=config, dtype=torch.float32, **options)
+    for name, parameter in fresh_model(config, "meta").named_parameters():
+        loaded.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return loaded
 
 
 def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:

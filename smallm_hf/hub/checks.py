@@ -14,25 +14,31 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.card import Weights, find_weights, read_results, render_card
+from smallm_hf.data.selection.splitting import VALIDATION
+from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.scoring import summarize
+from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT
 from smallm_hf.families import FAMILIES, family_of, family_of_file
+from smallm_hf.generation.request import source_ids
+from smallm_hf.generation.search import beam_search
 from smallm_hf.hub.repository import find_token
 from smallm_hf.hub.text import find_token_files
 from smallm_hf.inspection import position_limit
 from smallm_hf.pretrained import load_weights
 from smallm_hf.training.plan import embedding_parameters
 from smallm_hf.training.progress import read_records
-from smallm_hf.training.validation import ValidationSet, figures_of_json
+from smallm_hf.training.validation import ValidationPairs, ValidationSet, figures_of_json, pairs_of
 
 LARGEST_DIFFERENCE = 1e-4  # of logits, as a share of the largest: float rounding between two ways to compute them
 LARGEST_RELATIVE_ERROR = 1e-4  # of a validation that is scored again, perhaps on other hardware
 CHECKED_TOKENS = 64
 PROMPT = "The"
+ANSWERED_TOKENS = 4
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
@@ -118,20 +124,29 @@ def verify_card(run: Path) -> list[str]:
     files = find_token_files(results)
     if files is None:
         return [*lines, f"validation: not scored again, its tokens are no longer in {results['data']['folder']}"]
-    training = results["config"]["training"]
-    batching = results["config"].get("batching", {})  # older runs have no such section
-    rules = {name: batching.get(name, False) for name in ("within_documents", "document_rows")}
-    tokens = ValidationSet.choose(files, training["validation_tokens"], training["context_length"], **rules)
-    sums = tokens.sums(model, training["batch_size"])
-    for name, value in summarize(sums + tokens.size, tokens.hidden is not None).items():
+    validation = _validation(files, results["config"], model)
+    sums = validation.sums(model, results["config"]["training"]["batch_size"]) + validation.size
+    for name, value in summarize(sums, validation.hidden is not None).items():
         stated = best.scored[f"validation_{name}"]
         # Of two logits that are nearly equal, other hardware may find the other one larger.
-        if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / len(tokens.tokens)):
+        if not math.isclose(value, stated, rel_tol=LARGEST_RELATIVE_ERROR, abs_tol=2 / sums.tokens):
             raise UserError(
                 f"the card says validation {name} {stated:.6g}, scoring {best.folder} again gives {value:.6g}; "
                 "these are not the weights, or not the text, that were scored"
             )
-    return [*lines, f"validation: scored again on {len(tokens.tokens):,} tokens, the same"]
+    return [*lines, f"validation: scored again on {sums.tokens:,} tokens, the same"]
+
+
+def _validation(files: TokenFiles, config: dict[str, Any], model: PreTrainedModel) -> ValidationSet | ValidationPairs:
+    """What a run of this config has scored."""
+    training, batching = config["training"], config.get("batching", {})  # older runs have no such section
+    limit, length = training["validation_tokens"], training["context_length"]
+    if files.is_pairs:
+        fitting = pairs_of(files, VALIDATION).fitting(length)
+        return ValidationPairs.choose(fitting, limit, model.config.decoder_start_token_id)
+    rules = {name: batching.get(name, False) for name in ("within_documents", "document_rows")}
+    length = LONGEST_DEFAULT_CONTEXT if batching.get("carry_state") else length
+    return ValidationSet.choose(files, limit, length, **rules)
 
 
 # --- the weights -----------------------------------------------------------------------------------------------------
@@ -157,8 +172,9 @@ def load_elsewhere(request: str) -> None:
     Prints JSON: for each model and flag, the name and the largest difference of logits as a share of the largest logit.
 
     Args:
-        request: JSON with `revision`, `prompt`, and for each of `models` its `name`, `flags` (of trust_remote_code) and
-            `expected`, a safetensors file with `input_ids` and `logits`.
+        request: JSON with `revision`, `prompt`, `max_new_tokens`, and for each of `models` its `name`, `flags` (of
+            trust_remote_code) and `expected`, a safetensors file with `logits` and the inputs that give them; of an
+            encoder-decoder also `source_ids`, the tokens of the prompt, and its `answer`.
     """
     import json
     import sys
@@ -166,21 +182,31 @@ def load_elsewhere(request: str) -> None:
     sys.modules["smallm_hf"] = None  # importing it is an error from here on
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
     wanted, differences = json.loads(request), []
     prompt, revision = wanted["prompt"], {"revision": wanted["revision"]}
+    length = {"max_new_tokens": wanted["max_new_tokens"]}
     for checked in wanted["models"]:
-        name, expected = checked["name"], load_file(checked["expected"])
-        AutoTokenizer.from_pretrained(name, trust_remote_code=False not in checked["flags"], **revision)
+        name, inputs = checked["name"], load_file(checked["expected"])
+        expected = inputs.pop("logits")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False not in checked["flags"], **revision)
         for flag in checked["flags"]:
             options = {**revision, "trust_remote_code": flag}
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options).eval()
+            auto_class = AutoModelForSeq2SeqLM if "answer" in checked else AutoModelForCausalLM
+            model = auto_class.from_pretrained(name, dtype=torch.float32, **options).eval()
             with torch.no_grad():
-                difference = (model(expected["input_ids"]).logits - expected["logits"]).abs().max()
-            text = pipeline("text-generation", model=name, **options)(prompt, max_new_tokens=4)[0]["generated_text"]
-            assert text.startswith(prompt), f"pipeline answers {text!r} to {prompt!r}"
-            differences.append((name, (difference / expected["logits"].abs().max()).item()))
+                difference = (model(**inputs).logits - expected).abs().max()
+            if "answer" in checked:
+                source = tokenizer(prompt, return_tensors="pt")
+                ids, trained = source["input_ids"][0].tolist(), checked["source_ids"]
+                assert ids == trained, f"its tokenizer reads {prompt!r} as {ids}, not as {trained}"
+                text = tokenizer.decode(model.generate(**source, **length)[0], skip_special_tokens=True)
+                assert text == checked["answer"], f"it answers {text!r} to {prompt!r}, the run {checked['answer']!r}"
+            else:
+                text = pipeline("text-generation", model=name, **options)(prompt, **length)[0]["generated_text"]
+                assert text.startswith(prompt), f"pipeline answers {text!r} to {prompt!r}"
+            differences.append((name, (difference / expected.abs().max()).item()))
     print(json.dumps(differences))
 
 
@@ -208,7 +234,7 @@ def check_elsewhere(checks: Sequence[Check], home: Path, revision: str | None = 
     """
     home.mkdir(parents=True, exist_ok=True)
     asked = [_question(check, home / f"{number}.safetensors") for number, check in enumerate(checks)]
-    request = {"models": asked, "revision": revision, "prompt": PROMPT}
+    request = {"models": asked, "revision": revision, "prompt": PROMPT, "max_new_tokens": ANSWERED_TOKENS}
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0" if revision else "1"}
     if revision:
         environment["HF_TOKEN"] = find_token()  # it may be kept in the usual HF_HOME
@@ -235,5 +261,12 @@ def _question(check: Check, file: Path) -> dict[str, Any]:
     model = load_own_class(check.trained)
     length = min(CHECKED_TOKENS, position_limit(model) or CHECKED_TOKENS)
     input_ids = (torch.arange(length) * 7919 % model.config.vocab_size)[None]  # from all over the vocabulary
-    save_file({"input_ids": input_ids, "logits": model(input_ids).logits.contiguous()}, file)
-    return {"name": check.name, "flags": [flag for flag in promised if promised[flag]], "expected": str(file)}
+    inputs, question = {"input_ids": input_ids}, {}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = input_ids.flip(1)
+        tokenizer = AutoTokenizer.from_pretrained(check.folder, local_files_only=True)
+        (question["answer"],) = beam_search(model, tokenizer, [PROMPT], beams=1, max_new_tokens=ANSWERED_TOKENS)
+        question["source_ids"] = source_ids(model, tokenizer, PROMPT)
+    save_file(inputs | {"logits": model(**inputs).logits.contiguous()}, file)
+    flags = [flag for flag in promised if promised[flag]]
+    return question | {"name": check.name, "flags": flags, "expected": str(file)}

@@ -12,14 +12,12 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from smallm_hf.base.errors import UserError
 from smallm_hf.card import Weights, find_weights, read_results, resolve_statements
 from smallm_hf.hub.checks import Check, check_card, check_elsewhere, check_record, load_own_class
 from smallm_hf.hub.configuration import Statements, check_repo_name
 from smallm_hf.hub.repository import Repository, files_below
 from smallm_hf.hub.staging import choose_report, stage
 from smallm_hf.hub.text import stage_text
-from smallm_hf.pretrained import find_kind
 from smallm_hf.training.checkpoints import list_checkpoints
 
 SIDE_BRANCH = "checkpoints"
@@ -57,11 +55,6 @@ def publish(
             elsewhere, or a Hub that refuses.
     """
     check_repo_name(repo)
-    if (run / "best" / "config.json").is_file() and find_kind(str(run / "best")) == "seq2seq":
-        raise UserError(
-            f"{run}/best is an encoder-decoder, of which this version does not check what it publishes; upload it with "
-            f"hf upload {repo} {run}/best"
-        )
     names = ["best"] if revision else ["best", *(path.name for path in list_checkpoints(run) if checkpoints), "final"]
     results, published = _read_checked(run, names)
     report = choose_report(run, results, include_report)

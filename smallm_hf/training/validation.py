@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.readers import CausalReader, Seq2SeqReader
 from smallm_hf.evaluation.scoring import ALONE, Sums, score_token_stream, score_windows, summarize
 from smallm_hf.evaluation.windows import Window
+from smallm_hf.tokenizing.encoding import added_around
 
 VALIDATION_FILE = "validation.json"
 
@@ -109,8 +109,7 @@ class ValidationSet:
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
     ) -> dict[str, float] | None:
         """See `Scorable`; where there is a `separator`, attention does not reach across it."""
-        sums = partial(self.sums, model, batch_size)
-        return _score_together(sums, self.size, self.hidden is not None, accelerator, interrupted)
+        return _score_together(self, model, batch_size, accelerator, interrupted)
 
 
 @dataclass(frozen=True)
@@ -141,23 +140,38 @@ class ValidationPairs:
         chosen = pairs.chosen(slice(number))
         return cls(chosen, int(chosen.target_bytes.sum()) + number, start_token_id)
 
+    @property
+    def hidden(self) -> Sums | None:
+        """What the unknown tokens of the targets stand for; None where the tokenizer has none."""
+        return hidden_in(self.pairs.hidden)
+
+    @property
+    def size(self) -> Sums:
+        """What is known of the targets before they are scored."""
+        return Sums(bytes=self.bytes) + (self.hidden or Sums())
+
+    def sums(self, model: PreTrainedModel, batch_size: int, shard: tuple[int, int] = ALONE, **how: Any) -> Sums:
+        """The sums of the targets, the longest of which come first; `how` may hold what is called as they advance."""
+        rank, processes = shard
+        order = np.argsort(-self.pairs.lengths[:, 1], kind="stable")[rank::processes]
+        windows = map(self._window, order.tolist())
+        return sum(score_windows(Seq2SeqReader(model), windows, batch_size=batch_size, **how), Sums())
+
     def score(
         self, model: PreTrainedModel, batch_size: int, accelerator: Accelerator, interrupted: Callable[[], bool] = bool
     ) -> dict[str, float] | None:
-        """See `Scorable`; the longest targets come first."""
-
-        def sums(shard: tuple[int, int], advance: Callable[[int], None]) -> Sums:
-            rank, processes = shard
-            order = np.argsort(-self.pairs.lengths[:, 1], kind="stable")[rank::processes]
-            windows = map(self._window, order.tolist())
-            return sum(score_windows(Seq2SeqReader(model), windows, batch_size=batch_size, advance=advance), Sums())
-
-        size, hidden = Sums(bytes=self.bytes), hidden_in(self.pairs.hidden)
-        return _score_together(sums, size + (hidden or Sums()), hidden is not None, accelerator, interrupted)
+        """See `Scorable`."""
+        return _score_together(self, model, batch_size, accelerator, interrupted)
 
     def _window(self, pair: int) -> Window:
         source, target = self.pairs.rows(pair)
         return Window(np.array([self.start_token_id, *target]), scored=len(target), source_ids=source)
+
+
+def pairs_of(files: TokenFiles, side: str) -> TokenPairs:
+    """All pairs of one side of token files, as a model reads them."""
+    around = added_around(files.tokenizer)
+    return TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
 
 
 def hidden_in(documents: np.ndarray | None, which: slice = slice(None)) -> Sums | None:
@@ -169,19 +183,21 @@ def hidden_in(documents: np.ndarray | None, which: slice = slice(None)) -> Sums 
 
 
 def _score_together(
-    sums: Callable[..., Sums], size: Sums, may_hide: bool, accelerator: Accelerator, interrupted: Callable[[], bool]
+    validation: ValidationSet | ValidationPairs,
+    model: PreTrainedModel,
+    batch_size: int,
+    accelerator: Accelerator,
+    interrupted: Callable[[], bool],
 ) -> dict[str, float] | None:
-    """The figures of a text of this size over all processes.
-
-    `sums` is called with the `shard` of this one and with `advance`.
-    """
+    """The figures of what is validated, which all processes share."""
 
     def look_up(tokens: int) -> None:
         if interrupted():
             raise Interrupted
 
     try:
-        mine, stops = sums(shard=(accelerator.process_index, accelerator.num_processes), advance=look_up), 0
+        shard = (accelerator.process_index, accelerator.num_processes)
+        mine, stops = validation.sums(model, batch_size, shard=shard, advance=look_up), 0
     except Interrupted:
         mine, stops = Sums(), 1
     if accelerator.num_processes > 1:
@@ -191,7 +207,8 @@ def _score_together(
         mine = Sums(nats, *counts)
     if stops:
         return None
-    return {f"validation_{name}": value for name, value in summarize(mine + size, may_hide).items()}
+    figures = summarize(mine + validation.size, validation.hidden is not None)
+    return {f"validation_{name}": value for name, value in figures.items()}
 
 
 def write_validation(folder: Path, validated: dict[str, float]) -> None:
