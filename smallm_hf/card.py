@@ -183,7 +183,7 @@ def render_card(
     name = repo.split("/")[-1] if repo else results.pop("name", run.name)
     answers = family_of_file(config).kind == "seq2seq"
     card = ModelCard.from_template(
-        _card_data(results, weights, facts, name, _task(facts, answers)),
+        _card_data(results, weights, facts, name, task_of(facts, answers)),
         template_path=str(top_file("model_card.md")),
         **{**results, "name": name},
         **facts,
@@ -236,7 +236,7 @@ def eval_results(results: dict[str, Any], weights: Weights, statements: Statemen
     )
 
 
-def _task(facts: dict[str, Any], answers: bool) -> str:
+def task_of(facts: dict[str, Any], answers: bool) -> str:
     """What the Hub calls what a model does: an encoder-decoder for which two languages are stated translates."""
     if not answers:
         return "text-generation"

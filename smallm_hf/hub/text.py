@@ -1,6 +1,7 @@
 """The text a run was trained on, as a data set, read back from its token files."""
 
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.plain_json import write_json
-from smallm_hf.card import license_metadata, resolve_statements, without_paths
+from smallm_hf.card import license_metadata, resolve_statements, task_of, without_paths
 from smallm_hf.data.selection.splitting import SIDES
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.texts import decode_blocks, token_files_of
 from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import MARK_FILES
 
+TEXT_COLUMNS, PAIR_COLUMNS = ("text",), ("source", "target")
 SHARD_BYTES = 500_000_000  # of text in one parquet file
 
 
@@ -32,7 +34,7 @@ def find_token_files(results: dict[str, Any]) -> TokenFiles | None:
 def stage_text(results: dict[str, Any], folder: Path, statements: Statements, repo: str) -> None:
     """Writes the text that a run was trained and validated on as a data set, read back from its token files.
 
-    That is what the model has seen, as cleaning left it, each document on the side it was on.
+    That is what the model has seen, as cleaning left it, each document, or pair, on the side it was on.
 
     Raises:
         UserError: a text that is on the Hub already or has no stated licence, token files that are gone, or a tokenizer
@@ -49,9 +51,10 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
         raise UserError(
             f"the token files of the run are no longer in {results['data']['folder']}; leave out --data_repo"
         )
+    columns = PAIR_COLUMNS if files.is_pairs else TEXT_COLUMNS
     (folder / "data").mkdir(parents=True)
     for side in SIDES:
-        written = write_text(getattr(files, side), files.tokenizer, folder / "data", side)
+        written = write_text(getattr(files, side), files.tokenizer, folder / "data", side, columns)
         recorded = getattr(files.meta, side)
         if written != (recorded.documents, recorded.bytes):
             raise UserError(
@@ -62,19 +65,25 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
     metadata = DatasetCardData(
         language=facts["language"].split(",") if facts["language"] else None,
         **license_metadata(facts["data_license"]),
-        task_categories=["text-generation"],
+        task_categories=["translation" if task_of(facts, files.is_pairs) == "translation" else "text-generation"],
         tags=["smallm"],
         configs=[
             {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in SIDES]}
         ],
     )
-    values = {**public, **facts, "name": repo.split("/")[-1], "repo": repo}
+    values = {**public, **facts, "name": repo.split("/")[-1], "repo": repo, "columns": columns}
     card = DatasetCard.from_template(metadata, str(Path(__file__).with_name("data_card.md")), **values)
     (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
 
 
-def write_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: Path, side: str) -> tuple[int, int]:
-    """Writes the documents of a token file as parquet files `SIDE-00000.parquet` ... with one column, `text`.
+def write_text(
+    tokens: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    side: str,
+    columns: Sequence[str] = TEXT_COLUMNS,
+) -> tuple[int, int]:
+    """Writes the documents of a token file, which fill the columns in turns, as `SIDE-00000.parquet` ...
 
     Returns:
         The number of documents and of their UTF-8 bytes.
@@ -82,15 +91,26 @@ def write_text(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, folder: P
     import pyarrow  # takes a second, which all else is spared
     from pyarrow import parquet
 
-    schema = pyarrow.schema([("text", pyarrow.string())])
-    blocks, documents, size = iter(decode_blocks(tokens, tokenizer)), 0, 0
+    schema = pyarrow.schema([(column, pyarrow.string()) for column in columns])
+    blocks, documents, size = _whole_rows(decode_blocks(tokens, tokenizer), len(columns)), 0, 0
     for shard, first in enumerate(blocks):
         full = size + SHARD_BYTES
         with parquet.ParquetWriter(folder / f"{side}-{shard:05}.parquet", schema) as writer:
             for texts in itertools.chain([first], blocks):
-                writer.write_table(pyarrow.table({"text": texts}, schema=schema))
+                rows = {column: texts[place :: len(columns)] for place, column in enumerate(columns)}
+                writer.write_table(pyarrow.table(rows, schema=schema))
                 documents += len(texts)
                 size += sum(len(text.encode()) for text in texts)
                 if size >= full:
                     break
     return documents, size
+
+
+def _whole_rows(blocks: Iterable[list[str]], width: int) -> Iterator[list[str]]:
+    """The same texts in lists of whole rows of so many."""
+    held = []
+    for texts in blocks:
+        held += texts
+        whole = len(held) // width * width
+        yield held[:whole]
+        held = held[whole:]

@@ -10,19 +10,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import DatasetCard, HfApi, ModelCard
 from letters import MODELS, write_letters, write_recipe
+from pyarrow import parquet
 from running import train
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.card import Statements, find_weights, render_card
+from smallm_hf.data.selection.splitting import SIDES
+from smallm_hf.evaluation import texts
 from smallm_hf.generation.search import beam_search
 from smallm_hf.hub import checks
 from smallm_hf.hub.checks import Check, check_elsewhere, verify_card
 from smallm_hf.hub.publishing import publish
 from smallm_hf.hub.staging import TOKENIZER_FILES, copy_files
+from smallm_hf.hub.text import stage_text
 from smallm_hf.pretrained import fresh_model, load_scorable
 
 
@@ -144,6 +148,20 @@ def test_what_answers_otherwise_elsewhere_is_refused(change, reason, answering, 
     change(other)
     with pytest.raises(UserError, match=reason):
         check_elsewhere([Check(str(other), other, answering / "best")], tmp_path / "home")
+
+
+def test_the_pairs_become_a_data_set_of_two_columns(answering, tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "TOKENS_AT_A_TIME", 6)  # one text, and half of the next
+    results = json.loads((answering / "results.json").read_text())
+    stage_text(results, tmp_path, Statements(data_license="mit", language="de,en"), "user/letters-text")
+    rows = {side: parquet.read_table(tmp_path / "data" / f"{side}-00000.parquet").to_pylist() for side in SIDES}
+    assert {side: len(found) for side, found in rows.items()} == {"train": 400, "validation": 40}
+    assert all(row["source"].upper() == row["target"] for found in rows.values() for row in found)
+    lines = [(answering.parent / f"validation.{name}").read_text().split() for name in ("low", "high")]
+    assert [tuple(row.values()) for row in rows["validation"]] == list(zip(*lines, strict=True))
+    card = DatasetCard((tmp_path / "README.md").read_text())
+    assert card.data.task_categories == ["translation"]
+    assert "one pair per row (`source`, `target`)" in card.text and "| 800 |" in card.text
 
 
 def test_a_run_on_pairs_pushes_while_it_trains(hub, tmp_path):

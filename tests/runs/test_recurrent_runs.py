@@ -17,6 +17,7 @@ from smallm_hf.config import parse_command_line
 from smallm_hf.data.batches.contiguous import ContiguousRows
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.token_files import open_token_files
+from smallm_hf.hub.checks import verify_card
 from smallm_hf.pretrained import fresh_model
 from smallm_hf.runs import plan_run
 from smallm_hf.training.checkpoints import list_checkpoints
@@ -93,6 +94,7 @@ def test_a_carried_state_is_in_the_loss_and_validations_are_what_score_finds_by_
         assert results["protocol"] == f"packed, {protocol}, float32"
         scored = api.score(run / "final", texts, protocol="packed")
         assert results["last"]["validation_loss"] == pytest.approx(scored["loss"], rel=1e-6)
+        assert verify_card(run)[-1].startswith("validation: scored again on ")
         losses[carried] = read_records(run, "metrics")[1]["loss"]
     assert losses["true"] != losses["false"]
 
