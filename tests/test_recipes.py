@@ -199,7 +199,7 @@ ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for na
 @pytest.mark.parametrize("name", ALL)
 def test_it_trains_and_leaves_a_model_that_loads(name, run, gpt2_folder):
     words, auto_class = ["--data.source", "text.txt"], AutoModelForCausalLM
-    if recipe(name).data.is_pairs:
+    if "target_column" in CONTENTS[FILES[name]].get("data", {}):
         words, auto_class = ["--data.source", "pairs", "--data.validation_source", "null"], AutoModelForSeq2SeqLM
     if name == "finetune":
         words += ["--model.init_from", "pretrained"]

@@ -1,5 +1,6 @@
 """`model.init_from` goes on training a model of any causal family, with its own tokenizer."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, Lla
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
+from smallm_hf.data.configuration import TokenizerConfig
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.pretrained import fresh_model, load_weights, pretrained_config
 from smallm_hf.tokenizing.loading import save_tokenizer
@@ -52,7 +54,7 @@ def test_the_recipe_is_set_aside_for_the_models_own_shape_and_tokenizer(pretrain
     assert len(AutoTokenizer.from_pretrained(tmp_path / "run" / "best")) == 270
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["model"] == {"init_from": str(source)}
-    assert written["tokenizer"] == {"source": str(source), "vocab_size": 270}
+    assert written["tokenizer"] == dataclasses.asdict(TokenizerConfig(source=str(source), vocab_size=270))
 
 
 def test_training_begins_with_the_weights_of_the_model(pretrained, recipe, tmp_path):
@@ -121,7 +123,7 @@ def test_a_model_that_predicts_no_next_token_is_refused(pretrained, recipe, tmp_
     source = pretrained()
     T5Config(d_model=16, num_layers=1).save_pretrained(source)
     with pytest.raises(
-        UserError, match=r"model.init_from=\S+, a t5, is seq2seq, and only causal models can be trained"
+        UserError, match="is an encoder-decoder and trains on pairs, and data.target_column is null"
     ):
         train(recipe, tmp_path / "run", "--model.init_from", source)
     ViTConfig(hidden_size=16, num_hidden_layers=1).save_pretrained(source)
@@ -132,11 +134,7 @@ def test_a_model_that_predicts_no_next_token_is_refused(pretrained, recipe, tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["t5"],
-            r"model.model_type=t5 is seq2seq, and only causal models can be trained so far; take one of smallm",
-        ),
-        (["bart"], r"model.model_type=bart is seq2seq"),
+        (["t5"], r"model.model_type=t5 is an encoder-decoder and trains on pairs, and data.target_column is null; set"),
         (["bert"], r"model.model_type=bert is masked, .* or set model.is_decoder=true"),
         (["modernbert"], r"model.model_type=modernbert is masked, .* gpt2 \.\.\.$"),
         (["vit"], r"model.model_type=vit does not predict the next token; take one of smallm, llama"),
