@@ -122,9 +122,7 @@ def test_a_table_smaller_than_its_tokenizer_is_refused(pretrained, recipe, tmp_p
 def test_a_model_that_predicts_no_next_token_is_refused(pretrained, recipe, tmp_path):
     source = pretrained()
     T5Config(d_model=16, num_layers=1).save_pretrained(source)
-    with pytest.raises(
-        UserError, match="is an encoder-decoder and trains on pairs, and data.target_column is null"
-    ):
+    with pytest.raises(UserError, match="is an encoder-decoder and trains on pairs, and data.target_column is null"):
         train(recipe, tmp_path / "run", "--model.init_from", source)
     ViTConfig(hidden_size=16, num_hidden_layers=1).save_pretrained(source)
     with pytest.raises(UserError, match="cannot be loaded as a language model: .*ViTConfig"):
