@@ -28,6 +28,11 @@ class Batch:
         return {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in tensors.items()}
 
 
+def drawn_of_one(source: str, count: int, per_epoch: int) -> list[dict[str, Any]]:
+    """What `Batches.drawn` says where all examples are from one source."""
+    return [{"source": source, "share": 1.0, "windows": count, "epochs": count / per_epoch}]
+
+
 class Batches(Protocol):
     """An endless sequence of training examples; the same for any number of processes and however it is cut."""
 

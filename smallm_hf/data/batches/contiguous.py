@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.batches.base import Batch
+from smallm_hf.data.batches.base import Batch, drawn_of_one
 from smallm_hf.data.batches.order import keys_of_epoch
+from smallm_hf.data.batches.packed import cut_windows
 
 
 class ContiguousRows:
@@ -51,7 +51,7 @@ class ContiguousRows:
         epochs, windows = np.divmod(updates, self.windows_per_row)
         offsets = np.array([self.offset(epoch) for epoch in epochs.tolist()], dtype=np.int64)
         starts = offsets + (rows * self.windows_per_row + windows) * self.context_length
-        cut = torch.from_numpy(sliding_window_view(np.asarray(self.tokens), self.context_length + 1)[starts])
+        cut = cut_windows(self.tokens, starts, self.context_length + 1)
         ids = torch.empty((2, count, self.context_length), dtype=torch.int64, pin_memory=self.pin_memory)
         ids[0], ids[1] = cut[:, :-1], cut[:, 1:]
         inputs = {"input_ids": ids[0], "rows": torch.from_numpy(rows), "begins": torch.from_numpy(windows == 0)}
@@ -67,5 +67,4 @@ class ContiguousRows:
 
     def drawn(self, count: int) -> list[dict[str, Any]]:
         """One source, the text."""
-        epochs = count / self.examples_per_epoch
-        return [{"source": "the training text", "share": 1.0, "windows": count, "epochs": epochs}]
+        return drawn_of_one("the training text", count, self.examples_per_epoch)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallm_hf.data.batches.base import IGNORED, Batch
+from smallm_hf.data.batches.base import IGNORED, Batch, drawn_of_one
 from smallm_hf.data.batches.order import ItemOrder
 
 
@@ -49,8 +49,7 @@ class DocumentRows:
 
     def drawn(self, count: int) -> list[dict[str, Any]]:
         """All of them from one text."""
-        epochs = count / self.examples_per_epoch
-        return [{"source": "the training documents", "share": 1.0, "windows": count, "epochs": epochs}]
+        return drawn_of_one("the training documents", count, self.examples_per_epoch)
 
 
 def rows_of(lengths: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:

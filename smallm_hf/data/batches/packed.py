@@ -66,13 +66,17 @@ class PackedWindows:
         return self._windows(self.mask, first, count)[:, 1:].bool()
 
     def _windows(self, stream: np.ndarray, first: int, count: int) -> torch.Tensor:
-        """Windows of something that runs along the tokens, and one beyond, from one read in its own dtype."""
-        windows = sliding_window_view(np.asarray(stream), self.order.context_length + 1)
-        return torch.from_numpy(windows[self.order.starts(first, count)])
+        """Windows of something that runs along the tokens, and one beyond."""
+        return cut_windows(stream, self.order.starts(first, count), self.order.context_length + 1)
 
     def drawn(self, count: int) -> list[dict[str, Any]]:
         """What the first so many windows hold of each source, see `WindowOrder.drawn`."""
         return self.order.drawn(count)
+
+
+def cut_windows(stream: np.ndarray, starts: np.ndarray, length: int) -> torch.Tensor:
+    """The stretches of a stream (N,) that begin at these places, (count, length), from one read in its own dtype."""
+    return torch.from_numpy(sliding_window_view(np.asarray(stream), length)[starts])
 
 
 def positions_in_documents(input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallm_hf.data.batches.base import IGNORED, Batch
+from smallm_hf.data.batches.base import IGNORED, Batch, drawn_of_one
 from smallm_hf.data.batches.order import ItemOrder, keys_of_epoch, permute
 
 POOL_GROUPS = 64  # groups of pairs that are sorted together: more of them save padding, fewer leave more to chance
@@ -151,8 +151,7 @@ class PaddedPairs:
 
     def drawn(self, count: int) -> list[dict[str, Any]]:
         """All of them from one text."""
-        epochs = count / self.examples_per_epoch
-        return [{"source": "the training pairs", "share": 1.0, "windows": count, "epochs": epochs}]
+        return drawn_of_one("the training pairs", count, self.examples_per_epoch)
 
     def _padded(self, rows: Iterable[list[int]], padding: int) -> torch.Tensor:
         """Rows of different length as one tensor, (B, T)."""
