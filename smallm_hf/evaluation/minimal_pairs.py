@@ -11,7 +11,6 @@ work.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -22,13 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.folders import require_writable
 from smallm_hf.base.settings import expand_models
 from smallm_hf.evaluation.certainty import over_seeds
 from smallm_hf.evaluation.configuration import MinimalPairs, Rules
 from smallm_hf.evaluation.minimal_pairs_page import print_pairs, render_pairs
 from smallm_hf.evaluation.pair_files import Paradigm
-from smallm_hf.evaluation.results_page import report_results
+from smallm_hf.evaluation.results_page import report_results, require_reportable
 from smallm_hf.evaluation.scoring import ALONE, ScoringPlan, score_windows, show_scoring
 from smallm_hf.evaluation.sharing import gather, join_launch, own_device
 from smallm_hf.evaluation.windows import cut_text
@@ -83,9 +81,7 @@ def judge_and_report(
     Raises:
         UserError: a model that is not causal, or what loading and scoring raise.
     """
-    for option, file in (("--output", output), ("--report", report)):
-        if file:
-            require_writable(Path(file), option, folder=False)
+    require_reportable(output, report)
     shard = join_launch()
     loading = {**loading, "device": loading.get("device") or own_device()}
     reading = {"context_length": rules.context_length, "batch_size": rules.batch_size}

@@ -15,14 +15,13 @@ from smallm_hf.base.allocation import keep_freed_memory
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.folders import require_writable
 from smallm_hf.base.settings import expand_models
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
 from smallm_hf.evaluation.page import shorten
-from smallm_hf.evaluation.results_page import report_results
+from smallm_hf.evaluation.results_page import report_results, require_reportable
 from smallm_hf.evaluation.scoring import Scored, score_corpus
 from smallm_hf.evaluation.sharing import join_launch, own_device
 from smallm_hf.evaluation.speed import in_own_process, load_and_measure
@@ -60,9 +59,7 @@ def evaluate_and_report(
         output: a JSON file for the result; like `report` it is an error before any work if it cannot be written.
         report: an HTML page that shows all of it.
     """
-    for option, file in (("--output", output), ("--report", report)):
-        if file:
-            require_writable(Path(file), option, folder=False)
+    require_reportable(output, report)
     if draw:
         draw = functools.partial(draw, data=data, text_column=questions.text_column)
     keep_freed_memory()

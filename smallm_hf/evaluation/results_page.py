@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.folders import require_writable
 from smallm_hf.base.plain_json import without_infinities
 from smallm_hf.evaluation.page import COLOURS, NONE, figure, fill_template, labels, on_one_line, percent, size, window
 from smallm_hf.evaluation.texts import source_name
@@ -177,6 +178,17 @@ def by_word(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 # --- terminal and JSON -----------------------------------------------------------------------------------------------
+
+
+def require_reportable(output: str | None, page: str | None) -> None:
+    """Refuses files that `report_results` could not write, before any work.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for option, file in (("--output", output), ("--report", page)):
+        if file:
+            require_writable(Path(file), option, folder=False)
 
 
 def report_results(
