@@ -83,7 +83,7 @@ def measure_rung(model: str, asked: Asked) -> dict[str, Any]:
         paradigms = read_paradigms(asked.minimal_pairs, asked.max_pairs)
         figures["minimal_pairs"] = judge_pairs(loaded, tokenizer, paradigms).figures
     if asked.prompts:
-        figures["samples"] = write_samples(loaded, tokenizer, asked.prompts, asked.seed)
+        figures["samples"] = continue_prompts(loaded, tokenizer, asked.prompts, asked.seed)
     return figures
 
 
@@ -130,7 +130,7 @@ def word_accuracy(
     return {f"top{k}": sum(rank < k for rank in ranks) / len(ranks) for k in TOP} | {"words": len(ranks)}
 
 
-def write_samples(
+def continue_prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int
 ) -> dict[str, str]:
     """What a model writes behind each prompt, `SAMPLE_CHARACTERS` at most."""
