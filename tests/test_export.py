@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from outsider import asked_outside
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -89,24 +88,10 @@ def names(folder: Path) -> set[str]:
 
 # --- a native folder -------------------------------------------------------------------------------------------------
 
-OUTSIDER = """
-import importlib.abc, json, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "smallm_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-report = {}
-for kind, folder in json.loads(sys.argv[1]).items():
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokens = AutoTokenizer.from_pretrained(folder)("def mean", return_tensors="pt")
-    report[kind] = [model.config.model_type, model(**tokens).logits.flatten().tolist()]
-print(json.dumps(report))
+QUESTION = """
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokens = AutoTokenizer.from_pretrained(folder)("def mean", return_tensors="pt")
+report[kind] = [model.config.model_type, model(**tokens).logits.flatten().tolist()]
 """
 
 
@@ -116,10 +101,7 @@ def test_a_native_folder_loads_without_a_flag_where_our_package_cannot_be_import
         wanted = {"config.json", "generation_config.json", "model.safetensors", "parity.json"}
         assert names(tmp_path / kind) == wanted | {"tokenizer.json", "tokenizer_config.json"}
         assert not re.search("smallm|auto_map|preset", (tmp_path / kind / "config.json").read_text(), re.IGNORECASE)
-    command = [sys.executable, "-I", "-c", OUTSIDER, json.dumps({kind: str(tmp_path / kind) for kind in NATIVE})]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, timeout=120)
-    assert done.returncode == 0, done.stderr
-    for kind, (model_type, logits) in json.loads(done.stdout.splitlines()[-1]).items():
+    for kind, (model_type, logits) in asked_outside(QUESTION, tmp_path, NATIVE).items():
         tokens = AutoTokenizer.from_pretrained(folders[kind])("def mean", return_tensors="pt")["input_ids"]
         source = SmaLLMForCausalLM.from_pretrained(folders[kind])
         assert model_type == NATIVE[kind]

@@ -1,14 +1,10 @@
 """Laws of the recurrent family, each for every cell."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import tokenizers
 import torch
 import transformers
+from outsider import asked_outside
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -264,33 +260,18 @@ def test_assisted_generation_is_refused(tokens):
 
 # --- saving ----------------------------------------------------------------------------------------------------------
 
-OUTSIDER = """
-import importlib.abc, json, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "smallm_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import pipeline
-
-report = {}
-for kind, folder in json.loads(sys.argv[1]).items():
-    generator = pipeline("text-generation", model=folder, trust_remote_code=True)
-    generator.tokenizer.padding_side = "left"
-    asked = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    texts = [generator(["w5 w9", "w7 w8 w9"], batch_size=size, **asked) for size in (1, 2)]
-    tokens = torch.tensor([[5, 9, 33, 12]])
-    report[kind] = {
-        "class": type(generator.model).__name__,
-        "logits": generator.model(tokens).logits.flatten().tolist(),
-        "beams": generator.model.generate(tokens, num_beams=3, **asked).tolist(),
-        "texts": [[text[0]["generated_text"] for text in each] for each in texts],
-    }
-assert not any(name.split(".")[0] == "smallm_hf" for name in sys.modules)
-print(json.dumps(report))
+QUESTION = """
+generator = pipeline("text-generation", model=folder, trust_remote_code=True)
+generator.tokenizer.padding_side = "left"
+asked = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+texts = [generator(["w5 w9", "w7 w8 w9"], batch_size=size, **asked) for size in (1, 2)]
+tokens = torch.tensor([[5, 9, 33, 12]])
+report[kind] = {
+    "class": type(generator.model).__name__,
+    "logits": generator.model(tokens).logits.flatten().tolist(),
+    "beams": generator.model.generate(tokens, num_beams=3, **asked).tolist(),
+    "texts": [[text[0]["generated_text"] for text in each] for each in texts],
+}
 """
 
 
@@ -307,12 +288,7 @@ def test_where_our_package_is_not_installed_pipeline_and_remote_code_work(tmp_pa
         "model.safetensors",
         "generation_config.json",
     }
-    folders = json.dumps({kind: str(tmp_path / kind) for kind in models})
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", OUTSIDER, folders], capture_output=True, text=True, cwd=tmp_path, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = asked_outside(QUESTION, tmp_path, models)
     for kind, model in models.items():
         found, tokens = report[kind], torch.tensor([[5, 9, 33, 12]])
         assert found["class"] == "RecurrentForCausalLM"

@@ -1,14 +1,10 @@
 """What holds for every model that reads the last few tokens only."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import tokenizers
 import torch
 import transformers
+from outsider import asked_outside
 from short_context_models import CONTEXT_SIZE, MODELS, make_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, pipeline
 
@@ -120,26 +116,11 @@ def test_what_generate_cannot_do_is_refused(short_model, tokens):
         short_model.generate(inputs_embeds=torch.zeros(1, 3, 8), max_new_tokens=3)
 
 
-OUTSIDER = """
-import importlib.abc, json, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "smallm_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import AutoModelForCausalLM, pipeline
-
-report = {}
-for kind, folder in json.loads(sys.argv[1]).items():
-    writer = pipeline("text-generation", model=folder, trust_remote_code=True)
-    text = writer("w5 w9", max_new_tokens=4, min_new_tokens=4, do_sample=False)[0]["generated_text"]
-    logits = writer.model(torch.tensor([[5, 9, 33, 12]])).logits.flatten().tolist()
-    report[kind] = [type(writer.model).__name__, logits, text]
-assert not any(name.split(".")[0] == "smallm_hf" for name in sys.modules)
-print(json.dumps(report))
+QUESTION = """
+writer = pipeline("text-generation", model=folder, trust_remote_code=True)
+text = writer("w5 w9", max_new_tokens=4, min_new_tokens=4, do_sample=False)[0]["generated_text"]
+logits = writer.model(torch.tensor([[5, 9, 33, 12]])).logits.flatten().tolist()
+report[kind] = [type(writer.model).__name__, logits, text]
 """
 
 
@@ -157,12 +138,7 @@ def test_a_saved_folder_loads_here_and_by_remote_code_in_a_process_without_our_p
         writer = pipeline("text-generation", model=str(tmp_path / kind))
         texts[kind] = writer("w5 w9", max_new_tokens=4, min_new_tokens=4, do_sample=False)[0]["generated_text"]
         assert texts[kind].count("w") == 6
-    folders = json.dumps({kind: str(tmp_path / kind) for kind in models})
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", OUTSIDER, folders], capture_output=True, text=True, cwd=tmp_path, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    for kind, (name, logits, text) in json.loads(done.stdout.splitlines()[-1]).items():
+    for kind, (name, logits, text) in asked_outside(QUESTION, tmp_path, models).items():
         assert name == type(models[kind]).__name__
         assert (torch.tensor(logits) - models[kind](tokens).logits.flatten()).abs().max() < 1e-6
         assert text == texts[kind]

@@ -1,13 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from outsider import asked_outside
 from smallm_kinds import KINDS, make_model
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -67,32 +65,17 @@ def test_a_folder_saved_again_by_each_class_still_loads(kind, model, resaved_by,
     assert (loaded(tokens).logits - model(tokens).logits).abs().max() < 1e-5
 
 
-OUTSIDER = """
-import importlib.abc, json, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "smallm_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import AutoModelForCausalLM, pipeline
-
-report = {}
-for kind, folder in json.loads(sys.argv[1]).items():
-    tokens = torch.tensor([[5, 9, 33, 12]])
-    remote = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    report[kind] = {"remote": [type(remote).__name__, remote(tokens).logits.flatten().tolist()]}
-    length = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    report[kind]["written"] = [remote.generate(tokens, **length, use_cache=use).tolist() for use in (True, False)]
-    if kind != "classic-rms":
-        generator = pipeline("text-generation", model=folder)
-        native = generator.model
-        text = generator("w5 w9", max_new_tokens=4, do_sample=False)[0]["generated_text"]
-        report[kind]["native"] = [type(native).__name__, native(tokens).logits.flatten().tolist(), text]
-assert not any(name.split(".")[0] == "smallm_hf" for name in sys.modules)
-print(json.dumps(report))
+QUESTION = """
+tokens = torch.tensor([[5, 9, 33, 12]])
+remote = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+report[kind] = {"remote": [type(remote).__name__, remote(tokens).logits.flatten().tolist()]}
+length = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+report[kind]["written"] = [remote.generate(tokens, **length, use_cache=use).tolist() for use in (True, False)]
+if kind != "classic-rms":
+    generator = pipeline("text-generation", model=folder)
+    native = generator.model
+    text = generator("w5 w9", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+    report[kind]["native"] = [type(native).__name__, native(tokens).logits.flatten().tolist(), text]
 """
 
 
@@ -104,12 +87,7 @@ def test_where_our_package_is_not_installed_pipeline_and_remote_code_work(tmp_pa
     for kind, model in models.items():
         model.save_pretrained(tmp_path / kind)
         transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / kind)
-    folders = json.dumps({kind: str(tmp_path / kind) for kind in models})
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", OUTSIDER, folders], capture_output=True, text=True, cwd=tmp_path, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = asked_outside(QUESTION, tmp_path, models)
     for kind, model in models.items():
         logits = model(torch.tensor([[5, 9, 33, 12]])).logits.flatten()
         cached, uncached = report[kind].pop("written")
