@@ -1,6 +1,7 @@
 """What a run trains on and is validated on, by the kind of its model: the one place that a new kind is added to."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Protocol
 
 from accelerate import Accelerator
@@ -109,13 +110,12 @@ class PackedText:
         self, model: PreTrainedModel, training: TrainingConfig, accelerator: Accelerator, say: Callable[[str], None]
     ) -> LanguageModelling:
         """The cross entropy of the next tokens."""
-        return LanguageModelling.of_run(model, training, accelerator, self.validation(training.context_length, say))
+        return LanguageModelling.of_run(model, training, accelerator, self.validation(say))
 
-    def validation(self, context_length: int, say: Callable[[str], None]) -> ValidationSet:
-        """What is scored, in windows of so many tokens."""
-        limit, batching = self.config.training.validation_tokens, self.config.batching
-        rules = {name: getattr(batching, name) for name in ("within_documents", "document_rows")}
-        chosen = ValidationSet.choose(self.files, limit, context_length, **rules)
+    def validation(self, say: Callable[[str], None]) -> ValidationSet:
+        """What is scored."""
+        chosen = ValidationSet.of_run(self.files, asdict(self.config.training), asdict(self.config.batching))
+        limit = self.config.training.validation_tokens
         if limit is not None and len(chosen.tokens) > limit:
             say(
                 f"training.validation_tokens={limit} is less than the first document of the validation text, which is "
@@ -166,7 +166,7 @@ class CarriedText(PackedText):
         self, model: PreTrainedModel, training: TrainingConfig, accelerator: Accelerator, say: Callable[[str], None]
     ) -> CarriedLanguageModelling:
         """The cross entropy of the next tokens, the state carried."""
-        validation = self.validation(LONGEST_DEFAULT_CONTEXT, say)
+        validation = self.validation(say)
         return CarriedLanguageModelling.of_run(model, training, accelerator, validation, rows=training.windows_per_step)
 
 

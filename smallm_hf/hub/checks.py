@@ -22,7 +22,6 @@ from smallm_hf.card import Weights, find_weights, read_results, render_card
 from smallm_hf.data.selection.splitting import VALIDATION
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.scoring import summarize
-from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT
 from smallm_hf.families import FAMILIES, family_of, family_of_file
 from smallm_hf.generation.request import source_ids
 from smallm_hf.generation.search import beam_search
@@ -140,13 +139,10 @@ def verify_card(run: Path) -> list[str]:
 def _validation(files: TokenFiles, config: dict[str, Any], model: PreTrainedModel) -> ValidationSet | ValidationPairs:
     """What a run of this config has scored."""
     training, batching = config["training"], config.get("batching", {})  # older runs have no such section
-    limit, length = training["validation_tokens"], training["context_length"]
     if files.is_pairs:
-        fitting = pairs_of(files, VALIDATION).fitting(length)
-        return ValidationPairs.choose(fitting, limit, model.config.decoder_start_token_id)
-    rules = {name: batching.get(name, False) for name in ("within_documents", "document_rows")}
-    length = LONGEST_DEFAULT_CONTEXT if batching.get("carry_state") else length
-    return ValidationSet.choose(files, limit, length, **rules)
+        fitting = pairs_of(files, VALIDATION).fitting(training["context_length"])
+        return ValidationPairs.choose(fitting, training["validation_tokens"], model.config.decoder_start_token_id)
+    return ValidationSet.of_run(files, training, batching)
 
 
 # --- the weights -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The fixed set that every validation of a run scores."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from smallm_hf.data.selection.splitting import VALIDATION
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.readers import CausalReader, Seq2SeqReader
 from smallm_hf.evaluation.scoring import ALONE, Sums, score_token_stream, score_windows, summarize
-from smallm_hf.evaluation.windows import Window
+from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT, Window
 from smallm_hf.tokenizing.encoding import added_around
 
 VALIDATION_FILE = "validation.json"
@@ -90,6 +90,13 @@ class ValidationSet:
         hidden = hidden_in(files.hidden(VALIDATION), slice(documents))
         lengths = tokens[:documents] if document_rows else None
         return cls(files.validation[: ends[documents - 1]], size_with_ends, context_length, separator, hidden, lengths)
+
+    @classmethod
+    def of_run(cls, files: TokenFiles, training: Mapping[str, Any], batching: Mapping[str, Any]) -> "ValidationSet":
+        """What a run scores, by these sections of its config; older ones lack keys of `batching`."""
+        rules = {name: batching.get(name, False) for name in ("within_documents", "document_rows")}
+        length = LONGEST_DEFAULT_CONTEXT if batching.get("carry_state") else training["context_length"]
+        return cls.choose(files, training["validation_tokens"], length, **rules)
 
     def sums(self, model: PreTrainedModel, batch_size: int, **shared: Any) -> Sums:
         """The sums of its tokens; `shared` are the shard and what is called as it advances."""
