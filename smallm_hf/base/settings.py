@@ -46,6 +46,7 @@ class Sampling:
         temperature: divides the logits; below 1 safer, above 1 wilder, 0 always takes the most probable token.
         top_k: draw from the k most probable tokens only; 0 for all.
         top_p: draw from the most probable tokens that together hold this probability (Holtzman et al. 2020, 3.1).
+        min_p: draw from tokens with this share of the most probable one's probability at least (Nguyen et al. 2024).
         repetition_penalty: above 1 makes tokens that occurred less probable (Keskar et al. 2019, 4.1).
         seed: of the random draw.
     """
@@ -55,6 +56,7 @@ class Sampling:
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 42
 
@@ -66,6 +68,7 @@ class Sampling:
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
         ):
             if not in_range:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.families import family_of
+from smallm_hf.generation.biases import Biases
 from smallm_hf.generation.request import Request, Token, Written, prompt_ids, source_ids
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
 from smallm_hf.generation.text import GrowingText
@@ -73,7 +74,7 @@ class Engine:
         Raises:
             UserError: as `stream`.
         """
-        texts = [self._begin(number, request) for number, request in enumerate(requests)]
+        texts = [self.begin(number, request) for number, request in enumerate(requests)]
         return self._write(texts, lambda: stop is not None and stop.is_set())
 
     def write(self, requests: Sequence[Request], stop: threading.Event | None = None) -> list[Written]:
@@ -83,7 +84,7 @@ class Engine:
             tokens[number].append(token)
         return [Written(tuple(one)) for one in tokens]
 
-    def _begin(self, number: int, request: Request) -> "_Text":
+    def begin(self, number: int, request: Request) -> "Text":
         """A text of which nothing is written yet."""
         kind = type(self.model).__name__
         if self.answers and (request.source is None or request.prompt):
@@ -95,21 +96,25 @@ class Engine:
                 ids = source_ids(self.model, self.tokenizer, request.source)
             else:
                 ids = prompt_ids(self.model, self.tokenizer, request.prompt)
-        require_known(max(ids), vocabulary_size(self.model))
+        vocab_size, device = vocabulary_size(self.model), self.model.device
+        require_known(max([*ids, *(token_id for token_id, _ in request.logit_bias)]), vocab_size)
         if self.answers and self.limit is not None:
             fits = min(request.max_new_tokens, self.limit - 1)
             request = replace(request, max_new_tokens=fits, min_new_tokens=min(request.min_new_tokens, fits))
         pieces = GrowingText(self._decode, [] if self.answers else ids, request.stop)
-        drawing = torch.Generator(self.model.device).manual_seed(request.seed) if request.temperature else None
-        token_ids = torch.tensor([ids], device=self.model.device)
-        return _Text(number, request, token_ids, pieces, drawing, most=len(ids) + request.max_new_tokens)
+        drawing = torch.Generator(device).manual_seed(request.seed) if request.temperature else None
+        biased = request.logit_bias or request.presence_penalty or request.frequency_penalty
+        biases = Biases(request, vocab_size, device) if biased else None
+        token_ids = torch.tensor([ids], device=device)
+        most = len(ids) + request.max_new_tokens
+        return Text(number, request, token_ids, pieces, drawing, biases, most)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         with self._tokenizing:
             return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _write(self, texts: "list[_Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
-        batches: dict[int, list[_Text]] = {}
+    def _write(self, texts: "list[Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
+        batches: dict[int, list[Text]] = {}
         for text in texts:
             alike = 0 if self.mixes_lengths else text.token_ids.shape[1]
             batches.setdefault(alike, []).append(text)
@@ -118,10 +123,10 @@ class Engine:
                 yield from self._fill_positions(batch, stopped)
                 batch = [text for text in batch if text.goes_on]
 
-    def _fill_positions(self, texts: "list[_Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
+    def _fill_positions(self, texts: "list[Text]", stopped: Callable[[], bool]) -> Iterator[tuple[int, Token]]:
         """Reads the texts, and writes each until it ends or the model's positions are full."""
         with torch.no_grad():
-            steps = self._prepare(texts)
+            steps = self.prepare(texts)
         while not stopped():
             with torch.no_grad():
                 logits = steps.logits()
@@ -137,7 +142,7 @@ class Engine:
                 texts, tokens = [texts[row] for row in left], tokens[left]
             steps.go_on(left, tokens)
 
-    def _prepare(self, texts: "list[_Text]") -> CachedSteps | OwnSteps:
+    def prepare(self, texts: "list[Text]") -> CachedSteps | OwnSteps:
         """Makes the texts and the model ready for the next of their tokens."""
         for text in texts:
             text.make_room(None if self.answers else self.limit)
@@ -147,22 +152,21 @@ class Engine:
             side = "right" if self.answers else "left"
             pad = partial(pad_sequence, batch_first=True, padding_side=side)
             token_ids, mask = pad(rows), pad([*map(torch.ones_like, rows)])
-            steps = OwnSteps(self.model, *self._ask_generate(texts[0], token_ids, attention_mask=mask))
+            steps = OwnSteps(self.model, *self.ask_generate(texts[0], token_ids, attention_mask=mask))
             given = {name: steps.inputs[name] for name in ("encoder_outputs",) if self.answers}  # read once
         for text in texts:
-            self._ask_generate(text, text.token_ids, attention_mask=torch.ones_like(text.token_ids), **given)
+            self.ask_generate(text, text.token_ids, attention_mask=torch.ones_like(text.token_ids), **given)
         if self.cached:
             return CachedSteps(self.model, rows, max(text.most for text in texts) if self.compile else None)
         for row, text in enumerate(texts if self.answers else ()):
             text.token_ids = steps.token_ids[row : row + 1]  # where its decoder begins
         return steps
 
-    def _ask_generate(
-        self, text: "_Text", token_ids: torch.Tensor, **given: Any
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+    def ask_generate(self, text: "Text", token_ids: torch.Tensor, **given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         """Where `generate` would begin, and what it would give the model beside; a text gets its logits processors."""
         asked, pad = text.request, self.tokenizer.pad_token_id
         draw = {"temperature": float(asked.temperature), "top_k": asked.top_k, "top_p": float(asked.top_p)}
+        draw |= {"min_p": float(asked.min_p)} if asked.min_p else {}
         config = GenerationConfig(
             do_sample=asked.temperature > 0,
             **(draw if asked.temperature else {}),
@@ -183,12 +187,13 @@ class Engine:
 
 
 @dataclass
-class _Text:
+class Text:
     """A text while it is written.
 
     Attributes:
         token_ids: (1, T), what the model goes on from; a source until an encoder has read it.
         drawing: draws the tokens; None takes the most probable ones.
+        biases: what the request adds to the logits; None where it adds nothing.
         most: tokens that it can have, with its prompt.
         room: tokens until the model's positions are full, or the text ends.
         processors: change the logits into those that are drawn from.
@@ -200,6 +205,7 @@ class _Text:
     token_ids: torch.Tensor
     pieces: GrowingText
     drawing: torch.Generator | None
+    biases: Biases | None
     most: int
     written: int = 0
     room: int = 0
@@ -222,6 +228,8 @@ class _Text:
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
         """The next token (1, 1), of logits (1, V) that stay as they are."""
         scores = logits.to(torch.float32, copy=True)
+        if self.biases:
+            scores = self.biases(self.token_ids, scores)
         for processor in self.processors:  # the list itself would look up what each takes, at every token
             scores = processor(self.token_ids, scores)
         if self.drawing is None:
@@ -243,6 +251,8 @@ class _Text:
     def add(self, token_id: int, is_eos: bool, *beside: Any) -> Token:
         """Takes the token that was drawn; the text may end with it."""
         self.written, self.room = self.written + 1, self.room - 1
+        if self.biases:
+            self.biases.add(token_id)
         piece, stopped = self.pieces.add(token_id, last=is_eos or not self.left)
         reason = "stop" if stopped or is_eos else None if self.left else "length"
         self.goes_on = reason is None

@@ -30,6 +30,9 @@ class Request(Sampling):
         prompt: the text to continue, read as ordinary text, or its token ids as they are; may be empty.
         source: what the encoder of an encoder-decoder reads, text or token ids; None for every other model.
         stop: strings that end the text before them, also where one spans several tokens.
+        presence_penalty: is taken from the logit of each token that the continuation holds already.
+        frequency_penalty: the same, as often as it holds it.
+        logit_bias: token ids, and what is added to the logit of each.
         logprobs: how many of the most probable tokens are named beside each, with their log-probabilities; 0 gives that
             of the token itself alone, None not even that.
     """
@@ -37,6 +40,9 @@ class Request(Sampling):
     prompt: str | Sequence[int] = ""
     source: str | Sequence[int] | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:

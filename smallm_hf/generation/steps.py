@@ -37,19 +37,19 @@ COMPILED_STEPS = 256
 _COMPILING = threading.Lock()  # the settings of the compilers are those of the whole process
 
 
-def _step(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache, **padding: torch.Tensor) -> torch.Tensor:
+def one_step(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache, **padding: torch.Tensor) -> torch.Tensor:
     """The logits (B, V) after the last of the ids (B, T), which go into the cache."""
     return model(input_ids=input_ids, **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1, **padding).logits[:, -1]
 
 
 @functools.cache
-def _compiled_step() -> Callable[..., torch.Tensor]:
-    """`_step` compiled: once for each model and shape of batch and cache."""
-    return torch.compile(_step, fullgraph=True, dynamic=False)
+def compiled_step() -> Callable[..., torch.Tensor]:
+    """`one_step` compiled: once for each model and shape of batch and cache."""
+    return torch.compile(one_step, fullgraph=True, dynamic=False)
 
 
 @contextmanager
-def _compiling(model: PreTrainedModel) -> Iterator[None]:
+def compiling(model: PreTrainedModel) -> Iterator[None]:
     """What holds while a compiled step is called first, which compiles it: settings of the compilers, one at a time.
 
     On a CPU the weights become constants of it, laid out for its products: should the model's change, it keeps these.
@@ -106,7 +106,7 @@ class CachedSteps:
         self.tokens = pad_sequence(texts, batch_first=True, padding_side="left")
         mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side="left")
         self.mask = None if mask.all() else mask
-        self.step, self.compiling, self.rows = _step, nullcontext(), list(range(len(texts)))
+        self.step, self.compiling, self.rows = one_step, nullcontext(), list(range(len(texts)))
 
     def logits(self) -> torch.Tensor:
         """Those after the tokens taken last, (rows, V)."""
@@ -121,9 +121,9 @@ class CachedSteps:
 
     def go_on(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
         """Takes the next tokens (len(rows), 1) of these rows; the others have ended."""
-        if self.compiles and self.step is _step:  # the texts have been read: only steps of one token are compiled
+        if self.compiles and self.step is one_step:  # the texts have been read: only steps of one token are compiled
             _unmark(self.cache)
-            self.step, self.compiling = _compiled_step(), _compiling(self.model)
+            self.step, self.compiling = compiled_step(), compiling(self.model)
         if self.compiles:
             self.rows = [self.rows[row] for row in rows]
             tokens = _carried_along(self.tokens, self.rows, tokens)
