@@ -49,9 +49,9 @@ class Engine:
         self.cached = decodes_directly(model) and not self.answers
         self.compile = compile and self.cached
         # Texts of different length stand in one batch where the decoder begins alike, or can be told what is padding.
-        reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
+        self.reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
         mixes = self.answers or family_of(model.config).recurrent
-        self.mixes_lengths = mixes or (self.cached and reads_padding and not self.compile)
+        self.mixes_lengths = mixes or (self.cached and self.reads_padding and not self.compile)
         eos = model.generation_config.eos_token_id
         eos = tokenizer.eos_token_id if eos is None else eos
         self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or ())
