@@ -1,11 +1,22 @@
 """How a model is served, and what one request may ask for: known before torch is imported."""
 
+import re
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
 from smallm_hf.base.errors import UserError
+
+ORIGIN = re.compile(r"https?://[^/\s*]+")
+LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+
+
+def require_libraries() -> None:
+    """Raises UserError where a library that serving needs is not installed."""
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        raise UserError(f'serving needs {", ".join(missing)}; pip install "smallm_hf[serve]"')
 
 
 @dataclass(frozen=True)
@@ -25,8 +36,8 @@ class Limits:
         max_logprobs: most probable tokens named beside each token.
         max_seconds: for a whole answer; what is not written by then is cancelled, and the answer says so.
         max_waiting: texts that may wait for a slot; more are answered with 429.
-        max_connections: open at once; more are answered with 503.
-        max_body_seconds: for the body of a request to arrive; a slower one is answered with 408.
+        max_connections: open at once; requests over others are answered with 503.
+        max_receive_seconds: for the headers of a request to arrive, and again for its body (408).
         strict: refuse fields that the API does not know; by default they are ignored, as OpenAI does.
     """
 
@@ -43,7 +54,7 @@ class Limits:
     max_seconds: float = 300.0
     max_waiting: int = 64
     max_connections: int = 256
-    max_body_seconds: float = 30.0
+    max_receive_seconds: float = 30.0
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +100,9 @@ class Serving:
         ):
             if not in_range:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; give {wanted}")
+        for origin in self.allow_origin:
+            if not ORIGIN.fullmatch(origin):
+                raise UserError(f"allow_origin={origin} is not an origin; give scheme and host, as https://example.org")
 
     @property
     def is_private(self) -> bool:
