@@ -18,7 +18,7 @@ import torch
 from smallm_hf.base.errors import UserError
 from smallm_hf.generation.engine import Engine, Text
 from smallm_hf.generation.request import Request, Token
-from smallm_hf.generation.slots import SingleSteps, Slots, has_slots
+from smallm_hf.generation.slots import steps_of
 
 # Takes each token as it is written, and at last None, or what went wrong; called by the writing thread, so quickly.
 Deliver = Callable[[Token | BaseException | None], None]
@@ -71,7 +71,7 @@ class ContinuousWriter:
 
     def __init__(self, engine: Engine, *, slots: int = 8, waiting: int = 64, compile: bool = False):
         self.engine, self.slots, self.most_waiting = engine, slots, waiting
-        self.steps = Slots(engine, slots, compile=compile) if has_slots(engine) else SingleSteps(engine)
+        self.steps = steps_of(engine, slots, compile=compile)
         self.waiting: deque[Job] = deque()
         self.errands: deque[tuple[Callable[[], Any], Future]] = deque()
         self.writing: dict[int, Job] = {}
