@@ -180,13 +180,13 @@ class ContinuousWriter:
         try:
             if stepping:
                 self.steps.step()
-        except Exception as error:  # of all who share the step
+        except BaseException as error:  # of all who share the step
             for slot in stepping:
                 self._leave(slot, error)
         for slot in list(self.writing):
             try:
                 self._write(slot, reads=slot not in stepping)
-            except Exception as error:  # of this text alone: the others go on
+            except BaseException as error:  # of this text alone, or of who takes it: the others go on
                 self._leave(slot, error)
 
     def _write(self, slot: int, *, reads: bool) -> None:
@@ -210,5 +210,5 @@ class ContinuousWriter:
 
 def _tell(job: Job, end: BaseException | None) -> None:
     """Delivers the end of a text; one who can no longer be told of it is gone."""
-    with suppress(Exception):
+    with suppress(BaseException):
         job.deliver(end)
