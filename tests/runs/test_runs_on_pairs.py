@@ -83,6 +83,15 @@ def test_what_is_longer_than_the_context_is_left_out_and_said(letters, tmp_path,
     assert said in capsys.readouterr().out
 
 
+def test_after_sources_with_columns_of_their_own_it_is_pairs_that_are_to_be_scored(letters, tmp_path, capsys):
+    source = {"source": str(letters / "train"), "source_column": "low", "target_column": "high"}
+    words = ["--data.sources", json.dumps([source]), "--data.source_column", "null", "--data.target_column", "null"]
+    words += ["--data.validation_source", "null", "--training.max_steps", "1"]
+    train(write_recipe(tmp_path, letters, "bart"), tmp_path / "run", *words)
+    (command,) = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    assert "--data YOUR_PAIRS --source_column low --text_column high" in command
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

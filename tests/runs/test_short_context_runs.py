@@ -156,8 +156,17 @@ def test_a_plan_of_counting_says_what_is_not_known_yet(recipe, tmp_path, capsys)
     recipe.write_text(yaml.safe_dump(content))
     train(recipe, tmp_path / "run", "--dry_run")
     printed = capsys.readouterr().out
+    assert "ignored" not in printed
     assert "different ones there are is known only then" in printed
     assert "and at most\n                  220 bytes for each different n-gram of 3 tokens" in printed
+
+
+def test_a_plan_of_counting_names_what_is_said_of_updates_and_means_nothing_here(recipe, tmp_path, capsys):
+    with_model(recipe, model_type="ngram", order=3)
+    words = ["--training.optimizer", "adamw", "--training.learning_rate", "0.5", "--training.beta1", "0.9"]
+    train(recipe, tmp_path / "run", "--dry_run", *words)
+    said = "ignored           training.optimizer=adamw, training.learning_rate=0.5: there are no updates\n"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow  # two processes that cannot import this package
