@@ -195,8 +195,7 @@ def run(place):
 # the rest run with the slow tests, their dry run always.
 SLOW = {name for name in FILES if "124m" in name}
 SLOW |= {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern", "word_lstm", "translate_de_en"}
-SLOW |= {"answer_questions"}
-SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward"}
+SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward", "answer_questions"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FILES]
 
 
