@@ -155,9 +155,9 @@ def test_texts_of_one_batch_are_those_written_alone(kind):
 
 def test_a_text_that_ends_leaves_the_batch(monkeypatch):
     engine, shapes = engine_of("llama"), []
-    step = steps._step
+    step = steps.one_step
     monkeypatch.setattr(
-        steps, "_step", lambda model, ids, *a, **b: shapes.append(ids.shape) or step(model, ids, *a, **b)
+        steps, "one_step", lambda model, ids, *a, **b: shapes.append(ids.shape) or step(model, ids, *a, **b)
     )
     engine.write([Request("a", max_new_tokens=most, min_new_tokens=most) for most in (1, 3, 3, 4)])
     assert shapes == [(4, 2), (3, 1), (3, 1), (1, 1)]
@@ -505,6 +505,6 @@ def test_a_compiler_that_fails_is_one_line_that_says_how_to_write_without(roomy,
     def fail(*arguments):
         raise InductorError(RuntimeError("No working C++ compiler found"), None)
 
-    monkeypatch.setattr(steps, "_compiled_step", lambda: fail)
+    monkeypatch.setattr(steps, "compiled_step", lambda: fail)
     with pytest.raises(UserError, match=r"compiling fails .*No working C\+\+ compiler.*; write with --compile false"):
         write(roomy, tokenizer, PROMPT, max_new_tokens=4, compile=True)

@@ -1,7 +1,7 @@
 """What a request adds to the logits, or takes from them, before the processors of `generate` see them."""
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from smallm_hf.generation.request import Request
 

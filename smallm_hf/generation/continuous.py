@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +18,23 @@ import torch
 from smallm_hf.base.errors import UserError
 from smallm_hf.generation.engine import Engine, Text
 from smallm_hf.generation.request import Request, Token
-from smallm_hf.generation.slots import Slots, has_slots
+from smallm_hf.generation.slots import SingleSteps, Slots, has_slots
 
 # Takes each token as it is written, and at last None, or what went wrong; called by the writing thread, so quickly.
 Deliver = Callable[[Token | BaseException | None], None]
+# Tokens of prompts that are read between two steps, and one prompt at least: the texts in the slots wait for them.
+PROMPT_TOKENS = 512
 
 
 class Busy(UserError):
-    """As many texts wait as may wait."""
+    """As many wait as may wait; what was asked for can be asked for again later."""
+
+
+class Closed(UserError):
+    """The writer has been closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the writer is closed and writes nothing any more; start another one")
 
 
 @dataclass(eq=False)
@@ -45,39 +55,8 @@ class Job:
         return self.text.most - self.text.request.max_new_tokens
 
     def cancel(self) -> None:
-        """Its slot is given to the next before the next token."""
+        """Ends it before its next token; where it waits, its place is free at once."""
         self.cancelled.set()
-
-
-class SingleSteps:
-    """The slots of a model that has none: each text by steps of its own, one after the other.
-
-    Args:
-        engine: of the model.
-    """
-
-    def __init__(self, engine: Engine):
-        self.engine, self.steps, self.newest = engine, {}, {}
-
-    def read(self, slot: int, text: Text) -> torch.Tensor:
-        """Begins a text; gives the logits (1, V) of its first token."""
-        self.newest.pop(slot, None)
-        self.steps[slot] = self.engine.prepare([text])
-        return self.steps[slot].logits()
-
-    def take(self, slot: int, token: torch.Tensor) -> None:
-        """The next token (1, 1) of a slot."""
-        self.newest[slot] = token
-
-    def leave(self, slot: int) -> None:
-        """Forgets the text of a slot."""
-        self.steps.pop(slot), self.newest.pop(slot, None)
-
-    def step(self) -> dict[int, torch.Tensor]:
-        """The logits (V,) after the newest token of each."""
-        for slot, token in self.newest.items():
-            self.steps[slot].go_on([0], token)
-        return {slot: self.steps[slot].logits()[0] for slot in self.newest}
 
 
 class ContinuousWriter:
@@ -86,16 +65,13 @@ class ContinuousWriter:
     Args:
         engine: its model has to be used by nobody else.
         slots: texts beside each other; every step costs as much as all of them, so no more than are usual.
-        waiting: texts that may wait for a slot.
+        waiting: texts that may wait for a slot, and errands that may wait for the model.
         compile: compile the step, which takes 10 to 20 seconds, here.
     """
 
     def __init__(self, engine: Engine, *, slots: int = 8, waiting: int = 64, compile: bool = False):
         self.engine, self.slots, self.most_waiting = engine, slots, waiting
-        if has_slots(engine.model):
-            self.steps: Slots | SingleSteps = Slots(engine.model, slots, compile=compile)
-        else:
-            self.steps = SingleSteps(engine)
+        self.steps = Slots(engine, slots, compile=compile) if has_slots(engine) else SingleSteps(engine)
         self.waiting: deque[Job] = deque()
         self.errands: deque[tuple[Callable[[], Any], Future]] = deque()
         self.writing: dict[int, Job] = {}
@@ -109,116 +85,130 @@ class ContinuousWriter:
 
         Raises:
             Busy: more would wait than may.
+            Closed: the writer is.
             UserError: what the model cannot begin with, see `Engine.stream`.
         """
         texts = [self.engine.begin(number, request) for number, request in enumerate(requests)]
         jobs = [Job(text, one) for text, one in zip(texts, deliver, strict=True)]
         with self._changed:
-            free = self.slots - len(self.writing)
-            if len(self.waiting) + len(jobs) > self.most_waiting + free:
-                raise Busy(f"{len(self.waiting)} texts wait and {self.most_waiting} may; ask again later")
+            self._require_open()
+            wait = sum(not job.cancelled.is_set() for job in self.waiting)
+            room = self.slots - len(self.writing) + self.most_waiting - wait
+            if len(jobs) > room:
+                raise Busy(f"{len(jobs)} texts were asked for and there is room for {room}; ask again later")
             self.waiting.extend(jobs)
             self._changed.notify()
         return jobs
 
     def run(self, errand: Callable[[], Any]) -> Future:
-        """Runs a function in the thread that owns the model, between two steps."""
+        """Runs a function in the thread that owns the model, between two steps.
+
+        Raises:
+            Busy: more would wait than may.
+            Closed: the writer is.
+        """
         done: Future = Future()
         with self._changed:
+            self._require_open()
+            if len(self.errands) >= self.most_waiting:
+                raise Busy(f"{len(self.errands)} wait for the model and {self.most_waiting} may; ask again later")
             self.errands.append((errand, done))
             self._changed.notify()
         return done
 
     def close(self) -> None:
-        """Ends all texts and the thread."""
+        """Ends the thread, and all texts by the error `Closed`; errands that wait are cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Closed
+
     def _run(self) -> None:
-        with torch.no_grad():
-            while self._wait():
-                self._run_errands()
-                self._fill_slots()
-                self._step()
-        for job in [*self.writing.values(), *self.waiting]:
-            job.deliver(None)
-        for _, done in self.errands:
-            done.cancel()
+        try:
+            with torch.no_grad():
+                while self._wait():
+                    self._run_errand()
+                    self._fill_slots()
+                    self._go_on()
+        finally:  # whatever ends the thread, nobody waits for it
+            with self._changed:
+                self._closed = True
+            for job in [*self.writing.values(), *self.waiting]:
+                _tell(job, Closed())
+            for _, done in self.errands:
+                done.cancel()
 
     def _wait(self) -> bool:
-        """Whether there is something to do; waits until there is, and False at the end."""
+        """Waits until there is something to do; False at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self.writing or self.waiting or self.errands)
             return not self._closed
 
-    def _run_errands(self) -> None:
-        while self.errands:
-            errand, done = self.errands.popleft()
-            if done.set_running_or_notify_cancel():
-                try:
-                    done.set_result(errand())
-                except BaseException as error:
-                    done.set_exception(error)
+    def _run_errand(self) -> None:
+        """The oldest one alone: the texts go on between two of them."""
+        with self._changed:
+            errand, done = self.errands.popleft() if self.errands else (None, None)
+        if errand and done.set_running_or_notify_cancel():
+            try:
+                done.set_result(errand())
+            except BaseException as error:
+                done.set_exception(error)
 
     def _fill_slots(self) -> None:
-        """Begins texts that wait, oldest first, each in a free slot."""
-        while self.waiting and len(self.writing) < self.slots:
-            slot = next(slot for slot in range(self.slots) if slot not in self.writing)
-            with self._changed:
+        """Gives free slots to the texts that wait, oldest first; those that were cancelled leave."""
+        tokens = 0
+        with self._changed:
+            left = [job for job in self.waiting if job.cancelled.is_set()]
+            self.waiting = deque(job for job in self.waiting if not job.cancelled.is_set())
+            free = [slot for slot in range(self.slots) if slot not in self.writing]
+            while self.waiting and free and tokens < PROMPT_TOKENS:
                 job = self.waiting.popleft()
-                self.writing[slot] = job
-            self._read(slot)
+                self.writing[free.pop(0)] = job
+                tokens += job.prompt_tokens
+        for job in left:
+            _tell(job, None)
 
-    def _read(self, slot: int) -> None:
-        """Reads a text from where it is, and writes its next token."""
-        job = self.writing[slot]
-        if job.cancelled.is_set():
-            return self._leave(slot)
+    def _go_on(self) -> None:
+        """Writes a token of every text, after a step of all; one that begins, or whose positions are full, is read."""
+        for slot in [slot for slot, job in self.writing.items() if job.cancelled.is_set()]:
+            self._leave(slot)
+        stepping = [slot for slot, job in self.writing.items() if job.text.room]
         try:
-            if isinstance(self.steps, Slots):
-                job.text.make_room(self.engine.limit)
-                self.engine.ask_generate(
-                    job.text, job.text.token_ids, attention_mask=torch.ones_like(job.text.token_ids)
-                )
-                logits = self.steps.read(slot, job.text.token_ids)
-            else:
-                logits = self.steps.read(slot, job.text)
-            self._write(slot, logits[0])
-        except Exception as error:  # of this text alone: the others go on
-            self._leave(slot, error)
-
-    def _step(self) -> None:
-        if not self.writing:
-            return
-        logits = self.steps.step()
-        for slot, job in list(self.writing.items()):
-            if job.cancelled.is_set():
-                self._leave(slot)
-                continue
+            if stepping:
+                self.steps.step()
+        except Exception as error:  # of all who share the step
+            for slot in stepping:
+                self._leave(slot, error)
+        for slot in list(self.writing):
             try:
-                self._write(slot, logits[slot])
-            except Exception as error:
+                self._write(slot, reads=slot not in stepping)
+            except Exception as error:  # of this text alone: the others go on
                 self._leave(slot, error)
 
-    def _write(self, slot: int, logits: torch.Tensor) -> None:
-        """Draws the next token of a slot from its logits (V,)."""
-        job, logits = self.writing[slot], logits[None]
-        drawn = job.text.draw(logits)
-        id = drawn.item()
-        token = job.text.add(id, id in self.engine.eos_token_ids, *job.text.tell(logits[0]))
-        job.deliver(token)
-        if not job.text.goes_on:
+    def _write(self, slot: int, *, reads: bool) -> None:
+        """Draws the next token of a slot and delivers it."""
+        job, text = self.writing[slot], self.writing[slot].text
+        logits = self.steps.read(slot, text) if reads else self.steps.logits(slot)
+        drawn = text.draw(logits[None])
+        token_id = drawn.item()
+        job.deliver(text.add(token_id, token_id in self.engine.eos_token_ids, *text.tell(logits)))
+        if not text.goes_on:
             self._leave(slot)
-        elif job.text.room:
+        elif text.room:
             self.steps.take(slot, drawn)
-        else:  # the positions are full
-            self._read(slot)
 
     def _leave(self, slot: int, error: BaseException | None = None) -> None:
         with self._changed:
             job = self.writing.pop(slot)
-        if isinstance(self.steps, SingleSteps):
-            self.steps.leave(slot)
-        job.deliver(error)
+        self.steps.leave(slot)
+        _tell(job, error)
+
+
+def _tell(job: Job, end: BaseException | None) -> None:
+    """Delivers the end of a text; one who can no longer be told of it is gone."""
+    with suppress(Exception):
+        job.deliver(end)

@@ -16,10 +16,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from smallm_hf.base.errors import UserError
+from smallm_hf.base.errors import TooLong, UserError
 from smallm_hf.families import family_of
 from smallm_hf.generation.biases import Biases
-from smallm_hf.generation.request import Request, Token, Written, prompt_ids, source_ids
+from smallm_hf.generation.request import Ranked, Request, Token, Written, prompt_ids, source_ids
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
 from smallm_hf.generation.text import GrowingText
 from smallm_hf.inspection import position_limit, reach, require_known, trained_length, vocabulary_size
@@ -49,9 +49,9 @@ class Engine:
         self.cached = decodes_directly(model) and not self.answers
         self.compile = compile and self.cached
         # Texts of different length stand in one batch where the decoder begins alike, or can be told what is padding.
-        reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
+        self.reads_padding = {"attention_mask", "position_ids"} <= signature(model.forward).parameters.keys()
         mixes = self.answers or family_of(model.config).recurrent
-        self.mixes_lengths = mixes or (self.cached and reads_padding and not self.compile)
+        self.mixes_lengths = mixes or (self.cached and self.reads_padding and not self.compile)
         eos = model.generation_config.eos_token_id
         eos = tokenizer.eos_token_id if eos is None else eos
         self.eos_token_ids = [eos] if isinstance(eos, int) else list(eos or ())
@@ -109,6 +109,52 @@ class Engine:
         most = len(ids) + request.max_new_tokens
         return Text(number, request, token_ids, pieces, drawing, biases, most)
 
+    @torch.no_grad()
+    def prompt_log_probabilities(self, token_ids: Sequence[int], top: int = 0) -> list[tuple[float, Ranked]]:
+        """What the model itself makes of a text: for each token but the first, what `told` tells of it.
+
+        By one plain forward pass over all tokens but the last, which is what `lm_eval --model hf` does.
+
+        Args:
+            token_ids: of the whole text, with the start token where it shall begin with one.
+            top: how many of the most probable tokens are named in the place of each.
+
+        Raises:
+            TooLong: more tokens than the model's positions, and one, whose successor nobody asks for.
+            UserError: an encoder-decoder, which has no prompts, or a token that is not in the vocabulary.
+        """
+        if self.answers:
+            raise UserError(f"{type(self.model).__name__} answers a source and has no prompt to tell something about")
+        self._require_readable(token_ids[:-1])
+        require_known(max(token_ids, default=0), vocabulary_size(self.model))
+        if len(token_ids) < 2:
+            return []
+        logits = self.model(input_ids=torch.tensor([token_ids[:-1]], device=self.model.device)).logits[0]
+        return [told(row, token_id, top) for row, token_id in zip(logits, token_ids[1:], strict=True)]
+
+    @torch.no_grad()
+    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """A text as one vector, (D,) float32: the mean of the last hidden states, of an encoder where there is one.
+
+        Raises:
+            TooLong: more tokens than the model has positions.
+            UserError: no token at all or one that is not in the vocabulary, or a model without hidden states.
+        """
+        base = self.model.get_encoder() if self.answers else self.model.base_model
+        if base is self.model:
+            raise UserError(f"{type(self.model).__name__} has no hidden states to embed a text by; take another model")
+        if not token_ids:
+            raise UserError("a text of no tokens has no hidden states; give one token or more")
+        self._require_readable(token_ids)
+        states = base(input_ids=torch.tensor([token_ids], device=self.model.device)).last_hidden_state
+        return states[0].float().mean(dim=0)
+
+    def _require_readable(self, token_ids: Sequence[int]) -> None:
+        """Makes sure that the model can read token ids in one pass."""
+        require_known(max(token_ids, default=0), vocabulary_size(self.model))
+        if self.limit is not None and len(token_ids) > self.limit:
+            raise TooLong(f"the text takes {len(token_ids)} tokens and the model reads {self.limit}; shorten it")
+
     def _decode(self, token_ids: Sequence[int]) -> str:
         with self._tokenizing:
             return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -132,9 +178,9 @@ class Engine:
                 logits = steps.logits()
                 drawn = [text.draw(logits[row : row + 1]) for row, text in enumerate(texts)]
                 tokens = torch.cat(drawn)
-                told = [text.tell(logits[row]) for row, text in enumerate(texts)]
-            for text, id, beside in zip(texts, tokens.flatten().tolist(), told, strict=True):
-                yield text.number, text.add(id, id in self.eos_token_ids, *beside)
+                beside = [text.tell(logits[row]) for row, text in enumerate(texts)]
+            for text, id, told_of in zip(texts, tokens.flatten().tolist(), beside, strict=True):
+                yield text.number, text.add(id, id in self.eos_token_ids, *told_of)
             left = [row for row, text in enumerate(texts) if text.goes_on and text.room]
             if not left:
                 return
@@ -184,6 +230,17 @@ class Engine:
             return input_ids, inputs
 
         return self.model.generate(token_ids, generation_config=config, custom_generate=take, **given)
+
+
+def told(logits: torch.Tensor, token_id: int, top: int) -> tuple[float, Ranked]:
+    """The log-probability of a token by the logits (V,) in its place, and the `top` most probable tokens with theirs.
+
+    In float32 whatever the dtype of the logits.
+    """
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    best = log_probabilities.topk(min(top, len(logits)))
+    ranked = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return log_probabilities[token_id].item(), ranked
 
 
 @dataclass
@@ -239,14 +296,10 @@ class Text:
         self.token_ids = torch.cat([self.token_ids, token], dim=1)
         return token
 
-    def tell(self, logits: torch.Tensor) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-        """The log-probability of the token drawn last, and the most probable ones, where they were asked for."""
-        if self.request.logprobs is None:
-            return None, ()
-        log_probabilities = logits.float().log_softmax(dim=-1)
-        best = log_probabilities.topk(min(self.request.logprobs, len(logits)))
-        ranked = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return log_probabilities[self.token_ids[0, -1]].item(), ranked
+    def tell(self, logits: torch.Tensor) -> tuple[float | None, Ranked]:
+        """What `told` tells of the token drawn last, where that was asked for."""
+        asked = self.request.logprobs
+        return (None, ()) if asked is None else told(logits, int(self.token_ids[0, -1]), asked)
 
     def add(self, token_id: int, is_eos: bool, *beside: Any) -> Token:
         """Takes the token that was drawn; the text may end with it."""

@@ -20,6 +20,8 @@ from smallm_hf.tokenizing.encoding import added_around, encode_ordinary, start_t
 
 # Why a text ended: at eos or a stop string, or at its number of tokens.
 FinishReason = Literal["stop", "length"]
+# The most probable tokens in a place, best first, with their log-probabilities.
+Ranked = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Token:
     id: int
     text: str
     log_probability: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()
+    alternatives: Ranked = ()
     finish_reason: FinishReason | None = None
 
 

@@ -7,11 +7,14 @@ that make a token have the same order whoever writes beside it, and the same req
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from smallm_hf.generation.steps import compiled_step, compiling, decodes_directly, one_step
-from smallm_hf.inspection import position_limit
+from smallm_hf.generation.engine import Engine, Text
+from smallm_hf.generation.steps import CachedSteps, OwnSteps, compiled_step, compiling, one_step
+
+# Rotary positions whose angles depend on the longest text of a step.
+STRETCHING = {"dynamic", "longrope"}
 
 
 class SlotLayer(CacheLayerMixin):
@@ -33,6 +36,12 @@ class SlotLayer(CacheLayerMixin):
         self.slots = torch.arange(slots, device=places.device)
         self.keys = like.keys.new_zeros(slots, like.keys.shape[1], size, like.keys.shape[3])
         self.values = like.values.new_zeros(slots, like.values.shape[1], size, like.values.shape[3])
+
+    def begin(self, slot: int, read: Any, length: int) -> None:
+        """Takes over so many tokens of another layer; nothing is left of the text before, whose NaN would stay."""
+        for mine, its in ((self.keys, read.keys), (self.values, read.values)):
+            mine[slot, :, length:] = 0
+            mine[slot, :, :length] = its[0, :, :length]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Does nothing: all is there from the beginning."""
@@ -56,58 +65,99 @@ class SlotLayer(CacheLayerMixin):
         return self.size
 
 
-def has_slots(model: PreTrainedModel) -> bool:
+def has_slots(engine: Engine) -> bool:
     """Whether `Slots` can step a model: its cache keeps every token, and each at a place of its own."""
-    config = model.config.get_text_config(decoder=True)
-    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    return decodes_directly(model) and full and position_limit(model) is not None
+    config = engine.model.config.get_text_config(decoder=True)
+    keeps_all = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+    stretching = any(getattr(module, "rope_type", None) in STRETCHING for module in engine.model.modules())
+    masked = config._attn_implementation in ("eager", "sdpa")  # those that add a mask
+    return (
+        engine.cached and engine.reads_padding and engine.limit is not None and keeps_all and masked and not stretching
+    )
 
 
 class Slots:
     """A model that writes one token of every slot at a time.
 
     Args:
-        model: one that `has_slots`, in evaluation mode.
+        engine: of a model that `has_slots`.
         count: slots.
         compile: compile the step, which takes 10 to 20 seconds.
     """
 
-    def __init__(self, model: PreTrainedModel, count: int, *, compile: bool):
-        self.model, device = model, model.device
+    def __init__(self, engine: Engine, count: int, *, compile: bool):
+        self.engine, self.model, device = engine, engine.model, engine.model.device
         self.newest = torch.zeros(count, 1, dtype=torch.long, device=device)
         self.places = torch.zeros(count, dtype=torch.long, device=device)
-        self.columns = torch.arange(position_limit(model), device=device)
-        alone = self._read(self.newest[:1])[1]
-        self.cache = Cache([SlotLayer(layer, count, len(self.columns), self.places) for layer in alone.layers])
+        self.columns = torch.arange(engine.limit, device=device)
+        alone = CachedSteps(self.model, [self.newest[0]])
+        with torch.no_grad():
+            alone.logits()
+        layers = alone.cache.layers
+        self.cache = Cache([SlotLayer(layer, count, engine.limit, self.places) for layer in layers])
         self.one_step = one_step
         if compile:
-            with compiling(model):
+            with compiling(self.model):
                 self.one_step = compiled_step()
                 self.step()
 
-    @torch.no_grad()
-    def _read(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
-        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        return one_step(self.model, token_ids, cache), cache
-
-    def read(self, slot: int, token_ids: torch.Tensor) -> torch.Tensor:
-        """Begins a text in a slot with its tokens (1, T); gives the logits (1, V) after them."""
-        logits, alone = self._read(token_ids)
-        length = token_ids.shape[1]
-        for mine, read in zip(self.cache.layers, alone.layers, strict=True):
-            mine.keys[slot, :, :length], mine.values[slot, :, :length] = read.keys[0], read.values[0]
+    def read(self, slot: int, text: Text) -> torch.Tensor:
+        """Begins a text in a slot, or goes on with its last half; gives the logits (V,) of its next token."""
+        alone = self.engine.prepare([text])
+        logits, length = alone.logits()[0], text.token_ids.shape[1]
+        for layer, read in zip(self.cache.layers, alone.cache.layers, strict=True):
+            layer.begin(slot, read, length)
         self.places[slot] = length
         return logits
 
     def take(self, slot: int, token: torch.Tensor) -> None:
-        """The next token (1, 1) of a slot."""
+        """The next token (1, 1) of the text in a slot."""
         self.newest[slot] = token[0]
 
     @torch.no_grad()
-    def step(self) -> torch.Tensor:
-        """The logits (slots, V) after the newest token of each; those of empty slots mean nothing."""
-        seen = self.columns <= self.places[:, None]  # (slots, size)
-        places = {"attention_mask": seen[:, None, None], "position_ids": self.places[:, None]}
-        logits = self.one_step(self.model, self.newest, self.cache, **places)
+    def step(self) -> None:
+        """Goes on with all slots; what comes of empty ones means nothing."""
+        unseen = self.columns > self.places[:, None]  # (slots, size)
+        mask = torch.zeros(unseen.shape, dtype=self.model.dtype, device=unseen.device).masked_fill(unseen, -torch.inf)
+        places = {"attention_mask": mask[:, None, None], "position_ids": self.places[:, None]}
+        self._logits = self.one_step(self.model, self.newest, self.cache, **places)
         self.places.add_(1).clamp_(max=len(self.columns) - 1)  # an empty slot stays in the last place
-        return logits
+
+    def logits(self, slot: int) -> torch.Tensor:
+        """Those (V,) that the last step made of the newest token of a slot."""
+        return self._logits[slot]
+
+    def leave(self, slot: int) -> None:
+        """Does nothing: the next text in a slot overwrites this one."""
+
+
+class SingleSteps:
+    """As `Slots`, for a model that has none: each text by steps of its own, one after the other.
+
+    Args:
+        engine: of any model.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.steps: dict[int, CachedSteps | OwnSteps] = {}
+
+    def read(self, slot: int, text: Text) -> torch.Tensor:
+        """As that of `Slots`."""
+        self.steps[slot] = self.engine.prepare([text])
+        return self.steps[slot].logits()[0]
+
+    def take(self, slot: int, token: torch.Tensor) -> None:
+        """As that of `Slots`."""
+        self.steps[slot].go_on([0], token)
+
+    def step(self) -> None:
+        """Does nothing: no text shares anything with another."""
+
+    def logits(self, slot: int) -> torch.Tensor:
+        """As those of `Slots`, made now."""
+        return self.steps[slot].logits()[0]
+
+    def leave(self, slot: int) -> None:
+        """Forgets the text in a slot."""
+        self.steps.pop(slot, None)
