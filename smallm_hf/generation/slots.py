@@ -97,7 +97,7 @@ def step_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = query.view(len(query), key.shape[1], -1, query.shape[-1])  # (B, H, 1, K) -> (B, G, H / G, K)
     weights = grouped @ key.transpose(-1, -2) * scaling + attention_mask
-    mixed = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    mixed = weights.softmax(dim=-1) @ value
     return mixed.view(len(query), 1, -1, value.shape[-1]), None
 
 
