@@ -119,10 +119,8 @@ def has_slots(engine: Engine) -> bool:
     config = engine.model.config.get_text_config(decoder=True)
     keeps_all = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
     stretching = any(getattr(module, "rope_type", None) in STRETCHING for module in engine.model.modules())
-    masked = config._attn_implementation in ("eager", "sdpa")  # those that add a mask
-    return (
-        engine.cached and engine.reads_padding and engine.limit is not None and keeps_all and masked and not stretching
-    )
+    placed = engine.cached and engine.reads_padding and engine.limit is not None and not stretching
+    return placed and keeps_all and config._attn_implementation == "sdpa"
 
 
 class Slots:
