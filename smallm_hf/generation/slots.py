@@ -97,7 +97,7 @@ def step_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = query.view(len(query), key.shape[1], -1, query.shape[-1])  # (B, H, 1, K) -> (B, G, H / G, K)
     weights = grouped @ key.transpose(-1, -2) * scaling + attention_mask
-    mixed = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    mixed = weights.softmax(dim=-1) @ value
     return mixed.view(len(query), 1, -1, value.shape[-1]), None
 
 
@@ -119,10 +119,8 @@ def has_slots(engine: Engine) -> bool:
     config = engine.model.config.get_text_config(decoder=True)
     keeps_all = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
     stretching = any(getattr(module, "rope_type", None) in STRETCHING for module in engine.model.modules())
-    masked = config._attn_implementation in ("eager", "sdpa")  # those that add a mask
-    return (
-        engine.cached and engine.reads_padding and engine.limit is not None and keeps_all and masked and not stretching
-    )
+    placed = engine.cached and engine.reads_padding and engine.limit is not None and not stretching
+    return placed and keeps_all and config._attn_implementation == "sdpa"
 
 
 class Slots:

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -156,11 +156,13 @@ class Observed:
     Attributes:
         paths: what requests are counted under; any other is counted as "other", or whoever sends nonsense would fill
             the memory with counters.
+        decode: token ids of a prompt to its text.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, log_prompts: bool = False):
         self.app, self.metrics, self.log_prompts = app, metrics, log_prompts
         self.paths: set[str] = set()
+        self.decode: Callable[[Sequence[int]], str] = str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -183,7 +185,7 @@ class Observed:
             raise
         finally:
             _ASKED.reset(token)
-            route = getattr(scope.get("route"), "path", scope["path"])
+            route = getattr(scope.get("route"), "path_format", scope["path"])
             self.metrics.requests.labels(route if route in self.paths else "other", status).inc()
             self._log(scope, asked, status, time.perf_counter() - began)
 
@@ -191,5 +193,6 @@ class Observed:
         line = f"{asked.id} {scope['method']} {quote(scope['path'])} {status}"
         line += f" in={asked.prompt_tokens} out={asked.completion_tokens} seconds={seconds:.3f}"
         if self.log_prompts and asked.prompts:
-            line += f" prompts={json.dumps(asked.prompts)}"  # ASCII in one line, whatever is in them
+            texts = [prompt if isinstance(prompt, str) else self.decode(prompt) for prompt in asked.prompts]
+            line += f" prompts={json.dumps(texts)}"  # ASCII in one line, whatever is in them
         LOG.info(line)

@@ -70,7 +70,7 @@ class Texts:
     def _deliver(self, number: int, token: Token | BaseException | None) -> None:
         """Called by the writing thread, for which an error here is the end of the text."""
         if self._cancelled:
-            raise asyncio.CancelledError
+            raise RuntimeError("nobody waits for this text any more")
         self._loop.call_soon_threadsafe(self._come.put_nowait, (number, token))
 
 
