@@ -58,7 +58,7 @@ def facts_of(served: Served, card: ModelCardData | None) -> list[Fact]:
     found = [
         ("Kind", type(model).__name__, "the architecture"),
         count,
-        ("Vocabulary", vocabulary_size(model), "tokens that it knows: words and pieces of words"),
+        ("Vocabulary", vocabulary_size(model), "tokens that it knows: words, pieces of words or single letters"),
         ("Context", served.engine.limit, "tokens that it can look back on"),
         ("Trained at", trained, "tokens at once; what it writes far beyond may get worse"),
         ("Trained on", _trained_on(card), "the text that it learned from"),
