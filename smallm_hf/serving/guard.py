@@ -4,6 +4,7 @@ All of them are plain ASGI, know nothing of what is served, and refuse in the sh
 """
 
 import asyncio
+import base64
 import json
 from collections.abc import Collection
 from contextlib import suppress
@@ -25,6 +26,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 HEALTH, READY = "/health", "/ready"
 # Below this the model works; what is elsewhere is answered at once, or is a page.
 WORK = "/v1/"
+# Below this are pages for people, whose browsers ask them for a name and a password: any name, and a key.
+PAGES = "/demo"
 # A body that is too large is read and dropped for so long: a client that is still sending would not see our answer.
 LINGER_SECONDS = 2.0
 # For the last words of a stream to be taken by its reader.
@@ -75,7 +78,7 @@ def _place_of(url: str) -> str | None:
 
 
 class Locked:
-    """Asks for one of the API keys, where there are any.
+    """Asks for one of the API keys, where there are any: of programs as a token, of browsers as a password.
 
     Args:
         app: answers what is let through.
@@ -89,11 +92,23 @@ class Locked:
         """Answers one request."""
         answer = self.app
         if self.keys and scope["path"] not in (HEALTH, READY):
+            page = scope["path"] == "/" or scope["path"].startswith(PAGES)
             kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            if page and kind.lower() == "basic":
+                kind, key = "bearer", _password(key)
             if kind.lower() != "bearer" or not self.keys.accept(key.strip()):
                 asks = "this server asks for one of its API keys: send the header Authorization: Bearer KEY"
-                answer = refusal(401, asks, code="invalid_api_key", WWW_Authenticate="Bearer")
+                challenge = 'Basic realm="any name, and an API key as password"' if page else "Bearer"
+                answer = refusal(401, asks, code="invalid_api_key", WWW_Authenticate=challenge)
         await answer(scope, receive, send)
+
+
+def _password(credentials: str) -> str:
+    """That of HTTP's basic authentication; empty where there is none."""
+    try:
+        return base64.b64decode(credentials).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 class Bodies:
