@@ -102,7 +102,15 @@ def listening(app: ASGIApp, listener: socket.socket, limits: Limits) -> Iterator
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
     server, loop = uvicorn.Server(config), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])], name="http")
+
+    async def answer() -> None:
+        await server.serve([listener])
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # such as those by which a page hears of its queue
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=[answer()], name="http")
     thread.start()
     try:
         yield loop
