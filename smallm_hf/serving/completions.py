@@ -58,9 +58,9 @@ async def _echo(
     if logprobs is None:
         return Piece(text, finish_reason=reason)
     told = await served.run(partial(served.engine.prompt_log_probabilities, token_ids, logprobs))
-    tokens, offset = [], 0
+    tokens, offset = [], len(text) - sum(map(len, pieces))  # decoders of some put a space before a text
     for token_id, piece, (log_probability, ranked) in zip(token_ids, pieces, [(None, ()), *told], strict=True):
-        tokens.append(Spoken(token_id, offset, log_probability, ranked))
+        tokens.append(Spoken(token_id, max(0, offset), log_probability, ranked))
         offset += len(piece)
     added = len(served.vocabulary.start) if isinstance(given, str) else 0
     return Piece(text, tuple(tokens[added:]), reason)
