@@ -197,8 +197,8 @@ def test_the_same_request_has_the_same_text_after_a_kill_under_load(folder):
                     return httpx2.post(address + PATH, json=body, timeout=60).json()["choices"]
 
             answers.append(ask(asked))
-            load = [pool.submit(ask, asked | {"seed": seed}) for seed in range(100)]
-            answers.append(pool.submit(ask, asked).result())
+            load = [pool.submit(ask, asked | {"seed": seed}) for seed in range(200)]
+            answers.append(load[asked["seed"]].result())
             server.process.send_signal(signal.SIGKILL)
             server.process.wait()
             assert any(one.result() is None for one in load)
