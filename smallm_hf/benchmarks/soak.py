@@ -181,10 +181,10 @@ def _json(response: httpx2.Response) -> Any:
 
 def _right(response: httpx2.Response, expected: set[int]) -> int:
     """The status of an answer, which may also be that the server is busy."""
-    status = response.status_code
-    if status not in expected | {BUSY}:
+    status, answer = response.status_code, _json(response)
+    too_long = status == 400 and answer["error"]["code"] == "context_length_exceeded"  # for a model of few positions
+    if status not in expected | {BUSY} and not too_long:
         raise Wrong(f"status {status}: {response.text}")
-    answer = _json(response)
     if status >= 400 and not isinstance(answer["error"]["message"], str):
         raise Wrong(f"status {status} without a message: {response.text}")
     if status == BUSY and "retry-after" not in response.headers:
