@@ -78,12 +78,13 @@ class ScoredTexts:
         if self.files is None:
             yield from read_texts(self.source, **how)
             return
-        texts = decode_documents(self.files.validation[: self.limit], self.files.tokenizer)
-        sizes = self.files.document_sizes(VALIDATION)[:, 1]
+        files = self.files
+        texts = decode_documents(files.validation[: self.limit], files.tokenizer, files.hidden_pieces(VALIDATION))
+        sizes = files.document_sizes(VALIDATION)[:, 1]
         for number, (text, stated) in enumerate(zip(texts, sizes, strict=False), start=1):  # a limit cuts the texts
             if (size := len(text.encode())) != stated:
                 raise UserError(
-                    f"the tokenizer of {self.files.folder} gives back {size} of {stated} bytes of validation document "
+                    f"the tokenizer of {files.folder} gives back {size} of {stated} bytes of validation document "
                     f"{number}; give the text itself"
                 )
             yield text
@@ -143,16 +144,27 @@ def source_name(source: str) -> str:
     return f"the validation text of {name}" if made_of_tokens else name
 
 
-def decode_documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yields the documents of a token file, each closed by eos; a last one without eos is left out."""
-    return itertools.chain.from_iterable(decode_blocks(tokens, tokenizer))
+def decode_documents(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, hidden: Iterable[str] = ()
+) -> Iterator[str]:
+    """Yields the documents of a token file, each closed by eos; a last one without eos is left out.
+
+    Args:
+        tokens: from the front of the file.
+        tokenizer: that made them.
+        hidden: what its unknown tokens stand for, by `TokenFiles.hidden_pieces`; they are named where nothing says it.
+    """
+    return itertools.chain.from_iterable(decode_blocks(tokens, tokenizer, hidden))
 
 
-def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+def decode_blocks(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, hidden: Iterable[str] = ()
+) -> Iterator[list[str]]:
     """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held.
 
     A tokenizer that may not give a text back as it was is named on stderr.
     """
+    pieces = itertools.chain(hidden, itertools.repeat(tokenizer.unk_token))
     if not is_lossless(tokenizer):
         warn_once(f"{tokenizer.name_or_path} is not lossless: its documents are read as it gives them back")
     held = np.empty(0, tokens.dtype)
@@ -160,7 +172,14 @@ def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Ite
         held = np.concatenate((held, tokens[start : start + TOKENS_AT_A_TIME]))
         *documents, held = np.split(held, np.flatnonzero(held == tokenizer.eos_token_id) + 1)
         if documents:
-            yield [tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) for ids in documents]
+            yield [_decode(ids[:-1], tokenizer, pieces) for ids in documents]
+
+
+def _decode(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, pieces: Iterator[str]) -> str:
+    """The text of ids, with the next of the pieces in the place of each unknown token."""
+    decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    first, *others = np.split(ids, np.flatnonzero(ids == tokenizer.unk_token_id))
+    return decode(first) + "".join(next(pieces) + decode(part[1:]) for part in others)
 
 
 @functools.cache

@@ -209,9 +209,8 @@ def _score_together(
         mine, stops = Sums(), 1
     if accelerator.num_processes > 1:
         share = torch.tensor([(*astuple(mine), stops)], dtype=torch.float64, device=accelerator.device)
-        nats, *counts = accelerator.gather(share).sum(dim=0).tolist()
-        *counts, stops = (round(count) for count in counts)
-        mine = Sums(nats, *counts)
+        *sums, stops = accelerator.gather(share).sum(dim=0).tolist()
+        mine = Sums.of_floats(sums)
     if stops:
         return None
     figures = summarize(mine + validation.size, validation.hidden is not None)
