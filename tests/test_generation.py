@@ -7,28 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch._dynamo.config as dynamo
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch._inductor.exc import InductorError
 from transformers import (
     AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-    BloomConfig,
-    BloomForCausalLM,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    Mamba2Config,
-    Mamba2ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
+from writers import ANSWERERS, WRITERS, engine_of, requests_for
 
-from smallm_hf import RecurrentConfig, RecurrentForCausalLM, SmaLLMConfig, SmaLLMForCausalLM
 from smallm_hf.base.errors import TooLong, UserError
 from smallm_hf.generation import steps
 from smallm_hf.generation.engine import Engine
@@ -67,60 +58,6 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *prompts: 
     """The texts that one engine writes behind prompts, one after the other."""
     engine = Engine(model, tokenizer, compile=settings.pop("compile", False))
     return [engine.write([Request(prompt, **settings)])[0].text for prompt in prompts]
-
-
-# --- small models whose texts can be read ----------------------------------------------------------------------------
-
-LETTERS = ["</s>", *" abcdefghij,.\n"]
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-STATE = {"hidden_size": 16, "state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "num_hidden_layers": 1}
-POSITIONS = {"max_position_embeddings": 32}
-TOKENS = {"vocab_size": len(LETTERS), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "initializer_factor": 6.0}
-BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "init_std": 0.5}
-BART |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "forced_eos_token_id": None}
-WILD = {"initializer_range": 0.5}
-BEGINS = {"decoder_start_token_id": 0}
-SPREAD = WILD | {"embedding_initializer_range": 0.5, "tie_word_embeddings": False}
-WRITERS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**TOKENS | SIZES | POSITIONS | WILD)),
-    "smallm": lambda: SmaLLMForCausalLM(SmaLLMConfig(**TOKENS | SIZES | POSITIONS | SPREAD)),
-    "classic": lambda: SmaLLMForCausalLM(SmaLLMConfig(preset="classic", **TOKENS | SIZES | POSITIONS | SPREAD)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**TOKENS | WILD, n_positions=32, n_embd=16, n_layer=2, n_head=2)),
-    "bloom": lambda: BloomForCausalLM(BloomConfig(**TOKENS | WILD, hidden_size=16, n_layer=2, n_head=2)),
-    "mamba2": lambda: Mamba2ForCausalLM(Mamba2Config(**TOKENS | STATE | WILD)),
-    "recurrent": lambda: RecurrentForCausalLM(RecurrentConfig(**TOKENS, hidden_size=16, initializer_range=2.0)),
-}
-ANSWERERS = {
-    "t5": lambda: T5ForConditionalGeneration(T5Config(**TOKENS | T5 | BEGINS)),
-    "bart": lambda: BartForConditionalGeneration(BartConfig(**TOKENS | BART | POSITIONS | BEGINS)),
-}
-
-
-def engine_of(kind: str, **options) -> Engine:
-    """A random model of that kind, and a tokenizer of letters."""
-    torch.manual_seed(0)
-    model = (WRITERS | ANSWERERS)[kind]().requires_grad_(False)
-    tokenizer = Tokenizer(models.WordLevel({letter: id for id, letter in enumerate(LETTERS)}, unk_token="a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return Engine(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"), **options)
-
-
-def requests_for(kind: str, **settings) -> list[Request]:
-    """Of different lengths and settings; some end early, some go on beyond the positions."""
-    asked = [
-        {"temperature": 0.0},
-        {"temperature": 1.3, "min_new_tokens": 45},
-        {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.3, "min_new_tokens": 20},
-        {"max_new_tokens": 3},
-    ]
-    reads = "source" if kind in ANSWERERS else "prompt"
-    texts = ["abba", "a cab, a bee. \n", "", "jig"] if reads == "prompt" else ["abba", "a cab, a bee. \n", "j", "jig"]
-    return [
-        Request(**{reads: text}, **{"max_new_tokens": 50, "seed": seed, **one, **settings})
-        for seed, (text, one) in enumerate(zip(texts, asked, strict=True))
-    ]
 
 
 # --- one request, one text -------------------------------------------------------------------------------------------
@@ -223,13 +160,13 @@ def test_temperature_0_takes_the_most_probable_tokens(roomy, tokenizer):
     assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("draw", [{"temperature": 0.0}, {"temperature": 0.7}, DRAWS[2] | {"temperature": 1.1}])
+@pytest.mark.parametrize("draw", [{"temperature": 0.0}, {"min_p": 0.2}, DRAWS[2] | {"temperature": 1.1}])
 @pytest.mark.parametrize("kind", ["llama", "mamba2", "recurrent", "t5", "bart"])
 def test_an_engine_writes_what_generate_would(kind, draw):
     engine, asked = engine_of(kind), {"max_new_tokens": 20, **draw}
     ids = engine.tokenizer("abba", return_tensors="pt")["input_ids"]
-    config = {"do_sample": bool(draw["temperature"]), "eos_token_id": 0, "pad_token_id": 0, "top_k": 0, **asked}
-    if not draw["temperature"]:
+    config = {"do_sample": True, "temperature": 0.8, "eos_token_id": 0, "pad_token_id": 0, "top_k": 0, **asked}
+    if draw == {"temperature": 0.0}:
         config = {"do_sample": False, "eos_token_id": 0, "pad_token_id": 0, "max_new_tokens": 20}
     torch.manual_seed(5)
     expected = engine.model.generate(
@@ -469,10 +406,17 @@ def test_special_tokens_written_in_a_prompt_are_ordinary_text(roomy, tokenizer):
         ({"temperature": -1.0}, "temperature=-1.0 is out of range; give 0 or more"),
         ({"top_k": -1}, "top_k=-1 is out of range"),
         ({"top_p": 0.0}, "top_p=0.0 is out of range; give above 0 and at most 1"),
+        ({"min_p": 1.1}, "min_p=1.1 is out of range; give 0 to 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is out of range"),
         ({"stop": ("a", "")}, r"stop=\('a', ''\) is no list of strings"),
         ({"stop": "end"}, "stop='end' is no list of strings"),
         ({"logprobs": -1}, "logprobs=-1 is out of range; give 0 or more"),
+        ({"presence_penalty": 2.1}, "presence_penalty=2.1 is out of range; give -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty=nan is out of range; give -2 to 2"),
+        ({"logit_bias": ((5, -101.0),)}, "logit_bias=-101.0 of token 5 is out of range; give -100 to 100"),
+        ({"logit_bias": ((50257, 1.0),)}, "token id 50257 is outside the model's vocabulary of 50257"),
+        ({"logit_bias": ((-1, 1.0),)}, "token id -1 is below 0; give those of the model's vocabulary of 50257"),
+        ({"prompt": [1, -2]}, "token id -2 is below 0; give those of the model's vocabulary of 50257"),
         ({"source": "a"}, "GPT2LMHeadModel reads no source; give the text as prompt"),
         ({"prompt": [1, 50257]}, "token id 50257 is outside the model's vocabulary of 50257"),
         ({"prompt": "caf\udce9"}, r"the prompt 'caf\\udce9' holds half of a character .*; give whole ones"),

@@ -1,12 +1,11 @@
-"""What a request adds to the logits, or takes from them, before the processors of `generate` see them."""
+"""What a request adds to the logits, or takes from them, before temperature and all else that it asks for."""
 
 import torch
-from transformers import LogitsProcessor
 
 from smallm_hf.generation.request import Request
 
 
-class Biases(LogitsProcessor):
+class Biases:
     """A bias for some tokens, and penalties for those that the continuation holds already, as OpenAI defines them.
 
     Args:
@@ -26,7 +25,7 @@ class Biases(LogitsProcessor):
         """A token that was written."""
         self.written[token_id] += 1
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores (1, V) with all of it."""
         penalty = self.request.presence_penalty * (self.written > 0) + self.request.frequency_penalty * self.written
         return scores + self.bias - penalty

@@ -18,7 +18,7 @@ import torch
 from smallm_hf.base.errors import UserError
 from smallm_hf.generation.engine import Engine, Text
 from smallm_hf.generation.request import Request, Token
-from smallm_hf.generation.slots import SingleSteps, Slots, has_slots
+from smallm_hf.generation.slots import steps_of
 
 # Takes each token as it is written, and at last None, or what went wrong; called by the writing thread, so quickly.
 Deliver = Callable[[Token | BaseException | None], None]
@@ -71,7 +71,7 @@ class ContinuousWriter:
 
     def __init__(self, engine: Engine, *, slots: int = 8, waiting: int = 64, compile: bool = False):
         self.engine, self.slots, self.most_waiting = engine, slots, waiting
-        self.steps = Slots(engine, slots, compile=compile) if has_slots(engine) else SingleSteps(engine)
+        self.steps = steps_of(engine, slots, compile=compile)
         self.waiting: deque[Job] = deque()
         self.errands: deque[tuple[Callable[[], Any], Future]] = deque()
         self.writing: dict[int, Job] = {}
@@ -180,13 +180,13 @@ class ContinuousWriter:
         try:
             if stepping:
                 self.steps.step()
-        except Exception as error:  # of all who share the step
+        except BaseException as error:  # of all who share the step
             for slot in stepping:
                 self._leave(slot, error)
         for slot in list(self.writing):
             try:
                 self._write(slot, reads=slot not in stepping)
-            except Exception as error:  # of this text alone: the others go on
+            except BaseException as error:  # of this text alone, or of who takes it: the others go on
                 self._leave(slot, error)
 
     def _write(self, slot: int, *, reads: bool) -> None:
@@ -210,5 +210,5 @@ class ContinuousWriter:
 
 def _tell(job: Job, end: BaseException | None) -> None:
     """Delivers the end of a text; one who can no longer be told of it is gone."""
-    with suppress(Exception):
+    with suppress(BaseException):
         job.deliver(end)

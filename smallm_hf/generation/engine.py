@@ -96,15 +96,15 @@ class Engine:
                 ids = source_ids(self.model, self.tokenizer, request.source)
             else:
                 ids = prompt_ids(self.model, self.tokenizer, request.prompt)
-        vocab_size, device = vocabulary_size(self.model), self.model.device
-        require_known(max([*ids, *(token_id for token_id, _ in request.logit_bias)]), vocab_size)
+        self._require_known([*ids, *(token_id for token_id, _ in request.logit_bias)])
         if self.answers and self.limit is not None:
             fits = min(request.max_new_tokens, self.limit - 1)
             request = replace(request, max_new_tokens=fits, min_new_tokens=min(request.min_new_tokens, fits))
+        device = self.model.device
         pieces = GrowingText(self._decode, [] if self.answers else ids, request.stop)
         drawing = torch.Generator(device).manual_seed(request.seed) if request.temperature else None
         biased = request.logit_bias or request.presence_penalty or request.frequency_penalty
-        biases = Biases(request, vocab_size, device) if biased else None
+        biases = Biases(request, vocabulary_size(self.model), device) if biased else None
         token_ids = torch.tensor([ids], device=device)
         most = len(ids) + request.max_new_tokens
         return Text(number, request, token_ids, pieces, drawing, biases, most)
@@ -125,8 +125,8 @@ class Engine:
         """
         if self.answers:
             raise UserError(f"{type(self.model).__name__} answers a source and has no prompt to tell something about")
-        self._require_readable(token_ids[:-1])
-        require_known(max(token_ids, default=0), vocabulary_size(self.model))
+        self._require_known(token_ids)
+        self._require_fit(token_ids[:-1])
         if len(token_ids) < 2:
             return []
         logits = self.model(input_ids=torch.tensor([token_ids[:-1]], device=self.model.device)).logits[0]
@@ -145,13 +145,20 @@ class Engine:
             raise UserError(f"{type(self.model).__name__} has no hidden states to embed a text by; take another model")
         if not token_ids:
             raise UserError("a text of no tokens has no hidden states; give one token or more")
-        self._require_readable(token_ids)
+        self._require_known(token_ids)
+        self._require_fit(token_ids)
         states = base(input_ids=torch.tensor([token_ids], device=self.model.device)).last_hidden_state
         return states[0].float().mean(dim=0)
 
-    def _require_readable(self, token_ids: Sequence[int]) -> None:
-        """Makes sure that the model can read token ids in one pass."""
-        require_known(max(token_ids, default=0), vocabulary_size(self.model))
+    def _require_known(self, token_ids: Sequence[int]) -> None:
+        vocab_size = vocabulary_size(self.model)
+        if min(token_ids, default=0) < 0:
+            raise UserError(
+                f"token id {min(token_ids)} is below 0; give those of the model's vocabulary of {vocab_size}"
+            )
+        require_known(max(token_ids, default=0), vocab_size)
+
+    def _require_fit(self, token_ids: Sequence[int]) -> None:
         if self.limit is not None and len(token_ids) > self.limit:
             raise TooLong(f"the text takes {len(token_ids)} tokens and the model reads {self.limit}; shorten it")
 
@@ -286,7 +293,7 @@ class Text:
         """The next token (1, 1), of logits (1, V) that stay as they are."""
         scores = logits.to(torch.float32, copy=True)
         if self.biases:
-            scores = self.biases(self.token_ids, scores)
+            scores = self.biases(scores)
         for processor in self.processors:  # the list itself would look up what each takes, at every token
             scores = processor(self.token_ids, scores)
         if self.drawing is None:

@@ -32,9 +32,9 @@ class Request(Sampling):
         prompt: the text to continue, read as ordinary text, or its token ids as they are; may be empty.
         source: what the encoder of an encoder-decoder reads, text or token ids; None for every other model.
         stop: strings that end the text before them, also where one spans several tokens.
-        presence_penalty: is taken from the logit of each token that the continuation holds already.
-        frequency_penalty: the same, as often as it holds it.
-        logit_bias: token ids, and what is added to the logit of each.
+        presence_penalty: is taken from the logit of each token that the continuation holds already; -2 to 2.
+        frequency_penalty: the same, as often as it holds it; -2 to 2.
+        logit_bias: token ids, and what is added to the logit of each, -100 to 100.
         logprobs: how many of the most probable tokens are named beside each, with their log-probabilities; 0 gives that
             of the token itself alone, None not even that.
     """
@@ -51,6 +51,12 @@ class Request(Sampling):
         super().__post_init__()
         if isinstance(self.stop, str) or "" in self.stop:
             raise UserError(f"stop={self.stop!r} is no list of strings that hold a character or more; give one")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise UserError(f"{name}={getattr(self, name)} is out of range; give -2 to 2")
+        for token_id, bias in self.logit_bias:
+            if not -100 <= bias <= 100:
+                raise UserError(f"logit_bias={bias} of token {token_id} is out of range; give -100 to 100")
         if self.logprobs is not None and self.logprobs < 0:
             raise UserError(f"logprobs={self.logprobs} is out of range; give 0 or more")
 
@@ -101,6 +107,12 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The start token and the tokens of a text, of any length."""
+    start = start_token_id(tokenizer)
+    return ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]
+
+
 def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int]) -> list[int]:
     """The start token and the tokens of a prompt.
 
@@ -111,8 +123,7 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, promp
     if isinstance(prompt, str):
         if prompt != valid_unicode(prompt):
             raise UserError(f"the prompt {prompt!a} holds half of a character (a lone surrogate); give whole ones")
-        start = start_token_id(tokenizer)
-        prompt = ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]
+        prompt = encode_prompt(tokenizer, prompt)
     if not len(prompt):
         raise UserError("the prompt is empty and the tokenizer has neither bos nor eos to begin with; give a prompt")
     limit = position_limit(model)

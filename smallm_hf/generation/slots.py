@@ -4,17 +4,30 @@ A prompt is read alone, by the shapes of its own; then all slots take each step 
 that make a token have the same order whoever writes beside it, and the same request has the same bits.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import Cache
+from torch import nn
+from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from smallm_hf.generation.engine import Engine, Text
+from smallm_hf.generation.request import Request
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, compiled_step, compiling, one_step
+from smallm_hf.inspection import vocabulary_size
+
+logger = logging.getLogger(__name__)
 
 # Rotary positions whose angles depend on the longest text of a step.
 STRETCHING = {"dynamic", "longrope"}
+# Kernels take so many rows at once, and what is left over by other sums; threads share the rows. Where rows turn out to
+# differ all the same, so many more of them, which nobody writes in, may be alike.
+ROWS = 8
+MORE_ROWS = (0, 8, 16, 24)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -65,15 +78,49 @@ class SlotLayer(CacheLayerMixin):
         return self.size
 
 
+def step_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    position_bias: None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one query (B, H, 1, K) each to keys and values (B, G, S, K), of which no query head gets a copy.
+
+    torch's own kernel for a CPU gives each thread a buffer, at whose place in memory the libraries' products look: a
+    text would depend on the thread that its slot falls to. All else that `sdpa` takes has no effect on one query.
+    """
+    assert position_bias is None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    grouped = query.view(len(query), key.shape[1], -1, query.shape[-1])  # (B, H, 1, K) -> (B, G, H / G, K)
+    weights = grouped @ key.transpose(-1, -2) * scaling + attention_mask
+    mixed = weights.softmax(dim=-1) @ value
+    return mixed.view(len(query), 1, -1, value.shape[-1]), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("smallm_step", step_attention)
+
+
+@contextmanager
+def attending_by_steps(config: PreTrainedConfig) -> Iterator[None]:
+    """The model of a config attends by `step_attention`."""
+    before, config._attn_implementation = config._attn_implementation, "smallm_step"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 def has_slots(engine: Engine) -> bool:
     """Whether `Slots` can step a model: its cache keeps every token, and each at a place of its own."""
     config = engine.model.config.get_text_config(decoder=True)
     keeps_all = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
     stretching = any(getattr(module, "rope_type", None) in STRETCHING for module in engine.model.modules())
-    masked = config._attn_implementation in ("eager", "sdpa")  # those that add a mask
-    return (
-        engine.cached and engine.reads_padding and engine.limit is not None and keeps_all and masked and not stretching
-    )
+    placed = engine.cached and engine.reads_padding and engine.limit is not None and not stretching
+    return placed and keeps_all and config._attn_implementation == "sdpa"
 
 
 class Slots:
@@ -120,7 +167,8 @@ class Slots:
         unseen = self.columns > self.places[:, None]  # (slots, size)
         mask = torch.zeros(unseen.shape, dtype=self.model.dtype, device=unseen.device).masked_fill(unseen, -torch.inf)
         places = {"attention_mask": mask[:, None, None], "position_ids": self.places[:, None]}
-        self._logits = self.one_step(self.model, self.newest, self.cache, **places)
+        with attending_by_steps(self.model.config):
+            self._logits = self.one_step(self.model, self.newest, self.cache, **places)
         self.places.add_(1).clamp_(max=len(self.columns) - 1)  # an empty slot stays in the last place
 
     def logits(self, slot: int) -> torch.Tensor:
@@ -129,6 +177,31 @@ class Slots:
 
     def leave(self, slot: int) -> None:
         """Does nothing: the next text in a slot overwrites this one."""
+
+    def keep_apart(self) -> bool:
+        """Whether a text has the same logits in every slot, to the bit, and but for rounding those of one that is read.
+
+        Measured by a step of texts of different length, which then change places.
+        """
+        count, vocab_size = len(self.places), vocabulary_size(self.model)
+        tokens = torch.randint(vocab_size, (count, 2 + count), generator=torch.Generator().manual_seed(0)).tolist()
+        texts = [row[: min(2 + number, self.engine.limit)] for number, row in enumerate(tokens)]
+        for slot, ids in enumerate(texts):
+            self.read(slot, self.engine.begin(slot, Request(ids[:-1])))
+            self.take(slot, torch.tensor([ids[-1:]]))
+        self.step()
+        first = self._logits.clone()
+        alone = CachedSteps(self.model, [torch.tensor(texts[-1], device=self.model.device)]).logits()[0]
+        tolerance = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
+        alike = bool((first[-1] - alone).abs().max() <= tolerance)
+        for moved in range(1, count):
+            for layer in self.cache.layers:
+                layer.keys.copy_(layer.keys.roll(1, 0)), layer.values.copy_(layer.values.roll(1, 0))
+            self.places.sub_(1).copy_(self.places.roll(1))
+            self.newest.copy_(self.newest.roll(1, 0))
+            self.step()
+            alike = alike and torch.equal(self._logits, first.roll(moved, 0))
+        return alike
 
 
 class SingleSteps:
@@ -161,3 +234,21 @@ class SingleSteps:
     def leave(self, slot: int) -> None:
         """Forgets the text in a slot."""
         self.steps.pop(slot, None)
+
+
+def steps_of(engine: Engine, count: int, *, compile: bool) -> Slots | SingleSteps:
+    """The steps of so many texts, by which the same text has the same bits beside any others.
+
+    Args:
+        engine: of any model.
+        count: slots.
+        compile: as that of `Slots`.
+    """
+    if has_slots(engine):
+        for more in MORE_ROWS:
+            slots = Slots(engine, -(-count // ROWS) * ROWS + more, compile=compile)
+            if slots.keep_apart():
+                return slots
+        kind = type(engine.model).__name__
+        logger.warning(f"a step of several texts of this {kind} changes what each is; they are written one by one")
+    return SingleSteps(engine)

@@ -1,0 +1,323 @@
+"""Continuous batching: a text is the same to the bit whoever else is served, and no error ends the thread."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import closing, contextmanager
+
+import pytest
+import torch
+from writers import ANSWERERS, WRITERS, engine_of, requests_for
+
+from smallm_hf.generation import slots
+from smallm_hf.generation.continuous import Busy, Closed, ContinuousWriter
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.request import Request, Token
+from smallm_hf.generation.slots import SingleSteps, Slots
+
+IN_SLOTS = ("llama", "smallm", "classic", "odd", "gpt2")
+
+
+@pytest.fixture
+def two_threads():
+    """What a text is must not depend on the thread that its slot falls to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class Taken:
+    """Takes a text."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Token] = []
+        self.ended: Future[None] = Future()
+
+    def __call__(self, token: Token | BaseException | None) -> None:
+        """Called by the writer."""
+        if isinstance(token, Token):
+            self.tokens.append(token)
+        elif token is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(token)
+
+    def all(self) -> tuple[Token, ...]:
+        """Waits for the end."""
+        self.ended.result(timeout=60)
+        return tuple(self.tokens)
+
+
+def write(writer: ContinuousWriter, requests: list[Request]) -> list[tuple[Token, ...]]:
+    """The texts of requests that are made at once."""
+    taken = [Taken() for _ in requests]
+    writer.submit(requests, taken)
+    return [one.all() for one in taken]
+
+
+def varied(kind: str) -> list[Request]:
+    """Requests with everything that one can ask for."""
+    reads = {"source" if kind in ANSWERERS else "prompt": "a cab"}
+    most = {"max_new_tokens": 40, "seed": 7, "logprobs": 1}
+    return [
+        *requests_for(kind, logprobs=2),
+        Request(**reads, **most, stop=("b", "cd"), min_new_tokens=40),
+        Request(**reads, **most, presence_penalty=1.5, frequency_penalty=0.5, logit_bias=((3, 2.0), (4, -100.0))),
+        Request(**reads, **most, min_p=0.2, temperature=1.5),
+    ]
+
+
+# --- the same bits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, *ANSWERERS])
+def test_a_text_has_the_same_bits_alone_in_any_slot_beside_any_others_and_after_a_restart(kind, two_threads):
+    engine, requests = engine_of(kind), varied(kind)
+    with closing(ContinuousWriter(engine, slots=3)) as writer:
+        assert isinstance(writer.steps, Slots if kind in IN_SLOTS else SingleSteps)
+        alone = [write(writer, [request])[0] for request in requests]
+        assert write(writer, requests[::-1] * 2) == alone[::-1] * 2
+    with closing(ContinuousWriter(engine_of(kind), slots=3)) as writer:
+        order = [3, 0, 6, 0, 0, 5, 1, 4, 2]
+        assert write(writer, [requests[number] for number in order]) == [alone[number] for number in order]
+    assert max(map(len, alone)) > 30 and len({text[0].log_probability for text in alone}) > 1
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, *ANSWERERS])
+def test_it_writes_what_the_engine_writes(kind):
+    engine, requests = engine_of(kind), varied(kind)
+    if kind in IN_SLOTS:
+        engine.model.double()  # so that rounding decides nothing
+    with closing(ContinuousWriter(engine)) as writer:
+        assert write(writer, requests) == [engine.write([request])[0].tokens for request in requests]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "odd", "gpt2"])
+def test_a_compiled_step_has_the_same_bits_in_any_slot(kind, two_threads):
+    engine, requests = engine_of(kind), varied(kind)
+    with closing(ContinuousWriter(engine, slots=3, compile=True)) as writer:
+        assert isinstance(writer.steps, Slots)
+        alone = [write(writer, [request])[0] for request in requests]
+        assert write(writer, requests[::-1] * 2) == alone[::-1] * 2
+    plain = [engine.write([request])[0] for request in requests]
+    assert sum(one == two.tokens for one, two in zip(alone, plain, strict=True)) < len(plain)  # of other sums
+    assert [[token.id for token in text] for text in alone] == [[token.id for token in text.tokens] for text in plain]
+
+
+def test_nothing_is_left_in_a_slot_of_what_was_there_before():
+    with closing(ContinuousWriter(engine_of("llama"))) as writer:
+        request = requests_for("llama", logprobs=1)[1]
+        before = write(writer, [request])
+        for layer in writer.steps.cache.layers:
+            layer.keys.fill_(torch.nan), layer.values.fill_(torch.nan)
+        assert write(writer, [request]) == before
+
+
+@contextmanager
+def stepping_by(step) -> Iterator[pytest.MonkeyPatch]:
+    """All slots take another step than `one_step`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "one_step", step)
+        yield patch
+
+
+def by_row(model, input_ids, cache, **places):
+    """Logits that depend on the row, a little."""
+    logits = one_step(model, input_ids, cache, **places)
+    return logits * (1 + 1e-6 * torch.arange(len(logits))[:, None])
+
+
+def without_places(model, input_ids, cache, **places):
+    """The same for all rows, and wrong."""
+    return one_step(model, input_ids, cache, **places | {"position_ids": torch.zeros_like(places["position_ids"])})
+
+
+one_step = slots.one_step
+
+
+@pytest.mark.parametrize("step", [by_row, without_places])
+def test_a_model_that_steps_make_something_else_of_is_written_text_by_text(step, caplog):
+    engine, requests = engine_of("llama"), requests_for("llama")
+    with stepping_by(step), closing(ContinuousWriter(engine)) as writer:
+        assert isinstance(writer.steps, SingleSteps)
+        assert write(writer, requests) == [engine.write([request])[0].tokens for request in requests]
+    (record,) = caplog.records
+    assert "LlamaForCausalLM" in record.message and "are written one by one" in record.message
+
+
+def test_more_rows_are_taken_where_fewer_are_not_alike(caplog):
+    def last_of_eight_differs(model, input_ids, cache, **places):
+        logits = one_step(model, input_ids, cache, **places)
+        return by_row(model, input_ids, cache, **places) if len(logits) == 8 else logits
+
+    with stepping_by(last_of_eight_differs), closing(ContinuousWriter(engine_of("llama"), slots=3)) as writer:
+        assert len(writer.steps.places) == 16 and caplog.records == []
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(writer: ContinuousWriter) -> Iterator[None]:
+    """The writer writes nothing inside the block."""
+    begun, goes_on = threading.Event(), threading.Event()
+    writer.run(lambda: (begun.set(), goes_on.wait(60)))
+    begun.wait(60)
+    try:
+        yield
+    finally:
+        goes_on.set()
+
+
+ASKED = Request("abba", max_new_tokens=5, min_new_tokens=5)
+LONG = Request("abba", max_new_tokens=10**6, min_new_tokens=10**6)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return engine_of("llama")
+
+
+def test_as_many_texts_are_taken_as_there_is_room_for_and_all_of_a_request_or_none(engine):
+    with closing(ContinuousWriter(engine, slots=1, waiting=1)) as writer:
+        taken = [Taken() for _ in range(3)]
+        with held(writer):
+            with pytest.raises(Busy, match="3 texts were asked for and there is room for 2; ask again later"):
+                writer.submit([ASKED] * 3, taken)
+            with pytest.raises(ValueError, match="logit_bias|vocabulary"):
+                writer.submit([ASKED, Request([99])], taken[:2])
+            assert not writer.waiting
+            writer.submit([ASKED] * 2, taken[:2])
+            with pytest.raises(Busy, match="1 texts were asked for and there is room for 0"):
+                writer.submit([ASKED], taken[2:])
+        assert taken[0].all() == taken[1].all() and not taken[2].tokens
+
+
+def test_a_text_that_is_cancelled_while_it_waits_frees_its_place_at_once(engine):
+    with closing(ContinuousWriter(engine, slots=1, waiting=1)) as writer:
+        taken = [Taken() for _ in range(3)]
+        with held(writer):
+            first, second = writer.submit([ASKED] * 2, taken[:2])
+            second.cancel()
+            writer.submit([ASKED], taken[2:])
+        assert len(taken[0].all()) == len(taken[2].all()) == 5
+        assert taken[1].all() == ()
+        assert first.prompt_tokens == 5
+
+
+def test_a_text_that_is_cancelled_while_it_is_written_leaves_its_slot_to_the_next(engine):
+    with closing(ContinuousWriter(engine, slots=1)) as writer:
+        taken, next_one = Taken(), Taken()
+        three = threading.Event()
+
+        def deliver(token):
+            taken(token)
+            if len(taken.tokens) == 3:
+                three.set()
+
+        (job,) = writer.submit([LONG], [deliver])
+        writer.submit([ASKED], [next_one])
+        assert three.wait(60)
+        job.cancel()
+        assert len(next_one.all()) == 5 and len(taken.all()) >= 3
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_one_text_ends_that_one(engine):
+    with closing(ContinuousWriter(engine)) as writer:
+        (alone,) = write(writer, [ASKED])
+
+        def gone(token):
+            raise asyncio.CancelledError  # no Exception, and what a client that left raises
+
+        other = Taken()
+        writer.submit([ASKED, ASKED], [gone, other])
+        assert other.all() == alone
+        assert write(writer, [ASKED]) == [alone]
+
+
+@pytest.mark.parametrize("kind", ["llama", "recurrent"])
+def test_an_error_of_a_step_ends_those_that_share_it_and_the_next_are_written(kind):
+    engine = engine_of(kind)
+    with closing(ContinuousWriter(engine)) as writer, pytest.MonkeyPatch.context() as patch:
+        (alone,) = write(writer, [ASKED])
+        taken = [Taken(), Taken()]
+        go_on, steps = writer.steps.logits if kind == "recurrent" else writer.steps.step, []
+
+        def fail_once(*slot):
+            steps.append(slot)
+            if len(steps) == 3:
+                raise MemoryError("no room")
+            return go_on(*slot)
+
+        patch.setattr(writer.steps, "logits" if kind == "recurrent" else "step", fail_once)
+        writer.submit([ASKED] * 2, taken)
+        errors = [one.ended.exception(timeout=60) for one in taken]
+        assert [str(error) for error in errors if error] == ["no room"] * (1 if kind == "recurrent" else 2)
+        assert {len(one.tokens) for one in taken} == ({2, 5} if kind == "recurrent" else {3})
+        assert write(writer, [ASKED]) == [alone]
+
+
+def test_closing_ends_all_texts_and_what_comes_after_is_refused(engine):
+    writer = ContinuousWriter(engine, slots=1)
+    written, waits = Taken(), Taken()
+    writer.submit([LONG, ASKED], [written, waits])
+    writer.run(lambda: None).result(timeout=60)
+    errands = []
+    writer.run(lambda: errands.extend([writer.run(dict), threading.Thread(target=writer.close).start()]))
+    for one in (written, waits):
+        with pytest.raises(Closed, match="the writer is closed"):
+            one.all()
+    writer.close()
+    with pytest.raises(CancelledError):
+        errands[0].result(timeout=60)
+    for ask in (lambda: writer.submit([ASKED], [Taken()]), lambda: writer.run(dict)):
+        with pytest.raises(Closed, match="the writer is closed and writes nothing any more"):
+            ask()
+
+
+# --- everything else that needs the model ----------------------------------------------------------------------------
+
+
+def test_an_errand_runs_in_the_thread_of_the_model_between_two_tokens(engine):
+    with closing(ContinuousWriter(engine)) as writer:
+        taken, errands = Taken(), []
+
+        def deliver(token):
+            taken(token)
+            if len(taken.tokens) == 3 and not errands:
+                errands.extend(writer.run(lambda: (len(taken.tokens), threading.current_thread())) for _ in range(2))
+
+        writer.submit([ASKED], [deliver])
+        found = [errand.result(timeout=60) for errand in errands] if taken.all() else []
+        assert [tokens for tokens, _ in found] == [3, 4] and {thread.name for _, thread in found} == {"writer"}
+        with pytest.raises(ZeroDivisionError):
+            writer.run(lambda: 1 / 0).result(timeout=60)
+        assert writer.run(torch.is_grad_enabled).result(timeout=60) is False
+
+
+def test_as_many_errands_wait_as_texts_may(engine):
+    with closing(ContinuousWriter(engine, waiting=1)) as writer, held(writer):
+        writer.run(dict)
+        with pytest.raises(Busy, match="1 wait for the model and 1 may; ask again later"):
+            writer.run(dict)
+
+
+def test_no_more_prompts_are_read_between_two_steps_than_texts_in_the_slots_can_wait_for(engine, monkeypatch):
+    monkeypatch.setattr("smallm_hf.generation.continuous.PROMPT_TOKENS", 8)
+    with closing(ContinuousWriter(engine)) as writer:
+        begun = [Taken() for _ in range(5)]
+        seen = []
+
+        def deliver(number):
+            return lambda token: (seen.append(number), begun[number](token))
+
+        with held(writer):
+            writer.submit([ASKED] * 5, [deliver(number) for number in range(5)])  # of 5 tokens each
+        assert all(one.all() for one in begun)
+        assert seen[:8] == [0, 1, 0, 1, 2, 3, 0, 1]
