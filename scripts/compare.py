@@ -10,7 +10,7 @@ from smallm_hf.base.folders import require_writable
 from smallm_hf.base.settings import Loading
 from smallm_hf.comparison.configuration import SideBySide, read_benchmark, read_prompts
 
-DESCRIPTION = "Gives the same prompts and the same text to several models; masked models only fill in a word."
+DESCRIPTION = "Gives several models the same prompts and text; encoder-decoders answer, masked models fill in a word."
 
 
 def main() -> None:

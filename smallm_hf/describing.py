@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from smallm_hf.base.arithmetic import slow_dtype
 from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.token_files import TokenFiles
-from smallm_hf.training.configuration import TrainingConfig
+from smallm_hf.training.configuration import OF_UPDATES, TrainingConfig
 from smallm_hf.training.devices import accelerator_type, held_bytes
 from smallm_hf.training.kneser_ney import COUNTING_BYTES
 from smallm_hf.training.plan import RunPlan
@@ -64,6 +65,10 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
 def _describe_counting(plan: RunPlan, config: RunConfig) -> str:
     """The plan of a run that counts: what it costs depends on the text, of which a plan knows nothing."""
     order, validating = model_config(config.model).order, (held_bytes() + plan.memory_bytes) / 2**30
+    stated, default = config.training, TrainingConfig()
+    ignored = [
+        f"training.{key}={value}" for key in OF_UPDATES if (value := getattr(stated, key)) != getattr(default, key)
+    ]
     return "\n".join(
         [
             f"n-grams           of 1 to {order} tokens, counted in one pass over the training text, without updates;",
@@ -71,6 +76,7 @@ def _describe_counting(plan: RunPlan, config: RunConfig) -> str:
             f"memory            about {validating:.2f} GiB per process to validate (estimated), and at most",
             f"                  {COUNTING_BYTES} bytes for each different n-gram of {order} tokens",
             "time              unknown before the text is read",
+            *([f"ignored           {', '.join(ignored)}: there are no updates"] if ignored else []),
         ]
     )
 
@@ -102,13 +108,19 @@ def describe_end(step: int, training: TrainingConfig, has_results: bool) -> str:
     return f"all steps are done {end}; only the last validation, samples and saving are left"
 
 
-def describe_results(results: dict[str, Any], run: Path) -> str:
-    """How a run ended, and what to do with it next."""
+def describe_results(results: dict[str, Any], run: Path, columns: Sequence[str] = ()) -> str:
+    """How a run ended, and what to do with it next.
+
+    Args:
+        results: what `results.json` holds.
+        run: its folder.
+        columns: of source and target of the pairs that it trained on; none where it trained on a text.
+    """
     early = ", stopped early without a lower validation loss" if results["stopped_early"] else ""
     last, best, ngrams = results["last"], results["best"], results.get("ngrams", [])
     how, sizes = "counted" if ngrams else "trained", ", ".join(f"{number:,}" for number in ngrams)
     windows = sum(source["windows"] for source in results["sources"])
-    unknown = last.get("validation_unknown_rate")
+    unknown, prompts = last.get("validation_unknown_rate"), results["config"]["training"]["sample_prompts"]
     drawn = [f"{source['source']} {source['windows'] / windows:.1%}" for source in results["sources"] if windows]
     return "\n".join(
         [
@@ -123,26 +135,24 @@ def describe_results(results: dict[str, Any], run: Path) -> str:
             *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",
             "next:",
-            *(f"  python {words}" for words in _next_commands(f"{run}/best", results["config"])),
+            *(f"  python {words}" for words in _next_commands(f"{run}/best", columns, prompts[0])),
         ]
     )
 
 
-def _next_commands(model: str, config: dict[str, Any]) -> list[str]:
+def _next_commands(model: str, columns: Sequence[str], prompt: str) -> list[str]:
     """What to do with a trained model, as words behind `python`."""
     score = f"scripts/score.py --model {shlex.quote(model)} --data"
-    columns = [config["data"][f"{side}_column"] for side in ("source", "target")]
-    if all(columns):
+    if columns:
         source, target = map(shlex.quote, columns)
         return [f"{score} YOUR_PAIRS --source_column {source} --text_column {target} --generate 100 --beams 5"]
-    prompt = shlex.quote(config["training"]["sample_prompts"][0])
     model_in_python = json.dumps(model, ensure_ascii=False)  # which leaves single quotes to the shell
     in_python = (
         "from transformers import pipeline; "
         f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
     )
     return [
-        f"scripts/generate.py --model {shlex.quote(model)} --prompt {prompt}",
+        f"scripts/generate.py --model {shlex.quote(model)} --prompt {shlex.quote(prompt)}",
         f"{score} YOUR_TEXT.txt",
         f"-c {shlex.quote(in_python)}",
     ]

@@ -146,9 +146,25 @@ def load_weights(
 
 
 def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedModel:
-    """A model of this config with initial weights, float32; on `meta` it takes no memory."""
-    with torch.device(device):
-        return AUTO_CLASSES[family_of(config).kind].from_config(config, dtype=torch.float32)
+    """A model of this config with initial weights, float32; on `meta` it takes no memory.
+
+    Raises:
+        UserError: its class, which may be any of transformers, knows no such activation, or cannot be of such sizes.
+    """
+    try:
+        with torch.device(device):
+            return AUTO_CLASSES[family_of(config).kind].from_config(config, dtype=torch.float32)
+    except KeyError as error:
+        fields = config.to_dict().items()
+        stated = next((f"{name}={value}" for name, value in fields if str(value).endswith(str(error.args[0]))), error)
+        raise UserError(
+            f"model.{stated} is not a name that model.model_type={config.model_type} knows; set it to another, such as "
+            "relu or gelu for an activation"
+        ) from error
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no model of model.model_type={config.model_type} can have these sizes ({one_line(error)}); change them"
+        ) from error
 
 
 def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:

@@ -221,7 +221,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     results = {"name": run.name, **trained, **measured, **_describe_run(parts, trained["tokens"], origin)}
     if accelerator.is_main_process:
         _leave_results(run, results)
-        say(describe_results(results, run))
+        say(describe_results(results, run, config.data.mixture[0].columns))
     return results
 
 

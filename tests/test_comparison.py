@@ -27,7 +27,6 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
-    T5Config,
 )
 
 from smallm_hf.base.errors import UserError
@@ -114,9 +113,6 @@ def folders(tmp_path_factory) -> dict[str, str]:
     made["bert"] = save(root / "bert", BertForMaskedLM(BertConfig(**sizes)), piece_tokenizer())
     made["encoder"] = save(root / "encoder", BertLMHeadModel(BertConfig(**sizes)), piece_tokenizer())
     made["misfit"] = save(root / "misfit", gpt2(vocab_size=3), tokenizer)
-    made["seq2seq"] = root / "seq2seq"
-    for part in (T5Config(vocab_size=11), piece_tokenizer()):
-        part.save_pretrained(made["seq2seq"])
     no_mask = word_tokenizer(["</s>", "<unk>", "the"])
     made["no_mask"] = save(root / "no_mask", BertForMaskedLM(BertConfig(**sizes)), no_mask)
     return {name: str(folder) for name, folder in made.items()}
@@ -529,7 +525,6 @@ def test_numbers_are_written_with_their_units():
             {"top_k": 3},
             r"token id 4 is outside the model's vocabulary of 3; take the tokenizer of",
         ),
-        ("seq2seq", "the", {}, r"seq2seq is seq2seq and goes on with no prompt; compare causal and masked models"),
         ("encoder", "the cat", {}, r"BertLMHeadModel is not causal: a later token changes its earlier predictions"),
         ("bert", "the cat " * 9, {}, r"the prompt takes 21 tokens with its mask and the model reads 16; shorten it"),
         ("bert", "the", {"top_k": 12}, r"top_k=12 exceeds the vocabulary of 11 tokens"),

@@ -6,6 +6,7 @@ import yaml
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import RunConfig, model_config, parse_command_line
+from smallm_hf.pretrained import fresh_model
 
 SMALL = {
     "data": {"source": "text.txt"},
@@ -236,6 +237,30 @@ def test_every_model_field_is_checked_for_other_families_too():
     assert model_config({"model_type": "gpt2", "n_embd": 64, "n_head": 2}).hidden_size == 64
     with pytest.raises(UserError, match="did you mean model.n_embd"):
         model_config({"model_type": "gpt2", "n_embed": 64})
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"model_type": "gpt2", "activation_function": "foo"},
+            "model.activation_function=foo is not a name that model",
+        ),
+        (
+            {"model_type": "t5", "feed_forward_proj": "gated-foo"},
+            "model.feed_forward_proj=gated-foo is not a name",
+        ),
+        (
+            {"model_type": "marian", "d_model": 10, "encoder_attention_heads": 3},
+            r"no model of model.model_type=marian can have these sizes \(embed_dim must be divisible by num_heads",
+        ),
+        ({"model_type": "gpt2", "n_head": 0}, r"no model of model.model_type=gpt2 can have these sizes \(integer div"),
+        ({"model_type": "gpt2", "n_embd": -4}, r"gpt2 can have these sizes \(Trying to create tensor with negative"),
+    ],
+)
+def test_what_a_family_of_transformers_cannot_be_is_one_line(fields, line):
+    with pytest.raises(UserError, match=line):
+        fresh_model(model_config(fields), "meta")
 
 
 def test_token_ids_of_the_tokenizer_fill_what_the_config_leaves_open():

@@ -33,7 +33,7 @@ hub
 config
 describing  material  resuming
 runs
-api  benchmarks  experiments
+api  benchmarks  experiments  serving
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 

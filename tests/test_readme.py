@@ -1,5 +1,6 @@
 """Every command of the README runs; what would take minutes is given less to do."""
 
+import contextlib
 import os
 import random
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from smallm_hf.benchmarks.servers import started
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -24,6 +27,7 @@ SMALLER = {
     "--resume": "--training.max_steps 3",
     "--training.cooldown_from": "--training.max_steps 3",
     "scripts/generate.py": "--max_new_tokens 5",
+    "scripts/serve.py": "--compile false",
     "benchmark.py train": "--seconds 0.5 --turn 0.2 --against gpt2 --without muon --model.num_hidden_layers 1",
     "benchmark.py generate": "--quick",
     "benchmark.py data": "--quick",
@@ -73,16 +77,33 @@ def smaller(command: str) -> str:
     return command.replace("/step-2000", "/step-2")
 
 
+@pytest.fixture
+def servers():
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.timeout(1200)  # some thirty processes, each of which imports for seconds on an old CPU
-def test_every_command_runs(checkout):
+def test_every_command_runs(checkout, servers, monkeypatch):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    monkeypatch.chdir(checkout)
     done = []
     for command in commands():
+        if "scripts/serve.py" in command:  # until all commands have run
+            words = shlex.split(smaller(command).replace("python", sys.executable, 1))
+            server = servers.enter_context(started(command, words, "/ready"))
+            done.append(command)
+            continue
+        if command.startswith("curl"):
+            command = command.replace("http://127.0.0.1:8000", server.address)
         result = subprocess.run(
             smaller(command), shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=400
         )
         assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        assert "choices" in result.stdout or not command.startswith("curl"), result.stdout
         done.append(command)
+    servers.close()
+    assert server.process.returncode == 0
     scripts = {word for command in done for word in shlex.split(command) if word.startswith("scripts/")}
     assert scripts == {f"scripts/{path.name}" for path in (REPOSITORY / "scripts").glob("*.py")}
     for block in blocks("python"):

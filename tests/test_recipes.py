@@ -164,6 +164,9 @@ def place(tmp_path_factory, gpt2_folder) -> Path:
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(texts))
     for column in ("de", "en"):
         (folder / f"pairs.{column}").write_text("".join(f"{' '.join(draw.choices(words, k=3))}\n" for _ in range(3000)))
+    asked = [{"question": draw.choice(words), "answers": [{"text": draw.choice(words)}]} for _ in range(3000)]
+    paragraphs = [{"context": " ".join(draw.choices(words, k=2)), "qas": [question]} for question in asked]
+    (folder / "squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     tokenizer = GPT2Tokenizer.from_pretrained(gpt2_folder)
     tokenizer.save_pretrained(folder / "pretrained")
     fresh_model(GPT2Config(n_layer=1, n_embd=16, n_head=2)).save_pretrained(folder / "pretrained")
@@ -192,7 +195,7 @@ def run(place):
 # the rest run with the slow tests, their dry run always.
 SLOW = {name for name in FILES if "124m" in name}
 SLOW |= {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern", "word_lstm", "translate_de_en"}
-SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward"}
+SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward", "answer_questions"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FILES]
 
 
@@ -200,7 +203,8 @@ ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for na
 def test_it_trains_and_leaves_a_model_that_loads(name, run, gpt2_folder):
     words, auto_class = ["--data.source", "text.txt"], AutoModelForCausalLM
     if "target_column" in CONTENTS[FILES[name]].get("data", {}):
-        words, auto_class = ["--data.source", "pairs", "--data.validation_source", "null"], AutoModelForSeq2SeqLM
+        source = "squad.json" if name == "answer_questions" else "pairs"
+        words, auto_class = ["--data.source", source, "--data.validation_source", "null"], AutoModelForSeq2SeqLM
     if name == "finetune":
         words += ["--model.init_from", "pretrained"]
     elif recipe(name).tokenizer.source == "gpt2":

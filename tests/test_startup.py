@@ -33,11 +33,12 @@ SCRIPTS = (
     "benchmark",
     "sweep",
     "ladder",
+    "serve",
 )
 HELP = [
     *([script, "--help"] for script in SCRIPTS),
     *(["plot", kind, "--help"] for kind in ("runs", "attention", "embeddings", "tokens")),
-    *(["benchmark", what, "--help"] for what in ("train", "data", "size", "generate")),
+    *(["benchmark", what, "--help"] for what in ("train", "data", "size", "generate", "serve", "soak")),
 ]
 QUICK = ["--config", "configs/quickstart.yaml"]
 # A line, and what its error says.
@@ -65,6 +66,10 @@ WRONG = [
     (["generate", "--modle", "x"], "unrecognized arguments: --modle x"),
     (["generate", "--model", "x", "--top_p", "2"], "top_p=2.0 is out of range"),
     (["generate", "--model", "runs/nowhere/best"], "runs/nowhere/best is not a folder"),
+    (["serve", "--model", "runs/nowhere/best"], "runs/nowhere/best is not a folder"),
+    (["serve", "--model", "x", "--port", "70000"], "port=70000 is out of range"),
+    (["serve", "--model", "x", "--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines, and no API"),
+    (["serve", "--model", "x", "--api_keys_file", "nowhere"], "--api_keys_file nowhere cannot be read"),
     (["plot", "tokens", "--model", "x"], "neither --text nor --data is given"),
     (["plot", "attention", "--model", "runs/nowhere/best", "--text", "a"], "runs/nowhere/best is not a folder"),
     (["publish", "--run", "runs/nowhere", "--repo", "a/b"], "runs/nowhere is not a run folder"),

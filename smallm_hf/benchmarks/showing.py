@@ -12,7 +12,9 @@ from smallm_hf.base.folders import require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
 from smallm_hf.benchmarks.data import compare_preparing, print_preparing
 from smallm_hf.benchmarks.generate import compare_decoding, print_decoding
+from smallm_hf.benchmarks.serve import compare_servers, print_servers
 from smallm_hf.benchmarks.size import measure_size, print_size
+from smallm_hf.benchmarks.soak import print_soak, soak_model
 from smallm_hf.benchmarks.training import compare_training, print_training
 from smallm_hf.config import CommandOptions, RunConfig
 from smallm_hf.pretrained import load_causal_lm
@@ -52,12 +54,26 @@ def _show_generate(*, model: str, quick: bool, **given: Any) -> dict[str, Any]:
     return results
 
 
+def _show_serve(*, model: str, clients: list[int], quick: bool, **given: Any) -> dict[str, Any]:
+    results = compare_servers(model, clients=clients, quick=quick)
+    print_servers(results, Console())
+    return results
+
+
+def _show_soak(*, model: str, clients: list[int], requests: int, **given: Any) -> dict[str, Any]:
+    results = soak_model(model, requests=requests, clients=max(clients))
+    print_soak(results, Console())
+    return results
+
+
 # Each measures and prints one thing, with the options of the command line.
 SHOWN: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _show_train,
     "data": _show_data,
     "size": _show_size,
     "generate": _show_generate,
+    "serve": _show_serve,
+    "soak": _show_soak,
 }
 
 

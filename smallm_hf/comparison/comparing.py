@@ -8,7 +8,7 @@ from typing import Any
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.comparison.configuration import SideBySide
-from smallm_hf.comparison.measuring import CannotLoad, is_masked, measure_model
+from smallm_hf.comparison.measuring import CannotLoad, kind_to_compare, measure_model
 from smallm_hf.evaluation.page import labels
 from smallm_hf.evaluation.speed import in_own_process
 from smallm_hf.evaluation.texts import require_texts
@@ -29,8 +29,8 @@ def compare_models(
 
     Args:
         models: folders or Hub ids; one that is named twice counts once.
-        prompts: to continue.
-        data: text to score, a file, folder, glob or Hub data set; None scores nothing.
+        prompts: to continue; of encoder-decoders the sources to answer.
+        data: text, or pairs, to score, a file, folder, glob or Hub data set; None scores nothing.
         questions: what is asked.
         loading: arguments of `load_causal_lm` beside the model, such as `device`.
         skip_missing: whether a model that cannot be loaded is left out and named, instead of ending it all.
@@ -41,21 +41,21 @@ def compare_models(
         which names them; what was asked; versions, commit, command and hardware.
 
     Raises:
-        UserError: no model, no prompt, or what `measure_model` refuses.
+        UserError: no model, no prompt, encoder-decoders beside others, or what `measure_model` refuses.
     """
     questions, loading = questions or SideBySide(), dict(loading or {})
-    models, wanted, skipped = list(dict.fromkeys(models)), [], {}
+    models, wanted, skipped = list(dict.fromkeys(models)), {}, {}
     if not models:
         raise UserError("no model was given; name folders such as runs/quickstart/best, or Hub ids")
     if not prompts:
         raise UserError("no prompt was given; give one or more")
     if data is not None:
-        require_texts(data)
+        require_texts(data, questions.columns)
     missing = skipped if skip_missing else None
     for model in models:
         with _noting(missing, model):
-            is_masked(model)
-            wanted.append(model)
+            wanted[model] = kind_to_compare(model)
+    _require_one_way_of_asking(wanted)
     rows = []
     for model in wanted:
         tell(f"measuring {model}")
@@ -74,6 +74,17 @@ def compare_models(
         "hardware": hardware(),
         **environment(),
     }
+
+
+def _require_one_way_of_asking(kinds: Mapping[str, str]) -> None:
+    """Refuses models that answer beside models that go on with a prompt: the texts of both mean different things."""
+    answering = [model for model, kind in kinds.items() if kind == "seq2seq"]
+    others = [model for model in kinds if model not in answering]
+    if answering and others:
+        raise UserError(
+            f"{answering[0]} is an encoder-decoder and answers prompts, {others[0]} goes on with them; compare them "
+            "separately"
+        )
 
 
 @contextmanager

@@ -39,7 +39,8 @@ class SideBySide(Rules):
         seed: what the seed of each prompt's first draw is made of, beside the prompt.
         speed_tokens: tokens written each time that speed is measured.
         repetitions: times that it is measured, after one that does not count.
-        text_column: column of the data that holds the text, in all but text files.
+        text_column: column of the data that holds the text, in all but text files; of pairs the target.
+        source_column: column that encoder-decoders read; the data then are pairs, of which the targets are scored.
         max_documents: score only this many of the data, from the beginning.
     """
 
@@ -51,6 +52,7 @@ class SideBySide(Rules):
     speed_tokens: int = 64
     repetitions: int = 5
     text_column: str = "text"
+    source_column: str | None = None
     max_documents: int | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +62,11 @@ class SideBySide(Rules):
             raise UserError(
                 f"temperature={self.temperature} draws nothing; give more than 0, the greedy text is always there"
             )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of source and target, where pairs are scored."""
+        return (self.source_column, self.text_column) if self.source_column else ()
 
 
 def read_prompts(path: Path | None) -> list[str]:

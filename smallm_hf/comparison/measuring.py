@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,11 @@ from smallm_hf.comparison.words import (
 )
 from smallm_hf.evaluation.scoring import score_documents
 from smallm_hf.evaluation.speed import median_and_range, peak_memory
-from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.evaluation.texts import Example, require_texts
 from smallm_hf.evaluation.variety import variety
+from smallm_hf.families import Kind
 from smallm_hf.generation.engine import Engine
-from smallm_hf.generation.request import Request, prompt_ids, seed_of
+from smallm_hf.generation.request import Request, prompt_ids, seed_of, source_ids
 from smallm_hf.inspection import ngram_count, position_limit, refuse_lookahead, require_known, vocabulary_size
 from smallm_hf.pretrained import find_kind, load_scorable
 
@@ -37,19 +38,16 @@ class CannotLoad(UserError):
     """A model is missing, out of reach or damaged."""
 
 
-def is_masked(model: str) -> bool:
-    """Whether a model fills in masks, as ALBERT and BERT do, and so cannot go on with a text from left to right.
+def kind_to_compare(model: str) -> Kind:
+    """How a model can be asked: a causal one goes on with a prompt, a masked one fills in, a seq2seq one answers.
 
     Raises:
-        CannotLoad: it cannot be found, or is of another family.
+        CannotLoad: it cannot be found.
     """
     try:
-        kind = find_kind(model)
+        return find_kind(model)
     except UserError as error:
         raise CannotLoad(str(error)) from error
-    if kind == "seq2seq":
-        raise CannotLoad(f"{model} is seq2seq and goes on with no prompt; compare causal and masked models")
-    return kind == "masked"
 
 
 def measure_model(
@@ -59,8 +57,8 @@ def measure_model(
 
     Args:
         model: a folder or a Hub id.
-        prompts: to continue.
-        data: the text to score, as `read_texts` takes it; None scores nothing.
+        prompts: to continue, or to answer.
+        data: the text, or the pairs, to score, as `require_texts` takes it; None scores nothing.
         questions: what is asked.
         loading: arguments of `load_causal_lm` beside the model.
 
@@ -68,8 +66,8 @@ def measure_model(
         CannotLoad: it cannot be loaded.
         UserError: a question that it cannot answer; the message begins with the model's name.
     """
-    masked = is_masked(model)
-    measure = _measure_masked if masked else _measure_causal
+    kind = kind_to_compare(model)
+    measure = {"causal": _measure_causal, "masked": _measure_masked, "seq2seq": _measure_seq2seq}[kind]
     with peak_memory() as peak_memory_bytes:
         began = time.perf_counter()
         try:
@@ -84,16 +82,14 @@ def measure_model(
                 raise UserError(f"top_k={questions.top_k} exceeds {most}")
             measured = measure(*loaded, prompts, questions, peak_memory_bytes)
             scores = None
-            if data is not None and not masked:  # a pseudo-likelihood would stand beside probabilities of the text
-                texts = read_scored_texts(data, text_column=questions.text_column)
-                texts = itertools.islice(texts, questions.max_documents)
-                scores = score_documents(*loaded, texts, show_progress=True, **questions.rules)
+            if data is not None and kind != "masked":  # a pseudo-likelihood would stand beside probabilities
+                scores = _score(*loaded, data, questions)
         except UserError as error:
             raise UserError(f"{model}: {error}") from error
     network, tokenizer = loaded
     return {
         "model": model,
-        "kind": "masked" if masked else "causal",
+        "kind": kind,
         "class": type(network).__name__,
         "parameters": network.num_parameters(),
         "ngrams": ngram_count(network),
@@ -122,12 +118,8 @@ def _measure_causal(
         answer |= _certainty(predict([()])[0])  # refuses NaN before anything is drawn
     engine = Engine(model, tokenizer)
     for answer in answers:
-        answer["seed"] = seed_of(asked.seed, answer["prompt"])
-        greedy = Request(answer["prompt"], max_new_tokens=asked.max_new_tokens, temperature=0)
-        seeds = range(answer["seed"], answer["seed"] + asked.num_samples)
-        drawn = [replace(greedy, temperature=asked.temperature, seed=seed) for seed in seeds]
-        answer["greedy"], *answer["samples"] = (engine.write([request])[0].text for request in (greedy, *drawn))
-    speed = _writing_speed(engine, prompts[0], asked)
+        answer |= _write(engine, asked, prompt=answer["prompt"])
+    speed = _writing_speed(engine, asked, prompt=prompts[0])
     memory = peak()  # of loading and writing; what follows is our way of looking, not its need
     vocabulary = read_vocabulary(tokenizer, vocab_size)
     for answer, (predict, longest) in zip(answers, predictors, strict=True):
@@ -136,10 +128,21 @@ def _measure_causal(
     return {
         **speed,
         "peak_memory_bytes": memory,
-        "variety": variety([text for answer in answers for text in answer["samples"]]),
-        "greedy_variety": variety([answer["greedy"] for answer in answers]),
+        **_varieties(answers),
         "prompts": answers,
     }
+
+
+def _measure_seq2seq(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], asked: SideBySide, peak: Peak
+) -> dict[str, Any]:
+    """What it answers to each prompt, which its encoder reads, and how fast."""
+    refuse_lookahead(model)
+    require_known(max(id for prompt in prompts for id in source_ids(model, tokenizer, prompt)), vocabulary_size(model))
+    engine = Engine(model, tokenizer)
+    answers = [{"prompt": prompt, **_write(engine, asked, source=prompt)} for prompt in prompts]
+    speed = _writing_speed(engine, asked, source=prompts[0])
+    return {**speed, "peak_memory_bytes": peak(), **_varieties(answers), "prompts": answers}
 
 
 def _measure_masked(
@@ -185,15 +188,50 @@ def _top(words: NextWords, top_k: int) -> dict[str, Any]:
     }
 
 
-def _writing_speed(engine: Engine, prompt: str, questions: SideBySide) -> dict[str, Any]:
-    """Times the writing of `speed_tokens` tokens behind a prompt, one text at a time, reading the prompt included.
+def _score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: str, questions: SideBySide
+) -> dict[str, Any]:
+    """The figures of the text, or of the targets of the pairs."""
+    texts = require_texts(data, questions.columns)
+    if model.config.is_encoder_decoder and not texts.is_pairs:
+        raise UserError(f"it reads a source for each text, and --data {data} has none; name --source_column")
+
+    def read() -> Iterator[Example]:
+        return itertools.islice(texts.read_examples(text_column=questions.text_column), questions.max_documents)
+
+    targets, sources = (example.text for example in read()), (example.source for example in read())
+    rules = {"sources": sources if texts.is_pairs else None, **questions.rules}
+    return score_documents(model, tokenizer, targets, show_progress=True, **rules)
+
+
+def _write(engine: Engine, asked: SideBySide, **begun: str) -> dict[str, Any]:
+    """The greedy text and the drawn ones that go on with a `prompt`, or answer a `source`; the seed of the first."""
+    seed = seed_of(asked.seed, *begun.values())
+    greedy = Request(**begun, max_new_tokens=asked.max_new_tokens, temperature=0)
+    seeds = range(seed, seed + asked.num_samples)
+    drawn = [replace(greedy, temperature=asked.temperature, seed=number) for number in seeds]
+    texts = [engine.write([request])[0].text for request in (greedy, *drawn)]
+    return {"seed": seed, "greedy": texts[0], "samples": texts[1:]}
+
+
+def _varieties(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "variety": variety([text for answer in answers for text in answer["samples"]]),
+        "greedy_variety": variety([answer["greedy"] for answer in answers]),
+    }
+
+
+def _writing_speed(engine: Engine, questions: SideBySide, **begun: str) -> dict[str, Any]:
+    """Times the writing of `speed_tokens` tokens behind a `prompt`, or for a `source`, one text at a time.
+
+    Reading the prompt or source is part of it.
 
     Returns:
         Median, slowest and fastest of `tokens_per_second` and of `bytes_per_second`, UTF-8 bytes of the text, which can
         be compared where tokens differ in length.
     """
     tokens = questions.speed_tokens
-    request = Request(prompt, max_new_tokens=tokens, min_new_tokens=tokens, temperature=0)
+    request = Request(**begun, max_new_tokens=tokens, min_new_tokens=tokens, temperature=0)
     seconds = []
     for _ in range(1 + questions.repetitions):
         began = time.perf_counter()

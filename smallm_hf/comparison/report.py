@@ -36,7 +36,11 @@ def _scored(name: str, style: str) -> Callable[[Row], str]:
 
 
 def _mean(name: str, style: str) -> Callable[[Row], str]:
-    return lambda row: format(statistics.fmean(answer[name] for answer in row["prompts"]), style)
+    def show(row: Row) -> str:
+        values = [answer[name] for answer in row["prompts"] if name in answer]
+        return format(statistics.fmean(values), style) if values else NONE
+
+    return show
 
 
 def _variety(of: str, name: str) -> Callable[[Row], str]:
@@ -117,27 +121,35 @@ def report_comparison(results: dict[str, Any], folder: Path) -> None:
 
 
 def print_report(results: dict[str, Any], console: Console | None = None) -> None:
-    """Prints the figures and the most probable words of each prompt as tables."""
+    """Prints the figures, and of each prompt the most probable words, or the answers, as tables."""
     console, rows = console or Console(), results["models"]
     labels = [Column(Text(row["label"]), overflow="fold") for row in rows]
     table = Table("", *map(Column.copy, labels))
     for name, values in tabulate(rows, FIGURES).items():
         table.add_row(name, *map(Text, values))
     console.print(table)
-    words = Table("next words", *map(Column.copy, labels), show_lines=True)
+    words = Table("answers, greedy" if answering(rows) else "next words", *map(Column.copy, labels), show_lines=True)
     for answers in zip(*(row["prompts"] for row in rows), strict=True):
-        cells = [
-            ", ".join(f"{shown(word)} {percent(word['probability'])}" for word in answer["next_words"])
-            + f"; not assigned {percent(answer['left_out'])}"
-            for answer in answers
-        ]
-        words.add_row(Text(answers[0]["prompt"]), *map(Text, cells))
+        words.add_row(Text(answers[0]["prompt"]), *map(Text, map(_first_words, answers)))
     console.print(words)
     for row in results["models"]:
         if row["kind"] == "masked":
             console.print(f"{row['label']}: {MASKED}", markup=False)
     for left_out in results["skipped"]:
         console.print(f"left out: {left_out['reason']}", markup=False)
+
+
+def answering(rows: Sequence[Row]) -> bool:
+    """Whether these are encoder-decoders, which answer prompts; else they go on with them."""
+    return rows[0]["kind"] == "seq2seq"
+
+
+def _first_words(answer: Row) -> str:
+    """What the terminal shows of a prompt: the most probable words behind it, or a whole answer."""
+    if "next_words" not in answer:
+        return answer["greedy"]
+    words = ", ".join(f"{shown(word)} {percent(word['probability'])}" for word in answer["next_words"])
+    return f"{words}; not assigned {percent(answer['left_out'])}"
 
 
 def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -170,4 +182,5 @@ def render(results: dict[str, Any], template: str) -> str:
         prompts=list(zip(*(row["prompts"] for row in rows), strict=True)),
         scored=next((row["scores"] for row in rows if row["scores"]), None),
         masked=MASKED,
+        answering=answering(rows),
     )

@@ -421,10 +421,12 @@ class Stages:
             counts.append({**merged(reports), "entries": dict(zip(SIDES, entries, strict=True))})
         for side in SIDES:
             parts = list(itertools.chain.from_iterable(encoded))
-            with (folder / f"{side}.bin").open("wb") as file:
-                for part in parts:
-                    with (part / f"{side}.bin").open("rb") as ids:
-                        shutil.copyfileobj(ids, file)
+            for name in (f"{side}.bin", f"{side}.hidden.jsonl"):
+                if all((part / name).exists() for part in parts):
+                    with (folder / name).open("wb") as file:
+                        for part in parts:
+                            with (part / name).open("rb") as own:
+                                shutil.copyfileobj(own, file)
             for name in (f"{side}.npy", f"{side}.hidden.npy"):
                 if (parts[0] / name).exists():
                     np.save(folder / name, np.concatenate([np.load(part / name) for part in parts]))

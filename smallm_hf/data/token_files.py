@@ -4,6 +4,7 @@
     train.npy validation.npy   tokens (with the eos) and bytes (without) of each document, (D, 2) int64
     *.hidden.npy               unknown tokens of each document, and the nats to spell what they hide, (D, 2) float64;
                                of a tokenizer that has an unknown token
+    *.hidden.jsonl             what each unknown token stands for, in their order, a line each
     meta.json                  `Meta`: what they were made from, counts and hashes
     tokenizer/                 the tokenizer that made them, as `AutoTokenizer` loads it
     report.json                the same for people, with what was cleaned away and why, and examples
@@ -14,7 +15,7 @@ Of pairs, each source and each target is a document, in turns. `prepare` makes s
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import file_sha256
+from smallm_hf.base.plain_json import json_text
 from smallm_hf.data.reading.documents import Document
 from smallm_hf.data.selection.splitting import SIDES, TRAIN, VALIDATION
 from smallm_hf.tokenizing.loading import tokenizer_fingerprint
@@ -192,6 +194,13 @@ class TokenFiles:
             return None
         raise UserError(f"{self.folder} does not say what its unknown tokens stand for; remove it and prepare it again")
 
+    def hidden_pieces(self, side: str) -> Iterator[str]:
+        """Yields what each unknown token of a side stands for; nothing where an older version did not write it."""
+        path = self.folder / f"{side}.hidden.jsonl"
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                yield from map(json.loads, file)
+
     def verify(self) -> None:
         """Reads both files and makes sure that they are what was written.
 
@@ -260,7 +269,8 @@ class SideWriter:
     """Appends documents to one file of ids, counting what goes in.
 
     Args:
-        path: of the file, without `.bin`; beside it, in `.npy`, come the tokens and bytes of each document.
+        path: of the file, without `.bin`; beside it, in `.npy`, come the tokens and bytes of each document, and with a
+            speller, in `.hidden.npy` and `.hidden.jsonl`, what its unknown tokens stand for.
         entries: of the tokenizer.
         eos_token_id: closes each document.
         speller: of a tokenizer that may have unknown tokens.
@@ -275,6 +285,7 @@ class SideWriter:
         self.examples = []
         self.sizes = [[0, 0]]  # tokens and bytes of each document, the last of which is not through yet
         self.speller, self.hidden = speller, [[0, 0.0]]  # unknown tokens and nats to spell them, in the same way
+        self.pieces = path.with_suffix(".hidden.jsonl").open("w", encoding="utf-8") if speller else None
 
     def add(self, batch: list[tuple[Document, Iterable[int]]]) -> None:
         """Writes documents, or pieces of them, and their ids."""
@@ -288,9 +299,10 @@ class SideWriter:
             self.sizes[-1][0] += len(ids[-1]) + document.is_last
             self.sizes[-1][1] += size
             if self.speller:
-                costs = self.speller.costs(document.text, ids[-1])
-                self.hidden[-1][0] += len(costs)
-                self.hidden[-1][1] += costs.sum()
+                pieces = self.speller.hidden(document.text, ids[-1])
+                self.hidden[-1][0] += len(pieces)
+                self.hidden[-1][1] += np.sum([*map(self.speller.cost, pieces)])
+                self.pieces.writelines(f"{json_text(piece)}\n" for piece in pieces)
             if document.is_last:
                 ids.append(self.eos)
                 self.sizes.append([0, 0])
@@ -310,5 +322,6 @@ class SideWriter:
         self.file.close()
         np.save(self.path.with_suffix(".npy"), np.array(self.sizes[:-1], np.int64).reshape(-1, 2))
         if self.speller:
+            self.pieces.close()
             np.save(self.path.with_suffix(".hidden.npy"), np.array(self.hidden[:-1], np.float64).reshape(-1, 2))
         return {**self.counts, "examples": self.examples}

@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,21 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
     mean, std = statistics.fmean(values), statistics.stdev(values)
     half = float(student_t.ppf((1 + CONFIDENCE) / 2, runs - 1)) * std / math.sqrt(runs)
     return {"runs": runs, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
+
+
+def over_models(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float | int]] | None:
+    """`over_seeds` of figures of several models, which count as runs of one setting if they are of one size.
+
+    Args:
+        rows: of the models, with `parameters` and `ngrams`: one that is counted has no parameters and differs by these.
+        names: of the figures.
+
+    Returns:
+        By its name what `over_seeds` finds of each figure; None for one model, or several of different sizes.
+    """
+    if len(rows) < 2 or len({(row["parameters"], row["ngrams"]) for row in rows}) > 1:
+        return None
+    return {name: over_seeds([row[name] for row in rows]) for name in names}
 
 
 def paired_seeds(ours: Sequence[float], others: Sequence[float], seed: int = 42) -> dict[str, float | int | None]:

@@ -22,7 +22,7 @@ from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import expand_models
-from smallm_hf.evaluation.certainty import over_seeds
+from smallm_hf.evaluation.certainty import over_models
 from smallm_hf.evaluation.configuration import MinimalPairs, Rules
 from smallm_hf.evaluation.minimal_pairs_page import print_pairs, render_pairs
 from smallm_hf.evaluation.pair_files import Paradigm
@@ -31,6 +31,7 @@ from smallm_hf.evaluation.scoring import ALONE, ScoringPlan, score_windows, show
 from smallm_hf.evaluation.sharing import gather, join_launch, own_device
 from smallm_hf.evaluation.windows import cut_text
 from smallm_hf.families import kind_of
+from smallm_hf.inspection import ngram_count
 from smallm_hf.pretrained import find_kind, load_causal_lm
 from smallm_hf.tokenizing.encoding import encode_ordinary, valid_unicode
 
@@ -88,8 +89,7 @@ def judge_and_report(
     reading |= {"sentence_prefix": asked.sentence_prefix, "shard": shard, "show_progress": True}
     rows = judge_models(paradigms, expand_models(model), loading, **reading)
     if is_main_process():
-        alike = len(rows) > 1 and len({row["parameters"] for row in rows}) == 1
-        spread = {"accuracy": over_seeds([row["accuracy"] for row in rows])} if alike else None
+        spread = over_models(rows, ["accuracy"])
         results = {"models": rows, "over_seeds": spread, **asdict(asked), "hardware": hardware(), **environment()}
         report_results(results, output, report, page_of=render_pairs, show=print_pairs)
 
@@ -175,6 +175,7 @@ def judge_pairs(
         "context_length": plan.rules.context_length,
         "longer_than_context": sum(len(ids) > plan.rules.context_length for ids in set(encoded)),
         "parameters": model.num_parameters(),
+        "ngrams": ngram_count(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "processes": shard[1],

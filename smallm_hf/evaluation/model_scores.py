@@ -16,8 +16,9 @@ from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import expand_models
+from smallm_hf.data.selection.splitting import TRAIN
 from smallm_hf.data.token_files import open_token_files
-from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap
+from smallm_hf.evaluation.certainty import over_models, paired_bootstrap
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.generated import TOKENS_AT_A_TIME, continue_documents, judge
 from smallm_hf.evaluation.page import shorten
@@ -110,10 +111,9 @@ def evaluate_models(
         pictures += rows[-1].pop("pictures", [])
     numbers = [name for name, value in rows[0].items() if isinstance(value, float) and name != "seconds"]
     shared = [name for name in numbers if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
-    alike = len(rows) > 1 and len({(row["parameters"], row["ngrams"]) for row in rows}) == 1
     return {
         "models": rows,
-        "over_seeds": {name: over_seeds([row[name] for row in rows]) for name in shared} if alike else None,
+        "over_seeds": over_models(rows, shared),
         "against": against,
         "frequencies_of": "the training text" if questions.training_tokens else "the scored text",
         "pictures": pictures,
@@ -212,7 +212,7 @@ def _count_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)  # runs of several seeds share it
 def _count_words(training_tokens: Path) -> Mapping[str, int]:
     files = open_token_files(training_tokens)
-    return count_words(decode_documents(files.train, files.tokenizer))
+    return count_words(decode_documents(files.train, files.tokenizer, files.hidden_pieces(TRAIN)))
 
 
 def _extremes(documents: Sequence[Sums], examples: Iterable[Example]) -> dict[str, list[Row]]:

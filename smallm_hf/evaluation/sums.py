@@ -2,7 +2,8 @@
 
 import math
 import operator
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
 
@@ -40,6 +41,11 @@ class Sums:
     def __add__(self, other: "Sums") -> "Sums":
         """The sums of both."""
         return Sums(*map(operator.add, astuple(self), astuple(other)))
+
+    @classmethod
+    def of_floats(cls, values: Iterable[float]) -> "Sums":
+        """From what `astuple` gives, in float64, which holds counts exactly up to 2**53: they are whole again."""
+        return cls(*(field.type(value) for field, value in zip(fields(cls), values, strict=True)))
 
     @property
     def text_nats(self) -> float:

@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches.pairs import TokenPairs
 from smallm_hf.data.reading.documents import read_documents, read_texts
 from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.tokenizing.encoding import added_around
 from smallm_hf.tokenizing.loading import is_lossless
 
 TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # mark a folder of token files, and a run
@@ -42,12 +44,14 @@ class ScoredTexts:
         files: token files whose validation documents these are; None where `read_texts` reads the source.
         limit: how many of their tokens count; None takes all.
         columns: of source and target, where it holds pairs.
+        longest: pairs of token files with more tokens in source or target are left out; None takes all.
     """
 
     source: str
     files: TokenFiles | None = None
     limit: int | None = None
     columns: tuple[str, ...] = ()
+    longest: int | None = None
 
     @property
     def is_pairs(self) -> bool:
@@ -60,11 +64,24 @@ class ScoredTexts:
             yield from map(Example, self.read(**how))
         elif self.files:
             halves = self.read()
-            yield from (Example(target, source, [target]) for source, target in zip(halves, halves, strict=True))
+            pairs = itertools.compress(zip(halves, halves, strict=True), self._fits())
+            yield from (Example(target, source, [target]) for source, target in pairs)
         else:
             source_column, target_column = self.columns
             for pair in read_documents(self.source, source_column=source_column, target_column=target_column):
                 yield Example(pair.target, pair.text, pair.metadata["targets"])
+
+    def _fits(self) -> Iterable[bool]:
+        """Whether each pair of token files is short enough; how many are not is said."""
+        if self.longest is None:
+            return itertools.repeat(True)
+        fits = pairs_of(self.files, VALIDATION).fits(self.longest)
+        if not fits.all():
+            warn_once(
+                f"left out {(~fits).sum():,} of {len(fits):,} pairs, whose source or target has more than "
+                f"{self.longest} tokens, as {self.source} has done"
+            )
+        return fits
 
     def read(self, **how: Any) -> Iterator[str]:
         """Yields the documents, each whole.
@@ -78,12 +95,13 @@ class ScoredTexts:
         if self.files is None:
             yield from read_texts(self.source, **how)
             return
-        texts = decode_documents(self.files.validation[: self.limit], self.files.tokenizer)
-        sizes = self.files.document_sizes(VALIDATION)[:, 1]
+        files = self.files
+        texts = decode_documents(files.validation[: self.limit], files.tokenizer, files.hidden_pieces(VALIDATION))
+        sizes = files.document_sizes(VALIDATION)[:, 1]
         for number, (text, stated) in enumerate(zip(texts, sizes, strict=False), start=1):  # a limit cuts the texts
             if (size := len(text.encode())) != stated:
                 raise UserError(
-                    f"the tokenizer of {self.files.folder} gives back {size} of {stated} bytes of validation document "
+                    f"the tokenizer of {files.folder} gives back {size} of {stated} bytes of validation document "
                     f"{number}; give the text itself"
                 )
             yield text
@@ -116,8 +134,10 @@ def require_texts(source: str, columns: tuple[str, ...] = ()) -> ScoredTexts:
         raise UserError(
             f"{results['data']['folder']} no longer holds the text that {source} was validated on; give a text"
         )
-    limit = None if files.is_pairs else results["config"]["training"]["validation_tokens"]
-    return ScoredTexts(source, files, limit)
+    training = results["config"]["training"]
+    if files.is_pairs:
+        return ScoredTexts(source, files, longest=training["context_length"])
+    return ScoredTexts(source, files, training["validation_tokens"])
 
 
 def read_scored_texts(source: str, **how: Any) -> Iterator[str]:
@@ -136,6 +156,12 @@ def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> 
     return files if same else None
 
 
+def pairs_of(files: TokenFiles, side: str) -> TokenPairs:
+    """All pairs of one side of token files, as a model reads them."""
+    around = added_around(files.tokenizer)
+    return TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
+
+
 def source_name(source: str) -> str:
     """What a page calls a source; an absolute path would tell where its owner keeps it."""
     name = Path(source).name if Path(source).is_absolute() else source
@@ -143,16 +169,27 @@ def source_name(source: str) -> str:
     return f"the validation text of {name}" if made_of_tokens else name
 
 
-def decode_documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yields the documents of a token file, each closed by eos; a last one without eos is left out."""
-    return itertools.chain.from_iterable(decode_blocks(tokens, tokenizer))
+def decode_documents(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, hidden: Iterable[str] = ()
+) -> Iterator[str]:
+    """Yields the documents of a token file, each closed by eos; a last one without eos is left out.
+
+    Args:
+        tokens: from the front of the file.
+        tokenizer: that made them.
+        hidden: what its unknown tokens stand for, by `TokenFiles.hidden_pieces`; they are named where nothing says it.
+    """
+    return itertools.chain.from_iterable(decode_blocks(tokens, tokenizer, hidden))
 
 
-def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+def decode_blocks(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, hidden: Iterable[str] = ()
+) -> Iterator[list[str]]:
     """`decode_documents` in lists; about `TOKENS_AT_A_TIME` tokens are held.
 
     A tokenizer that may not give a text back as it was is named on stderr.
     """
+    pieces = itertools.chain(hidden, itertools.repeat(tokenizer.unk_token))
     if not is_lossless(tokenizer):
         warn_once(f"{tokenizer.name_or_path} is not lossless: its documents are read as it gives them back")
     held = np.empty(0, tokens.dtype)
@@ -160,7 +197,14 @@ def decode_blocks(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Ite
         held = np.concatenate((held, tokens[start : start + TOKENS_AT_A_TIME]))
         *documents, held = np.split(held, np.flatnonzero(held == tokenizer.eos_token_id) + 1)
         if documents:
-            yield [tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) for ids in documents]
+            yield [_decode(ids[:-1], tokenizer, pieces) for ids in documents]
+
+
+def _decode(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, pieces: Iterator[str]) -> str:
+    """The text of ids, with the next of the pieces in the place of each unknown token."""
+    decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    first, *others = np.split(ids, np.flatnonzero(ids == tokenizer.unk_token_id))
+    return decode(first) + "".join(next(pieces) + decode(part[1:]) for part in others)
 
 
 @functools.cache

@@ -107,6 +107,12 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The start token and the tokens of a text, of any length."""
+    start = start_token_id(tokenizer)
+    return ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]
+
+
 def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int]) -> list[int]:
     """The start token and the tokens of a prompt.
 
@@ -117,8 +123,7 @@ def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, promp
     if isinstance(prompt, str):
         if prompt != valid_unicode(prompt):
             raise UserError(f"the prompt {prompt!a} holds half of a character (a lone surrogate); give whole ones")
-        start = start_token_id(tokenizer)
-        prompt = ([] if start is None else [start]) + encode_ordinary(tokenizer, [prompt])[0]
+        prompt = encode_prompt(tokenizer, prompt)
     if not len(prompt):
         raise UserError("the prompt is empty and the tokenizer has neither bos nor eos to begin with; give a prompt")
     limit = position_limit(model)

@@ -6,9 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
-from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.plain_json import write_json
@@ -54,7 +52,8 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
     columns = PAIR_COLUMNS if files.is_pairs else TEXT_COLUMNS
     (folder / "data").mkdir(parents=True)
     for side in SIDES:
-        written = write_text(getattr(files, side), files.tokenizer, folder / "data", side, columns)
+        texts = decode_blocks(getattr(files, side), files.tokenizer, files.hidden_pieces(side))
+        written = write_text(texts, folder / "data", side, columns)
         recorded = getattr(files.meta, side)
         if written != (recorded.documents, recorded.bytes):
             raise UserError(
@@ -77,13 +76,9 @@ def stage_text(results: dict[str, Any], folder: Path, statements: Statements, re
 
 
 def write_text(
-    tokens: np.ndarray,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    side: str,
-    columns: Sequence[str] = TEXT_COLUMNS,
+    texts: Iterable[list[str]], folder: Path, side: str, columns: Sequence[str] = TEXT_COLUMNS
 ) -> tuple[int, int]:
-    """Writes the documents of a token file, which fill the columns in turns, as `SIDE-00000.parquet` ...
+    """Writes documents, given in lists, which fill the columns in turns, as `SIDE-00000.parquet` ...
 
     Returns:
         The number of documents and of their UTF-8 bytes.
@@ -92,7 +87,7 @@ def write_text(
     from pyarrow import parquet
 
     schema = pyarrow.schema([(column, pyarrow.string()) for column in columns])
-    blocks, documents, size = _whole_rows(decode_blocks(tokens, tokenizer), len(columns)), 0, 0
+    blocks, documents, size = _whole_rows(texts, len(columns)), 0, 0
     for shard, first in enumerate(blocks):
         full = size + SHARD_BYTES
         with parquet.ParquetWriter(folder / f"{side}-{shard:05}.parquet", schema) as writer:

@@ -59,9 +59,13 @@ class Speller:
         """Nats of one spelled piece, its end included."""
         return float(self.nats[[*piece.encode(), END]].sum())
 
-    def costs(self, text: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Nats to spell what each of the unknown tokens of a text with these ids stands for, (unknown tokens,)."""
+    def hidden(self, text: str, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """What each of the unknown tokens of a text with these ids stands for."""
         unknown = self.tokenizer.unk_token_id
         if not np.any(np.asarray(ids) == unknown):
-            return np.zeros(0)
-        return np.array([self.cost(piece) for id, piece in encode_pieces(self.tokenizer, text) if id == unknown])
+            return []
+        return [piece for id, piece in encode_pieces(self.tokenizer, text) if id == unknown]
+
+    def costs(self, text: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Nats to spell each of these, (unknown tokens,)."""
+        return np.array([*map(self.cost, self.hidden(text, ids))])

@@ -32,6 +32,13 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("from 0 to below 4294967296", lambda value: 0 <= value < 2**32, ("seed",)),
 )
 
+# How updates are made: without a meaning for a model that is counted.
+OF_UPDATES = (
+    *("length_warmup", "length_warmup_fraction", "optimizer", "learning_rate", "muon_learning_rate", "weight_decay"),
+    *("beta1", "beta2", "max_gradient_norm", "schedule", "warmup_steps", "warmup_fraction", "decay_fraction"),
+    *("final_learning_rate_fraction", "activation_checkpointing", "max_skipped_steps", "skip_spikes"),
+)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -68,7 +75,8 @@ class TrainingConfig:
         decay_fraction: share of the run over which wsd falls.
         final_learning_rate_fraction: where cosine and wsd end, as a share of the peak.
         precision: auto takes bf16 where the hardware multiplies it well, fp16 on older GPUs, else fp32.
-        compile: auto compiles the training step where the run is long enough to pay for it.
+        compile: auto compiles the training step where the run is long enough to pay for it, by the share of its
+            operations that can be compiled: torch's recurrent cells cannot.
         loss: logits makes them all at once; chunked computes the loss from hidden states and never holds float32 logits
             for more than a part of the batch; auto does so on a GPU whose memory they would fill.
         label_smoothing: share of each target's probability that is spread evenly over the vocabulary (Szegedy et al.

@@ -81,13 +81,14 @@ def resolve_compile(
     *,
     planned_flops: float | None,
     planned_seconds: float | None,
+    compilable: float = 1.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Whether the training step is compiled.
 
     `auto` compiles where a toolchain is present and the plan is long enough to pay for it: `planned_flops` for a run
-    limited by steps or epochs, `planned_seconds` for one limited by time. `say` prints a line where only the toolchain
-    is missing.
+    limited by steps or epochs, `planned_seconds` for one limited by time, of both the share that is `compilable`. `say`
+    prints a line where only the toolchain is missing.
 
     Raises:
         UserError: compiling was asked for, and what it needs is not here.
@@ -96,8 +97,8 @@ def resolve_compile(
         return _compiled_as_asked(requested, "training.compile=true", "--training.compile false")
     device = accelerator_type()
     enough_flops = COMPILE_PAYS_PER_CPU_CORE * (os.cpu_count() or 1) if device == "cpu" else COMPILE_PAYS_ON_GPU
-    long_enough = (planned_seconds is None or planned_seconds >= COMPILE_PAYS_SECONDS) and (
-        planned_flops is None or planned_flops >= enough_flops
+    long_enough = (planned_seconds is None or planned_seconds * compilable >= COMPILE_PAYS_SECONDS) and (
+        planned_flops is None or planned_flops * compilable >= enough_flops
     )
     return long_enough and _can_compile(device, say)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from smallm_hf.families import family_of, parameter_groups
@@ -57,6 +58,17 @@ class RunPlan:
         return None if self.tokens is None else self.tokens * self.flops_per_token
 
 
+def compilable_share(model: PreTrainedModel, flops_per_token: int) -> float:
+    """The share of a token's operations that the compiler works on.
+
+    It leaves torch's recurrent cells, which are one kernel each, as they are (`torch._dynamo.config.allow_rnn`); a
+    model that is counted has no operations at all.
+    """
+    cells = (module for module in model.modules() if isinstance(module, nn.RNNBase))
+    weights = (parameter.numel() for cell in cells for parameter in cell.parameters() if parameter.dim() > 1)
+    return 1 - 6 * sum(weights) / flops_per_token if flops_per_token else 0.0
+
+
 def make_plan(
     config: PreTrainedConfig,
     training: TrainingConfig,
@@ -75,6 +87,7 @@ def make_plan(
         training.compile,
         planned_flops=steps and steps * training.tokens_per_step * flops,
         planned_seconds=training.max_seconds,
+        compilable=compilable_share(model, flops),
         say=say,
     )
     return RunPlan(

@@ -20,7 +20,6 @@ from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.readers import CausalReader, Seq2SeqReader
 from smallm_hf.evaluation.scoring import ALONE, Sums, score_token_stream, score_windows, summarize
 from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT, Window
-from smallm_hf.tokenizing.encoding import added_around
 
 VALIDATION_FILE = "validation.json"
 
@@ -175,12 +174,6 @@ class ValidationPairs:
         return Window(np.array([self.start_token_id, *target]), scored=len(target), source_ids=source)
 
 
-def pairs_of(files: TokenFiles, side: str) -> TokenPairs:
-    """All pairs of one side of token files, as a model reads them."""
-    around = added_around(files.tokenizer)
-    return TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
-
-
 def hidden_in(documents: np.ndarray | None, which: slice = slice(None)) -> Sums | None:
     """What the unknown tokens of some documents stand for, see `TokenFiles.hidden`; None where there can be none."""
     if documents is None:
@@ -209,9 +202,8 @@ def _score_together(
         mine, stops = Sums(), 1
     if accelerator.num_processes > 1:
         share = torch.tensor([(*astuple(mine), stops)], dtype=torch.float64, device=accelerator.device)
-        nats, *counts = accelerator.gather(share).sum(dim=0).tolist()
-        *counts, stops = (round(count) for count in counts)
-        mine = Sums(nats, *counts)
+        *sums, stops = accelerator.gather(share).sum(dim=0).tolist()
+        mine = Sums.of_floats(sums)
     if stops:
         return None
     figures = summarize(mine + validation.size, validation.hidden is not None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.evaluation.certainty import over_seeds, paired_bootstrap, paired_seeds
+from smallm_hf.evaluation.certainty import over_models, over_seeds, paired_bootstrap, paired_seeds
 from smallm_hf.evaluation.sums import Sums
 
 
@@ -84,6 +84,24 @@ def test_other_documents_are_recognised_by_their_sizes():
 def test_one_run_has_no_spread():
     with pytest.raises(UserError, match="1 run has no spread"):
         over_seeds([1.0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "alike"),
+    [
+        ([(7, None), (7, None)], True),
+        ([(7, None), (8, None)], False),
+        ([(0, 40), (0, 40)], True),
+        ([(0, 40), (0, 90)], False),  # counted, of different orders
+        ([(7, None)], False),
+    ],
+)
+def test_models_are_runs_of_one_setting_where_they_are_of_one_size(sizes, alike):
+    rows = [
+        {"parameters": parameters, "ngrams": ngrams, "loss": float(number), "seconds": 1.0}
+        for number, (parameters, ngrams) in enumerate(sizes)
+    ]
+    assert over_models(rows, ["loss"]) == ({"loss": over_seeds([0.0, 1.0])} if alike else None)
 
 
 def test_settings_over_the_same_seeds_are_compared_in_pairs():

@@ -161,6 +161,7 @@ def test_with_the_training_text_copies_are_counted_and_frequencies_are_its_own(f
     training = np.array([*ids, letter_tokenizer().eos_token_id] * 20, dtype="<u2")
     checked = []
     files = SimpleNamespace(train=training, check_tokenizer=checked.append, tokenizer=letter_tokenizer())
+    files.hidden_pieces = lambda side: iter(())
     monkeypatch.setattr(model_scores, "open_token_files", lambda folder: files)
     options = {"generate": 4, "max_new_tokens": 12, "training_tokens": Path("tokens")}
     (row,) = ask([folders["seed0"]], data, **options)["models"]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -219,6 +220,13 @@ def test_the_sums_of_all_shards_are_the_sums_of_the_stream(processes):
     total = sum(shards, Sums())
     assert (total.tokens, total.top1, total.top3) == (100, whole.top1, whole.top3)
     assert total.nats == pytest.approx(whole.nats, rel=1e-6)
+
+
+def test_sums_that_were_exchanged_as_floats_keep_whole_counts_and_nats_as_they_are():
+    sums = Sums(nats=1.25, tokens=7, top1=1, top3=2, bytes=9, characters=8, words=2, unknown=1, spelling=3.7)
+    found = astuple(Sums.of_floats(map(float, astuple(sums))))
+    assert found == astuple(sums)
+    assert [*map(type, found)] == [float, *[int] * 7, float]
 
 
 def test_every_pass_over_a_stream_has_one_shape():

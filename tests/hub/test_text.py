@@ -84,7 +84,7 @@ def test_text_that_is_not_to_be_given_away_is_refused(run, tmp_path, change, sta
 
 
 def test_a_tokenizer_that_loses_something_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "decode_blocks", lambda tokens, tokenizer: [["a"]])
+    monkeypatch.setattr(text, "decode_blocks", lambda *_: [["a"]])
     results = json.loads((run / "results.json").read_text())
     with pytest.raises(UserError, match=r"does not reproduce the train text: 1 documents of 1 bytes, \d+ of"):
         stage_text(results, tmp_path, GIVEN, "user/text")
@@ -96,7 +96,7 @@ def test_documents_longer_than_a_block_and_more_than_a_file_come_back_whole(tmp_
     class Letters:
         name_or_path = "letters"
 
-        eos_token_id = 0
+        eos_token_id, unk_token_id, unk_token = 0, None, None
 
         def decode(self, ids, **options):
             return "".join(chr(96 + id) for id in ids)
@@ -104,7 +104,7 @@ def test_documents_longer_than_a_block_and_more_than_a_file_come_back_whole(tmp_
     monkeypatch.setattr(texts, "TOKENS_AT_A_TIME", 3)
     monkeypatch.setattr(text, "SHARD_BYTES", 2)
     tokens = np.array([1, 2, 0, 3, 4, 5, 6, 7, 8, 0, 9, 0], dtype=np.uint16)
-    assert write_text(tokens, Letters(), tmp_path, "train") == (3, 9)
+    assert write_text(texts.decode_blocks(tokens, Letters()), tmp_path, "train") == (3, 9)
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["train-00000.parquet", "train-00001.parquet"]
     rows = [row for file in files for row in parquet.read_table(file)["text"].to_pylist()]

@@ -16,7 +16,10 @@ from typing import NamedTuple
 import pytest
 import torch
 import transformers
+import yaml
 from forked import processes
+from letters import write_letters
+from letters import write_recipe as write_pairs_recipe
 from running import TRAIN, outcome
 from transformers import AutoModelForCausalLM
 
@@ -188,6 +191,39 @@ def test_so_is_one_killed_again_and_again_at_random_moments(whole, tmp_path):
         assert outcome(run) == whole.outcome
         if kills >= 20:
             return
+
+
+def carrying_a_state(recipe: Path, folder: Path) -> Path:
+    """The recipe with a recurrent model that reads on from window to window and drops something of everything."""
+    content = yaml.safe_load(recipe.read_text())
+    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "recurrent_dropout": 0.2}
+    content["model"] = {"vocab_size": 280, "model_type": "recurrent", "hidden_size": 24, **dropout}
+    content["batching"] = {"carry_state": True}
+    recipe.write_text(yaml.safe_dump(content))
+    return recipe
+
+
+def on_pairs(recipe: Path, folder: Path) -> Path:
+    """A recipe of an encoder-decoder that reads some of its own tokens."""
+    return write_pairs_recipe(folder, write_letters(folder), "t5", scheduled_sampling=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [carrying_a_state, on_pairs])
+def test_so_is_one_of_another_kind(kind, recipe, tmp_path):
+    words = ["--config", kind(recipe, tmp_path), *("--training.checkpoint_every", 2, "--training.log_every", 1)]
+    words += ["--training.evaluate_every", 3, "--training.accumulation_steps", 2, "--training.batch_size", 4]
+    assert status(start(tmp_path / "first", *words, "--training.max_steps", 1)) == 0  # which makes the token files
+    whole, trace = tmp_path / "whole", tmp_path / "trace"
+    assert status(start(whole, *words, trace=trace)) == 0, whole.with_suffix(".log").read_text()[-3000:]
+    writes = enumerate(trace.read_text().splitlines(), start=1)
+    records = [number for number, line in writes if line.startswith("write ") and line.endswith("metrics.jsonl")]
+    assert len(records) == 6 + 2
+    for number in records[1::2]:
+        run = tmp_path / f"run-{number}"
+        assert status(start(run, *words, fatal=number)) == -signal.SIGKILL
+        assert status(start(run, *words, "--resume")) == 0, run.with_suffix(".log").read_text()[-3000:]
+        assert outcome(run) == outcome(whole), number
 
 
 def test_a_half_written_record_is_taken_again(whole, tmp_path):

@@ -10,9 +10,12 @@ import yaml
 from letters import write_letters, write_recipe
 from running import interrupt_at, outcome, train
 from sacrebleu.metrics import BLEU
+from transformers import GPT2Config
 
 from smallm_hf.base.errors import Interrupted, UserError
-from smallm_hf.comparison.measuring import is_masked
+from smallm_hf.comparison import comparing, report
+from smallm_hf.comparison.configuration import SideBySide
+from smallm_hf.comparison.measuring import measure_model
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.export.exporting import export_model
@@ -75,12 +78,26 @@ def test_training_goes_on_from_a_trained_encoder_decoder(letters, tmp_path):
 
 
 def test_what_is_longer_than_the_context_is_left_out_and_said(letters, tmp_path, capsys):
-    with (letters / "train.low").open("a") as low, (letters / "train.high").open("a") as high:
-        low.write("\nabcdefgh")
-        high.write("\nABCDEFGH")
-    train(write_recipe(tmp_path, letters, "bart", max_steps=1), tmp_path / "run")
+    for side in ("train", "validation"):
+        for path, word in ((letters / f"{side}.low", "abcdefgh"), (letters / f"{side}.high", "ABCDEFGH")):
+            path.write_text(f"{word}{'!' * (side == 'train')}\n{path.read_text()}")
+    run = tmp_path / "run"
+    results = train(write_recipe(tmp_path, letters, "bart", max_steps=1), run)
     said = "left out 1 of 401 training pairs, whose source or target has more than training.context_length=8 tokens"
     assert said in capsys.readouterr().out
+    (row,) = evaluate_models([str(run / "best")], str(run), ScoringQuestions(), {"device": "cpu"})["models"]
+    assert (row["documents"], row["bytes"] + 40) == (40, results["best"]["validation_bytes"])
+    said = f"left out 1 of 41 pairs, whose source or target has more than 8 tokens, as {run} has done"
+    assert said in capsys.readouterr().err
+
+
+def test_after_sources_with_columns_of_their_own_it_is_pairs_that_are_to_be_scored(letters, tmp_path, capsys):
+    source = {"source": str(letters / "train"), "source_column": "low", "target_column": "high"}
+    words = ["--data.sources", json.dumps([source]), "--data.source_column", "null", "--data.target_column", "null"]
+    words += ["--data.validation_source", "null", "--training.max_steps", "1"]
+    train(write_recipe(tmp_path, letters, "bart"), tmp_path / "run", *words)
+    (command,) = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    assert "--data YOUR_PAIRS --source_column low --text_column high" in command
 
 
 @pytest.mark.parametrize(
@@ -165,12 +182,44 @@ def test_an_encoder_decoder_answers_on_the_terminal(trained, monkeypatch, capsys
     assert "abc" not in capsys.readouterr().out
 
 
+def test_encoder_decoders_are_compared_by_their_answers_to_the_same_sources(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "in_own_process", lambda measure, *asked: measure(*asked))
+    run, data = trained
+    models, pairs, on_cpu = [str(run / name) for name in ("best", "final")], str(data / "validation"), {"device": "cpu"}
+    columns = {"source_column": "low", "text_column": "high"}
+    asked = SideBySide(max_new_tokens=6, num_samples=1, speed_tokens=3, repetitions=1, **columns)
+    results = comparing.compare_models(models, ["abc", "<had>"], pairs, asked, on_cpu)
+    scores = evaluate_models(models, pairs, ScoringQuestions(**columns), on_cpu)["models"]
+    for model, row, scored in zip(models, results["models"], scores, strict=True):
+        request = Request(source="abc", temperature=0, max_new_tokens=6)
+        (answer,) = Engine(*load_scorable(model, device="cpu")).write([request])
+        assert row["prompts"][0]["greedy"] == answer.text
+        assert row["scores"]["loss"] == pytest.approx(scored["loss"], rel=1e-6)
+    assert report.tabulate(results["models"], report.FIGURES).keys() >= {"bits per byte ↓", "text bytes/s ↑"}
+    report.print_report(results)
+    _, *pages = report.write_report(results, tmp_path)
+    for page in pages:
+        shown = page.read_text(encoding="utf-8")
+        assert shown.count("greedy") >= 4 and "next word" not in shown and "what the decoder answers" in shown
+    assert "“&lt;had&gt;”" in shown and "<b>abc" not in shown
+
+
+def test_answers_are_compared_neither_with_continuations_nor_scored_without_their_sources(trained, tmp_path):
+    best, data = str(trained[0] / "best"), str(trained[1] / "validation.low")
+    GPT2Config().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"best is an encoder-decoder and answers prompts, .* goes on with them; comp"):
+        comparing.compare_models([best, str(tmp_path)], ["abc"])
+    quick = SideBySide(max_new_tokens=1, num_samples=1, speed_tokens=1, repetitions=1)
+    with pytest.raises(UserError, match=r"it reads a source for each text, and --data .*low has none; name --source_c"):
+        measure_model(best, ["abc"], data, quick, {"device": "cpu"})
+
+
 @pytest.mark.parametrize(
     ("refuse", "reason"),
     [
         (lambda model: load_causal_lm(model), "is an encoder-decoder and goes on with no text; give a causal model"),
         (lambda model: export_model(model, "native", Path("export")), "is an encoder-decoder and goes on with no text"),
-        (lambda model: is_masked(model), "is seq2seq and goes on with no prompt; compare causal and masked models"),
     ],
 )
 def test_what_is_for_causal_models_refuses_an_encoder_decoder(refuse, reason, trained):

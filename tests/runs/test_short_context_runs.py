@@ -19,14 +19,17 @@ from running import interrupt_at, outcome, train
 
 from smallm_hf.base.errors import Interrupted, UserError
 from smallm_hf.card import Statements
+from smallm_hf.config import CommandOptions, read_config
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.scoring import score_documents
+from smallm_hf.experiments.configuration import read_ladder
 from smallm_hf.export.exporting import export_model
 from smallm_hf.hub.publishing import publish
 from smallm_hf.models.modeling_ngram import NgramForCausalLM
 from smallm_hf.pictures.attention import read_attention
 from smallm_hf.pictures.embeddings import given_words
 from smallm_hf.pretrained import load_scorable
+from smallm_hf.runs import train_run
 from smallm_hf.training import counting
 from smallm_hf.training.progress import read_records
 
@@ -156,8 +159,25 @@ def test_a_plan_of_counting_says_what_is_not_known_yet(recipe, tmp_path, capsys)
     recipe.write_text(yaml.safe_dump(content))
     train(recipe, tmp_path / "run", "--dry_run")
     printed = capsys.readouterr().out
+    assert "ignored" not in printed
     assert "different ones there are is known only then" in printed
     assert "and at most\n                  220 bytes for each different n-gram of 3 tokens" in printed
+
+
+def test_a_plan_of_counting_names_what_is_said_of_updates_and_means_nothing_here(recipe, tmp_path, capsys):
+    with_model(recipe, model_type="ngram", order=3)
+    words = ["--training.optimizer", "adamw", "--training.learning_rate", "0.5", "--training.beta1", "0.9"]
+    train(recipe, tmp_path / "run", "--dry_run", *words)
+    said = "ignored           training.optimizer=adamw, training.learning_rate=0.5: there are no updates\n"
+    assert said in capsys.readouterr().out
+
+
+def test_the_recipe_and_the_rung_that_count_say_nothing_that_is_ignored(capsys):
+    _, rungs = read_ladder(RECIPES / "ladder.yaml", only=["counts"])
+    for config in (rungs["counts"], read_config([RECIPES / "names_ngram.yaml"])):
+        train_run(config, CommandOptions(None, dry_run=True))
+        shown = capsys.readouterr().out
+        assert "counted in one pass" in shown and "ignored" not in shown
 
 
 @pytest.mark.slow  # two processes that cannot import this package

@@ -17,9 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from smallm_hf.base.errors import UserError
 from smallm_hf.config import parse_command_line
 from smallm_hf.data.configuration import TokenizerConfig
+from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.token_files import open_token_files
+from smallm_hf.evaluation.configuration import ScoringQuestions
+from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.evaluation.texts import decode_blocks, read_scored_texts
+from smallm_hf.hub.text import write_text
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run, train_run
 from smallm_hf.tokenizing.loading import save_tokenizer
@@ -101,12 +105,14 @@ def test_what_was_a_limit_in_one_run_is_refused_where_the_text_has_another_alpha
     assert not (tmp_path / "two").exists()
 
 
-def test_a_limit_below_the_alphabet_is_reached_and_what_is_unknown_is_said(recipe, tmp_path, capsys):
+def test_a_limit_below_the_alphabet_is_reached_and_what_is_unknown_is_said_and_kept(recipe, tmp_path, texts, capsys):
     prepare_run(*parse_command_line("test", ["--config", str(recipe), "--model.vocab_size", "12"], training=False))
     assert open_token_files(tmp_path / "tokens").meta.vocab_size == 12
     said = capsys.readouterr().out
     assert "all characters of the text" not in said
     assert "% of the validation tokens are unknown ones" in said
+    assert {*read_scored_texts(str(tmp_path / "tokens"))} < {*read_texts(str(texts))}
+    (tmp_path / "tokens" / "validation.hidden.jsonl").unlink()  # as older versions left it
     with pytest.raises(UserError, match=r"gives back \d+ of \d+ bytes of validation document 1; give the text itself"):
         list(read_scored_texts(str(tmp_path / "tokens")))
 
@@ -135,9 +141,18 @@ def test_a_validation_counts_what_unknown_words_hide_as_score_does(recipe, tmp_p
     assert scores["unknown_rate"] > 0 < scores["spelling_bits_per_byte"]
     for name in ("loss", "bits_per_byte", "unknown_rate", "spelling_bits_per_byte", "tokens", "bytes"):
         assert results["last"][f"validation_{name}"] == pytest.approx(scores[name], rel=1e-6), name
+    (read_back,) = evaluate_models(
+        [str(tmp_path / "run" / "best")], str(tmp_path / "run"), ScoringQuestions("packed"), {"device": "cpu"}
+    )["models"]
+    assert {name: read_back[name] for name in scores if name not in ("model", "seconds")} == {
+        name: value for name, value in scores.items() if name not in ("model", "seconds")
+    }
     stated = f"{scores['unknown_rate']:.2%}"
     assert f"unknown tokens    {stated} of them, whose spelling counts in bits per byte" in capsys.readouterr().out
     assert f"Unknown tokens: {stated}. Bits per byte count" in (tmp_path / "run" / "best" / "README.md").read_text()
+    files = open_token_files(tmp_path / "tokens")
+    blocks = decode_blocks(files.validation, files.tokenizer, files.hidden_pieces("validation"))
+    assert write_text(blocks, tmp_path, "validation") == (3, sum(len(text.encode()) for text in texts))
     (tmp_path / "tokens" / "validation.hidden.npy").unlink()
     with pytest.raises(UserError, match="tokens does not say what its unknown tokens stand for; remove it and prepare"):
         train(recipe, tmp_path / "again", *words)

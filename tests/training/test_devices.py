@@ -97,6 +97,9 @@ def test_compiling_is_left_out_where_it_would_not_pay(on, monkeypatch):
     assert resolve_compile("auto", planned_flops=None, planned_seconds=60)
     assert not resolve_compile("auto", planned_flops=None, planned_seconds=5)
     assert not resolve_compile("auto", planned_flops=1e9, planned_seconds=3600)
+    assert resolve_compile("auto", planned_flops=None, planned_seconds=170, compilable=0.5)
+    assert not resolve_compile("auto", planned_flops=None, planned_seconds=170, compilable=0.1)
+    assert not resolve_compile("auto", planned_flops=1e18, planned_seconds=None, compilable=1e-7)
 
 
 def test_compiling_what_writes_is_left_out_for_few_tokens(on, monkeypatch):
