@@ -80,7 +80,7 @@ class Served:
         for token_ids in read:
             if not token_ids:  # only of a tokenizer that has nothing to begin with
                 raise UserError("an empty text has no token here; give a text or token ids")
-            require_known(max(token_ids, default=0), vocabulary_size(self.engine.model))
+            require_known(max(token_ids), vocabulary_size(self.engine.model))
             if len(token_ids) > limits.max_prompt_tokens:
                 raise TooLong(
                     f"a prompt of {len(token_ids)} tokens is longer than the {limits.max_prompt_tokens} that this "
