@@ -161,6 +161,11 @@ def test_a_body_that_is_no_json_object_is_refused(body, message, client):
         assert re.match(message, error["message"]), error["message"]
 
 
+def test_prompts_times_n_are_limited_together(client):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": ["a"] * 8, "n": 9}), 400)
+    assert "72 texts (8 prompts with n=9) in one request are more than the 64" in error["message"]
+
+
 def test_whole_characters_may_be_escaped(client):
     body = b'{"prompt": "\\ud83c\\udf83", "echo": true, "max_tokens": 0}'
     assert client.post(COMPLETIONS, content=body, headers=JSON).json()["choices"][0]["text"] == "🎃"
@@ -237,5 +242,5 @@ def test_a_model_without_a_chat_template_says_so():
 def test_the_schema_tells_every_endpoint():
     described = TestClient(create_app(shared(), Limits())).get("/openapi.json").json()
     assert {*NEEDED, "/v1/models", "/health", "/ready", "/props"} <= described["paths"].keys()
-    fields = described["components"]["schemas"]["Completion"]["properties"]
+    fields = described["components"]["schemas"]["CompletionRequest"]["properties"]
     assert fields["temperature"]["description"] == "0, or a number of 0.001 to 100"
