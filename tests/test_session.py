@@ -97,6 +97,13 @@ def test_a_line_that_begins_with_two_strokes_is_a_prompt_that_begins_with_one(pl
     assert Talk(plain, "//one").shown == f"/one{text(plain, '/one')}\n\n"
 
 
+def test_that_texts_grow_beyond_what_was_trained_is_said_once(plain, monkeypatch):
+    monkeypatch.setattr(plain.model.config, "trained_context_length", 10, raising=False)
+    talk = Talk(plain, "one", "four", "three")
+    note = "the model was trained on 10 tokens at once, and prompt and continuation take up to 11: it may write worse"
+    assert talk.shown.startswith("one") and talk.shown.count(note) == talk.shown.count("trained on") == 1
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 OTHERS = {
