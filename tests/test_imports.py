@@ -32,7 +32,7 @@ pictures  card
 hub
 config
 describing  material  resuming
-runs
+runs  scores
 api  benchmarks  experiments  serving
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
