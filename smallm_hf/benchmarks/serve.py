@@ -80,7 +80,7 @@ def compare_servers(
     Args:
         model: folder of a causal model.
         clients: how many ask at once.
-        quick: a few seconds, to see that it works.
+        quick: a few seconds, to see that it works, without compiling.
         say: told what is left out and what is being set up.
 
     Returns:
@@ -94,7 +94,7 @@ def compare_servers(
     tokenizer = AutoTokenizer.from_pretrained(model)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        contestants, left_out = _contestants(model, folder, say)
+        contestants, left_out = _contestants(model, folder, say, compile="false" if quick else "auto")
         servers = {}
         for name, one in contestants.items():
             say(f"setting up: {name}")
@@ -114,13 +114,14 @@ def compare_servers(
 
 
 def _contestants(
-    model: str, folder: Path, say: Callable[[str], None]
+    model: str, folder: Path, say: Callable[[str], None], *, compile: str
 ) -> tuple[dict[str, Contestant], dict[str, list[str]]]:
     """Those that can be started here, ours first, and what the others lack."""
     file = folder / "gguf" / "model-F32.gguf"
     served = str(Path(sys.executable).with_name("transformers"))
     llama = ("-m", "llama_cpp.server", "--model", str(file), "--interrupt_requests", "false")
-    ours = Contestant((sys.executable, str(SCRIPT), "--model", model, "--max_waiting", "1000"), "/ready")
+    own = ("--model", model, "--max_waiting", "1000", "--compile", compile)
+    ours = Contestant((sys.executable, str(SCRIPT), *own), "/ready")
     others = {
         "transformers serve": (Contestant((served, "serve", model), "/health", {"model": model}), ["fastapi"]),
         "llama-cpp-python": (

@@ -45,10 +45,10 @@ def serve(model: str, loading: Loading, serving: Serving, limits: Limits, keys: 
     Raises:
         UserError: the model cannot be loaded, or is not causal.
     """
-    _log_to_stderr()
     gate, metrics, stopping = Gate(limits.max_seconds), Metrics(), threading.Event()
     observed = guarded(gate, keys, metrics, serving, limits)
     with (
+        _logging_to_stderr(),
         _hearing_signals(gate, stopping),
         listening(observed, listener, limits) as loop,
         closing(load_to_serve(model, loading, serving, limits, metrics)) as writer,
@@ -110,9 +110,15 @@ def _hearing_signals(gate: Gate, stopping: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    handler, errors = logging.StreamHandler(), logging.getLogger("uvicorn.error")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    for logger, level in ((LOG, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+    for logger, level in ((LOG, logging.INFO), (errors, logging.WARNING)):
         logger.addHandler(handler)
         logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger in (LOG, errors):
+            logger.removeHandler(handler)

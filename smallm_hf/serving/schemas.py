@@ -29,7 +29,7 @@ COLDEST = 1e-3
 
 FIRST_WRONG = Field(fail_fast=True)
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, min_length=1)]
-Texts = Annotated[
+Inputs = Annotated[
     str
     | Ids
     | Annotated[list[str], Field(fail_fast=True, min_length=1)]
@@ -39,7 +39,7 @@ Texts = Annotated[
 
 
 def as_list(texts: str | list) -> list[str] | list[list[int]]:
-    """`Texts` as several, where they are one."""
+    """`Inputs` as several, where they are one."""
     return [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
 
 
@@ -54,7 +54,7 @@ def optional(kind: Any, description: str, **bounds: Any) -> Any:
     return Annotated[Annotated[kind, Field(**bounds)] | None, Field(description=description)]
 
 
-class Asked(BaseModel):
+class ApiRequest(BaseModel):
     """A request for something, of the model that is served or of one by name."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -108,7 +108,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Writing(Asked):
+class TextRequest(ApiRequest):
     """What all requests for texts have in common."""
 
     max_tokens: optional(int, "a whole number of 0 or more", ge=0) = None
@@ -159,16 +159,16 @@ class Writing(Asked):
             raise UserError("stream_options is given without stream=true; leave it out, or stream")
 
 
-class Completion(Writing):
+class CompletionRequest(TextRequest):
     """A request of /v1/completions."""
 
-    prompt: Texts = ""
+    prompt: Inputs = ""
     logprobs: optional(int, "a whole number of 0 or more", ge=0) = None
     echo: optional(bool, "true or false") = None
     best_of: optional(int, "a whole number of 1 or more", ge=1) = None
 
     def require_allowed(self, limits: Limits) -> None:
-        """As that of `Writing`."""
+        """As that of `TextRequest`."""
         super().require_allowed(limits)
         if (self.logprobs or 0) > limits.max_logprobs:
             raise UserError(f"logprobs={self.logprobs} is more than the {limits.max_logprobs} that this server allows")
@@ -202,7 +202,7 @@ class Message(BaseModel):
         return {"role": self.role, "content": parts if isinstance(parts, str) else "".join(one.text for one in parts)}
 
 
-class ChatCompletion(Writing):
+class ChatCompletionRequest(TextRequest):
     """A request of /v1/chat/completions."""
 
     messages: Annotated[
@@ -224,7 +224,7 @@ class ChatCompletion(Writing):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def require_allowed(self, limits: Limits) -> None:
-        """As that of `Writing`."""
+        """As that of `TextRequest`."""
         super().require_allowed(limits)
         if (self.top_logprobs or 0) > limits.max_logprobs:
             raise UserError(
@@ -238,14 +238,14 @@ class ChatCompletion(Writing):
             raise UserError("max_tokens=0 asks for no text at all; give 1 or more")
 
 
-class Embedding(Asked):
+class EmbeddingRequest(ApiRequest):
     """A request of /v1/embeddings."""
 
-    input: Texts
+    input: Inputs
     encoding_format: optional(Literal["float", "base64"], "float or base64") = None
 
 
-class Tokenize(Asked):
+class TokenizeRequest(ApiRequest):
     """A request of /tokenize."""
 
     prompt: Annotated[str, Field(description="a text")]
@@ -253,7 +253,7 @@ class Tokenize(Asked):
     parse_special: Annotated[bool, Field(description="true or false")] = True
 
 
-class Detokenize(Asked):
+class DetokenizeRequest(ApiRequest):
     """A request of /detokenize."""
 
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, description="a list of token ids")]

@@ -10,9 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from smallm_hf.generation.continuous import ContinuousWriter, Job
 from smallm_hf.generation.request import Request, Token
-
-# In the log, as nginx writes it; nobody is left to read it.
-CLIENT_LEFT = 499
+from smallm_hf.serving.refusals import CLIENT_LEFT
 
 
 class Texts:
@@ -70,7 +68,7 @@ class Texts:
     def _deliver(self, number: int, token: Token | BaseException | None) -> None:
         """Called by the writing thread, for which an error here is the end of the text."""
         if self._cancelled:
-            raise asyncio.CancelledError
+            raise RuntimeError("nobody waits for this text any more")
         self._loop.call_soon_threadsafe(self._come.put_nowait, (number, token))
 
 

@@ -17,7 +17,11 @@ from smallm_hf.serving.vocabulary import BYTES
 EOS = "<|end|>"
 NAME = "user/tiny"
 POSITIONS = 64
-TEMPLATE = "{% for message in messages %}{{ message.role[0] }}:{{ message.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+TEMPLATE = """{%- for message in messages -%}
+{%- if message.role == "system" and not loop.first -%}{{ raise_exception("system comes first") }}{%- endif -%}
+{{ message.role[0] }}:{{ message.content }};
+{%- endfor -%}
+{%- if add_generation_prompt -%}a:{%- endif -%}"""
 
 
 def byte_tokenizer(**options) -> PreTrainedTokenizerFast:
@@ -32,7 +36,9 @@ def small_model() -> LlamaForCausalLM:
     """Random, and sure enough of itself that rounding decides nothing."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=257, max_position_embeddings=POSITIONS, initializer_range=0.5, **sizes)
+    config = LlamaConfig(
+        vocab_size=257, max_position_embeddings=POSITIONS, initializer_range=0.5, eos_token_id=256, **sizes
+    )
     return LlamaForCausalLM(config).requires_grad_(False)
 
 
