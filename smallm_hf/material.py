@@ -17,6 +17,7 @@ from smallm_hf.data.batches.pairs import PaddedPairs, PairOrder, TokenPairs
 from smallm_hf.data.batches.windows import WindowOrder
 from smallm_hf.data.selection.splitting import TRAIN, VALIDATION
 from smallm_hf.data.token_files import TokenFiles
+from smallm_hf.evaluation.texts import pairs_of
 from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT
 from smallm_hf.generation.request import prompt_ids, source_ids
 from smallm_hf.inspection import evaluation_mode, refuse_lookahead
@@ -24,7 +25,7 @@ from smallm_hf.tokenizing.loading import lowers
 from smallm_hf.training.carried import CarriedLanguageModelling
 from smallm_hf.training.configuration import TrainingConfig
 from smallm_hf.training.objectives import LanguageModelling, Objective
-from smallm_hf.training.validation import ValidationPairs, ValidationSet, pairs_of
+from smallm_hf.training.validation import ValidationPairs, ValidationSet
 
 
 class Material(Protocol):

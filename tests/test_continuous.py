@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 import torch
-from writers import ANSWERERS, WRITERS, engine_of, requests_for
+from writers import ANSWERERS, POSITIONS, WRITERS, engine_of, requests_for
 
 from smallm_hf.generation import slots
 from smallm_hf.generation.continuous import Busy, Closed, ContinuousWriter
@@ -75,23 +75,41 @@ def varied(kind: str) -> list[Request]:
 @pytest.mark.parametrize("kind", [*WRITERS, *ANSWERERS])
 def test_a_text_has_the_same_bits_alone_in_any_slot_beside_any_others_and_after_a_restart(kind, two_threads):
     engine, requests = engine_of(kind), varied(kind)
+    if kind not in IN_SLOTS:
+        requests = requests[1:5]
     with closing(ContinuousWriter(engine, slots=3)) as writer:
         assert isinstance(writer.steps, Slots if kind in IN_SLOTS else SingleSteps)
         alone = [write(writer, [request])[0] for request in requests]
-        assert write(writer, requests[::-1] * 2) == alone[::-1] * 2
     with closing(ContinuousWriter(engine_of(kind), slots=3)) as writer:
-        order = [3, 0, 6, 0, 0, 5, 1, 4, 2]
+        order = [number % len(requests) for number in (3, 0, 6, 0, 0, 5, 1, 4, 2)]
         assert write(writer, [requests[number] for number in order]) == [alone[number] for number in order]
     assert max(map(len, alone)) > 30 and len({text[0].log_probability for text in alone}) > 1
+    if kind not in IN_SLOTS:
+        assert alone == [engine.write([request])[0].tokens for request in requests]
 
 
-@pytest.mark.parametrize("kind", [*WRITERS, *ANSWERERS])
-def test_it_writes_what_the_engine_writes(kind):
+@pytest.mark.parametrize("kind", IN_SLOTS)
+def test_slots_write_what_the_engine_writes_where_rounding_decides_nothing(kind):
     engine, requests = engine_of(kind), varied(kind)
-    if kind in IN_SLOTS:
-        engine.model.double()  # so that rounding decides nothing
+    engine.model.double()
     with closing(ContinuousWriter(engine)) as writer:
         assert write(writer, requests) == [engine.write([request])[0].tokens for request in requests]
+
+
+def test_a_step_reads_no_more_places_than_its_texts_need_and_no_bit_depends_on_that(monkeypatch):
+    monkeypatch.setitem(POSITIONS, "max_position_embeddings", 200)
+    read = []
+    with closing(ContinuousWriter(engine_of("llama"))) as writer:
+        sizes, read_places = writer.steps.sizes, writer.steps._read_places
+        assert sizes[-1] == 200 and set(sizes) <= {64, 128, 200}
+        monkeypatch.setattr(writer.steps, "_read_places", lambda size: read.append(size) or read_places(size))
+        short = Request("abba", max_new_tokens=9, min_new_tokens=9, logprobs=1)
+        (alone,) = write(writer, [short])
+        assert read == [sizes[0]] * 8
+        for length in (100, 150):
+            assert write(writer, [Request([1] * length, max_new_tokens=2, min_new_tokens=2), short])[1] == alone
+            assert read[8] == next(size for size in sizes if size > length) and read[-1] == sizes[0]
+            del read[8:]
 
 
 @pytest.mark.slow
@@ -145,7 +163,17 @@ def test_a_model_that_steps_make_something_else_of_is_written_text_by_text(step,
         assert isinstance(writer.steps, SingleSteps)
         assert write(writer, requests) == [engine.write([request])[0].tokens for request in requests]
     (record,) = caplog.records
-    assert "LlamaForCausalLM" in record.message and "are written one by one" in record.message
+    assert record.message.startswith("texts of this LlamaForCausalLM are written one by one: in a step of several")
+
+
+def test_texts_that_would_not_fit_into_memory_side_by_side_are_written_one_by_one(monkeypatch, caplog):
+    monkeypatch.setattr(slots, "_free_bytes", lambda device: 2 * 8 * 32 * 256 - 1)
+    with closing(ContinuousWriter(engine_of("llama"))) as writer:
+        assert isinstance(writer.steps, SingleSteps)
+    assert "one by one: 8 of 32 tokens take 0.0 GiB, and 0.0 are free" in caplog.text
+    monkeypatch.setattr(slots, "_free_bytes", lambda device: 2 * 8 * 32 * 256)  # two layers of 16 keys and 16 values
+    with closing(ContinuousWriter(engine_of("llama"))) as writer:
+        assert isinstance(writer.steps, Slots)
 
 
 def test_more_rows_are_taken_where_fewer_are_not_alike(caplog):

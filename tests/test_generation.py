@@ -359,6 +359,82 @@ def test_log_probabilities_are_the_models_own_whatever_is_drawn_from(kind):
     assert (bare.tokens[0].log_probability, bare.tokens[0].alternatives) == (None, ())
 
 
+def test_penalties_and_biases_are_those_of_openai():
+    engine, ids, written = engine_of("llama"), [0, 5, 6, 6, 5], []
+    settings = {"presence_penalty": -0.3, "frequency_penalty": 0.7, "logit_bias": ((4, 0.5), (7, -100.0), (4, 0.2))}
+    (text,) = engine.write([Request(ids, max_new_tokens=20, min_new_tokens=20, temperature=0.0, **settings)])
+    for token in text.tokens:
+        logits = engine.model(torch.tensor([ids])).logits[0, -1]
+        for other in range(1, len(logits)):  # no eos before the end
+            times = written.count(other)
+            logits[other] -= -0.3 * (times > 0) + 0.7 * times
+        logits[0], logits[4], logits[7] = -torch.inf, logits[4] + 0.7, logits[7] - 100
+        assert token.id == logits.argmax()
+        ids, written = [*ids, token.id], [*written, token.id]
+    assert len(set(written)) > 2
+
+
+@pytest.mark.parametrize("kind", [*WRITERS])
+def test_what_a_model_makes_of_a_prompt_is_told_token_by_token(kind):
+    engine, ids = engine_of(kind), [0, 4, 5, 3, 11, 9]
+    found = engine.prompt_log_probabilities(ids, top=3)
+    expected = engine.model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    assert [log_probability for log_probability, _ in found] == pytest.approx(
+        expected.gather(1, torch.tensor(ids[1:])[:, None]).flatten().tolist(), abs=1e-6
+    )
+    best = expected.topk(3)
+    assert [[id for id, _ in ranked] for _, ranked in found] == best.indices.tolist()
+    assert [value for _, ranked in found for _, value in ranked] == pytest.approx(best.values.flatten().tolist())
+    assert engine.prompt_log_probabilities(ids)[2] == (found[2][0], ())
+    assert engine.prompt_log_probabilities([3]) == engine.prompt_log_probabilities([]) == []
+
+
+def test_a_prompt_may_be_one_token_longer_than_the_positions():
+    engine = engine_of("gpt2")
+    assert len(engine.prompt_log_probabilities([3] * 33)) == 32
+    with pytest.raises(TooLong, match="the text takes 33 tokens and the model reads 32; shorten it"):
+        engine.prompt_log_probabilities([3] * 34)
+    with pytest.raises(UserError, match="token id 99 is outside the model's vocabulary"):
+        engine.prompt_log_probabilities([3, 99])
+    with pytest.raises(UserError, match="BartForConditionalGeneration answers a source and has no prompt"):
+        engine_of("bart").prompt_log_probabilities([3])
+
+
+@pytest.mark.ecosystem
+@pytest.mark.parametrize("kind", ["llama", "odd", "recurrent", "ngram"])
+def test_a_prompt_is_judged_as_lm_eval_judges_it(kind):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
+    engine, ids = engine_of(kind), [0, 4, 5, 3, 11, 9, 9]
+    judge = huggingface.HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, backend="causal", batch_size=1)
+    ((total, is_greedy),) = judge._loglikelihood_tokens([(("", ""), ids[:3], ids[3:])])
+    found = engine.prompt_log_probabilities(ids, top=1)[2:]
+    assert torch.tensor([log_probability for log_probability, _ in found]).sum().item() == total
+    assert is_greedy == all(ranked[0][0] == id for (_, ranked), id in zip(found, ids[3:], strict=True))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in [*WRITERS, *ANSWERERS] if kind != "ngram"])
+def test_a_text_is_embedded_by_the_mean_of_its_last_hidden_states(kind):
+    engine, ids = engine_of(kind), [4, 5, 3, 11]
+    states = []
+    base = engine.model.get_encoder() if kind in ANSWERERS else engine.model.base_model
+    base.register_forward_hook(lambda module, given, outputs: states.append(outputs.last_hidden_state[0]))
+    found = engine.embed(ids)
+    assert states[0].shape == (4, found.shape[0]) and found.dtype == torch.float32
+    assert torch.allclose(found, states[0].mean(dim=0))
+
+
+def test_what_cannot_be_embedded_is_told_in_one_line():
+    with pytest.raises(UserError, match="NgramForCausalLM has no hidden states to embed a text by; take another model"):
+        engine_of("ngram").embed([3])
+    for ids, message in (
+        ([], "a text of no tokens has no hidden states; give one token or more"),
+        ([3] * 33, "the text takes 33 tokens and the model reads 32; shorten it"),
+        ([-1], "token id -1 is below 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            engine_of("gpt2").embed(ids)
+
+
 # --- what stays as it was --------------------------------------------------------------------------------------------
 
 

@@ -61,18 +61,24 @@ class Sampling:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        most = self.max_new_tokens
-        for name, in_range, wanted in (
-            ("max_new_tokens", most >= 1, "1 or more"),
-            ("min_new_tokens", 0 <= self.min_new_tokens <= most, f"0 to max_new_tokens={most}"),
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-        ):
+        for name, (in_range, wanted) in self.ranges.items():
             if not in_range:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; give {wanted}")
+
+    @property
+    def ranges(self) -> dict[str, tuple[bool, str]]:
+        """Of each field, whether its value is in its range, and that range in words."""
+        most = self.max_new_tokens
+        return {
+            "max_new_tokens": (most >= 1, "1 or more"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= most, f"0 to max_new_tokens={most}"),
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "seed": (-(1 << 63) <= self.seed < 1 << 64, f"{-(1 << 63)} to {(1 << 64) - 1}"),  # torch takes no others
+        }
 
 
 def require_models(models: Iterable[str]) -> None:

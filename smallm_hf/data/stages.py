@@ -422,7 +422,7 @@ class Stages:
         for side in SIDES:
             parts = list(itertools.chain.from_iterable(encoded))
             for name in (f"{side}.bin", f"{side}.hidden.jsonl"):
-                if (parts[0] / name).exists():
+                if all((part / name).exists() for part in parts):
                     with (folder / name).open("wb") as file:
                         for part in parts:
                             with (part / name).open("rb") as own:

@@ -189,7 +189,10 @@ class ScoringPlan:
         if protocol == "packed" and kind != "causal":
             raise UserError(f"protocol packed is for causal models, {type(model).__name__} is {kind}; take documents")
         if with_sources and kind != "seq2seq":
-            raise UserError(f"{type(model).__name__} is {kind} and reads no source text; leave out --source_column")
+            raise UserError(
+                f"{type(model).__name__} is {kind} and reads no source text, and these are pairs; leave out "
+                "--source_column, or give a text"
+            )
         no_start = kind == "causal" and start_token_id(tokenizer) is None
         if no_start or ((protocol == "packed" or rules.ends) and tokenizer.eos_token_id is None):
             raise UserError(f"the tokenizer has no eos token, which protocol {protocol} needs; set tokenizer.eos_token")

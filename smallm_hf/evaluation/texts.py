@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.errors import UserError
+from smallm_hf.data.batches.pairs import TokenPairs
 from smallm_hf.data.reading.documents import read_documents, read_texts
 from smallm_hf.data.reading.files import local_files
 from smallm_hf.data.selection.splitting import SIDES, VALIDATION
 from smallm_hf.data.token_files import TokenFiles, open_token_files
+from smallm_hf.tokenizing.encoding import added_around
 from smallm_hf.tokenizing.loading import is_lossless
 
 TOKEN_FILE, RUN_FILE = "validation.bin", "metrics.jsonl"  # mark a folder of token files, and a run
@@ -42,12 +44,14 @@ class ScoredTexts:
         files: token files whose validation documents these are; None where `read_texts` reads the source.
         limit: how many of their tokens count; None takes all.
         columns: of source and target, where it holds pairs.
+        longest: pairs of token files with more tokens in source or target are left out; None takes all.
     """
 
     source: str
     files: TokenFiles | None = None
     limit: int | None = None
     columns: tuple[str, ...] = ()
+    longest: int | None = None
 
     @property
     def is_pairs(self) -> bool:
@@ -60,11 +64,24 @@ class ScoredTexts:
             yield from map(Example, self.read(**how))
         elif self.files:
             halves = self.read()
-            yield from (Example(target, source, [target]) for source, target in zip(halves, halves, strict=True))
+            pairs = itertools.compress(zip(halves, halves, strict=True), self._fits())
+            yield from (Example(target, source, [target]) for source, target in pairs)
         else:
             source_column, target_column = self.columns
             for pair in read_documents(self.source, source_column=source_column, target_column=target_column):
                 yield Example(pair.target, pair.text, pair.metadata["targets"])
+
+    def _fits(self) -> Iterable[bool]:
+        """Whether each pair of token files is short enough; how many are not is said."""
+        if self.longest is None:
+            return itertools.repeat(True)
+        fits = pairs_of(self.files, VALIDATION).fits(self.longest)
+        if not fits.all():
+            warn_once(
+                f"left out {(~fits).sum():,} of {len(fits):,} pairs, whose source or target has more than "
+                f"{self.longest} tokens, as {self.source} has done"
+            )
+        return fits
 
     def read(self, **how: Any) -> Iterator[str]:
         """Yields the documents, each whole.
@@ -117,8 +134,10 @@ def require_texts(source: str, columns: tuple[str, ...] = ()) -> ScoredTexts:
         raise UserError(
             f"{results['data']['folder']} no longer holds the text that {source} was validated on; give a text"
         )
-    limit = None if files.is_pairs else results["config"]["training"]["validation_tokens"]
-    return ScoredTexts(source, files, limit)
+    training = results["config"]["training"]
+    if files.is_pairs:
+        return ScoredTexts(source, files, longest=training["context_length"])
+    return ScoredTexts(source, files, training["validation_tokens"])
 
 
 def read_scored_texts(source: str, **how: Any) -> Iterator[str]:
@@ -135,6 +154,12 @@ def token_files_of(results: Mapping[str, Any], sides: Iterable[str] = SIDES) -> 
     files = open_token_files(results["data"]["folder"])
     same = all(getattr(files.meta, side).sha256 == results["data"][side]["sha256"] for side in sides)
     return files if same else None
+
+
+def pairs_of(files: TokenFiles, side: str) -> TokenPairs:
+    """All pairs of one side of token files, as a model reads them."""
+    around = added_around(files.tokenizer)
+    return TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
 
 
 def source_name(source: str) -> str:

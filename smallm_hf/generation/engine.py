@@ -4,7 +4,6 @@ A text may grow beyond the model's positions: whenever they are full, the model 
 goes on from there. What it writes then depends on at least that half. The text of an encoder-decoder ends there.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from smallm_hf.generation.biases import Biases
 from smallm_hf.generation.request import Ranked, Request, Token, Written, prompt_ids, source_ids
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, decodes_directly
 from smallm_hf.generation.text import GrowingText
-from smallm_hf.inspection import position_limit, reach, require_known, trained_length, vocabulary_size
+from smallm_hf.inspection import position_limit, require_known, vocabulary_size
 
 
 class Engine:
@@ -317,26 +316,3 @@ class Text:
         reason = "stop" if stopped or is_eos else None if self.left else "length"
         self.goes_on = reason is None
         return Token(token_id, piece, *beside, finish_reason=reason)
-
-
-def stream_samples(engine: Engine, request: Request, write: Callable[[str], None], *, num_samples: int = 1) -> None:
-    """Writes a prompt and its continuation `num_samples` times, each with the next seed; of an answer that alone.
-
-    On stderr stands first that a text may grow beyond what the model was trained on, where it may.
-    """
-    trained, shown, tokens = trained_length(engine.model), request.prompt, request.max_new_tokens
-    if engine.answers:
-        shown, request = "", replace(request, source=request.prompt, prompt="")
-    else:
-        tokens += len(prompt_ids(engine.model, engine.tokenizer, request.prompt))
-    if trained is not None and min(tokens, reach(engine.model) or tokens) > trained:
-        note = f"the model was trained on {trained} tokens at once, and prompt and continuation take up to {tokens}: "
-        print(note + "it may write worse beyond", file=sys.stderr)
-    for seed in range(request.seed, request.seed + num_samples):
-        if num_samples > 1:
-            write(f"--- {seed - request.seed + 1} of {num_samples}, seed {seed}\n")
-        write(shown)
-        for token in engine.stream(replace(request, seed=seed)):
-            if token.text:
-                write(token.text)
-        write("\n")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedConfig
@@ -16,7 +17,6 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from smallm_hf.generation.engine import Engine, Text
-from smallm_hf.generation.request import Request
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, compiled_step, compiling, one_step
 from smallm_hf.inspection import vocabulary_size
 
@@ -28,6 +28,8 @@ STRETCHING = {"dynamic", "longrope"}
 # differ all the same, so many more of them, which nobody writes in, may be alike.
 ROWS = 8
 MORE_ROWS = (0, 8, 16, 24)
+# Places that a step reads at least; it reads twice as many, and so on, where a text is longer.
+LEAST_SIZE = 64
 
 
 class SlotLayer(CacheLayerMixin):
@@ -38,6 +40,9 @@ class SlotLayer(CacheLayerMixin):
         slots: texts beside each other.
         size: places for tokens.
         places: (slots,), where the next token of each goes; shared by all layers, and moved by whoever steps.
+
+    Attributes:
+        read: so many places, from the first on, are attended to.
     """
 
     is_compileable = True
@@ -45,7 +50,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, like: Any, slots: int, size: int, places: torch.Tensor):
         super().__init__()
-        self.size, self.places, self.is_initialized = size, places, True
+        self.size, self.read, self.places, self.is_initialized = size, size, places, True
         self.slots = torch.arange(slots, device=places.device)
         self.keys = like.keys.new_zeros(slots, like.keys.shape[1], size, like.keys.shape[3])
         self.values = like.values.new_zeros(slots, like.values.shape[1], size, like.values.shape[3])
@@ -63,11 +68,11 @@ class SlotLayer(CacheLayerMixin):
         """Stores one token of each slot, (slots, heads, 1, K)."""
         self.keys[self.slots, :, self.places] = key_states[:, :, 0]
         self.values[self.slots, :, self.places] = value_states[:, :, 0]
-        return self.keys, self.values
+        return self.keys[:, :, : self.read], self.values[:, :, : self.read]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All places, from the first on."""
-        return self.size, 0
+        """Those that are read, from the first on."""
+        return self.read, 0
 
     def get_seq_length(self) -> int:
         """Not one number: the places of the tokens are given to the model."""
@@ -119,7 +124,7 @@ def has_slots(engine: Engine) -> bool:
     config = engine.model.config.get_text_config(decoder=True)
     keeps_all = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
     stretching = any(getattr(module, "rope_type", None) in STRETCHING for module in engine.model.modules())
-    placed = engine.cached and engine.reads_padding and engine.limit is not None and not stretching
+    placed = engine.cached and engine.reads_padding and (engine.limit or 0) > 1 and not stretching
     return placed and keeps_all and config._attn_implementation == "sdpa"
 
 
@@ -130,28 +135,42 @@ class Slots:
         engine: of a model that `has_slots`.
         count: slots.
         compile: compile the step, which takes 10 to 20 seconds.
+
+    Raises:
+        MemoryError: so many texts as long as the model's positions take more than half of the memory that is free.
     """
 
     def __init__(self, engine: Engine, count: int, *, compile: bool):
-        self.engine, self.model, device = engine, engine.model, engine.model.device
+        self.engine, self.model, device, size = engine, engine.model, engine.model.device, engine.limit
         self.newest = torch.zeros(count, 1, dtype=torch.long, device=device)
         self.places = torch.zeros(count, dtype=torch.long, device=device)
-        self.columns = torch.arange(engine.limit, device=device)
+        self.columns = torch.arange(size, device=device)
+        self.lengths: dict[int, int] = {}  # of the texts that are there: what `places` holds, without asking a device
         alone = CachedSteps(self.model, [self.newest[0]])
-        with torch.no_grad():
-            alone.logits()
-        layers = alone.cache.layers
-        self.cache = Cache([SlotLayer(layer, count, engine.limit, self.places) for layer in layers])
-        self.one_step = one_step
-        if compile:
+        alone.logits()
+        needed = size * count * sum(layer.keys.nbytes + layer.values.nbytes for layer in alone.cache.layers)
+        if needed > (free := _free_bytes(device)) // 2:
+            raise MemoryError(
+                f"{count} of {size} tokens take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+            )
+        self.cache = Cache([SlotLayer(layer, count, size, self.places) for layer in alone.cache.layers])
+        self.sizes, self.one_step = [size], one_step
+        if compile:  # for one size
             with compiling(self.model):
                 self.one_step = compiled_step()
-                self.step()
+                self._read_places(size)
+        else:
+            smaller = (LEAST_SIZE << doubled for doubled in range(size.bit_length()))
+            self.sizes = [*(places for places in smaller if places < size), size]
 
     def read(self, slot: int, text: Text) -> torch.Tensor:
         """Begins a text in a slot, or goes on with its last half; gives the logits (V,) of its next token."""
         alone = self.engine.prepare([text])
-        logits, length = alone.logits()[0], text.token_ids.shape[1]
+        self.lengths[slot] = text.token_ids.shape[1]
+        return self._hold(slot, alone)
+
+    def _hold(self, slot: int, alone: CachedSteps) -> torch.Tensor:
+        logits, length = alone.logits()[0], alone.tokens.shape[1]
         for layer, read in zip(self.cache.layers, alone.cache.layers, strict=True):
             layer.begin(slot, read, length)
         self.places[slot] = length
@@ -161,47 +180,67 @@ class Slots:
         """The next token (1, 1) of the text in a slot."""
         self.newest[slot] = token[0]
 
-    @torch.no_grad()
     def step(self) -> None:
         """Goes on with all slots; what comes of empty ones means nothing."""
-        unseen = self.columns > self.places[:, None]  # (slots, size)
-        mask = torch.zeros(unseen.shape, dtype=self.model.dtype, device=unseen.device).masked_fill(unseen, -torch.inf)
-        places = {"attention_mask": mask[:, None, None], "position_ids": self.places[:, None]}
-        with attending_by_steps(self.model.config):
-            self._logits = self.one_step(self.model, self.newest, self.cache, **places)
+        longest = max(self.lengths.values(), default=0)
+        self._logits = self._read_places(next(size for size in self.sizes if size > longest))
         self.places.add_(1).clamp_(max=len(self.columns) - 1)  # an empty slot stays in the last place
+        self.lengths = {slot: length + 1 for slot, length in self.lengths.items()}
+
+    def _read_places(self, size: int) -> torch.Tensor:
+        """The logits (slots, V) after the newest tokens, by the first places, which hold all texts."""
+        unseen = self.columns[:size] > self.places[:, None]  # (slots, size)
+        mask = torch.zeros(unseen.shape, dtype=self.model.dtype, device=unseen.device).masked_fill(unseen, -torch.inf)
+        for layer in self.cache.layers:
+            layer.read = size
+        with attending_by_steps(self.model.config):
+            places = {"attention_mask": mask[:, None, None], "position_ids": self.places[:, None]}
+            return self.one_step(self.model, self.newest, self.cache, **places)
 
     def logits(self, slot: int) -> torch.Tensor:
         """Those (V,) that the last step made of the newest token of a slot."""
         return self._logits[slot]
 
     def leave(self, slot: int) -> None:
-        """Does nothing: the next text in a slot overwrites this one."""
+        """The text in a slot has ended; the next one overwrites it."""
+        self.lengths.pop(slot, None)
 
     def keep_apart(self) -> bool:
         """Whether a text has the same logits in every slot, to the bit, and but for rounding those of one that is read.
 
-        Measured by a step of texts of different length, which then change places.
+        Measured by a step of texts of different length, which then change places. Sizes by which they have other bits
+        than by all places are given up.
         """
-        count, vocab_size = len(self.places), vocabulary_size(self.model)
-        tokens = torch.randint(vocab_size, (count, 2 + count), generator=torch.Generator().manual_seed(0)).tolist()
-        texts = [row[: min(2 + number, self.engine.limit)] for number, row in enumerate(tokens)]
+        texts = _random_texts(self.engine, len(self.places))
         for slot, ids in enumerate(texts):
-            self.read(slot, self.engine.begin(slot, Request(ids[:-1])))
-            self.take(slot, torch.tensor([ids[-1:]]))
-        self.step()
-        first = self._logits.clone()
-        alone = CachedSteps(self.model, [torch.tensor(texts[-1], device=self.model.device)]).logits()[0]
+            self._hold(slot, CachedSteps(self.model, [ids[:-1]]))
+            self.take(slot, ids[None, -1:])
+        whole = self._read_places(len(self.columns))
+        self.sizes = [size for size in self.sizes if torch.equal(self._read_places(size), whole)]
+        alone = CachedSteps(self.model, texts[-1:]).logits()[0]
         tolerance = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
-        alike = bool((first[-1] - alone).abs().max() <= tolerance)
-        for moved in range(1, count):
-            for layer in self.cache.layers:
-                layer.keys.copy_(layer.keys.roll(1, 0)), layer.values.copy_(layer.values.roll(1, 0))
-            self.places.sub_(1).copy_(self.places.roll(1))
-            self.newest.copy_(self.newest.roll(1, 0))
-            self.step()
-            alike = alike and torch.equal(self._logits, first.roll(moved, 0))
+        alike = bool((whole[-1] - alone).abs().max() <= tolerance)
+        state = [self.places, self.newest]
+        state += [kept for layer in self.cache.layers for kept in (layer.keys, layer.values)]
+        for moved in range(1, len(self.places)):
+            for kept in state:
+                kept.copy_(kept.roll(1, 0))
+            for size in self.sizes[:: max(1, len(self.sizes) - 1)]:  # the least and the whole
+                alike = alike and torch.equal(self._read_places(size), whole.roll(moved, 0))
         return alike
+
+
+def _random_texts(engine: Engine, count: int) -> list[torch.Tensor]:
+    """Token ids (T,) of so many texts of two tokens and more."""
+    model, drawing = engine.model, torch.Generator().manual_seed(0)
+    lengths = [min(2 + number % (LEAST_SIZE // 2), engine.limit) for number in range(count)]
+    vocab_size = vocabulary_size(model)
+    return [torch.randint(vocab_size, (length,), generator=drawing).to(model.device) for length in lengths]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 class SingleSteps:
@@ -236,6 +275,7 @@ class SingleSteps:
         self.steps.pop(slot, None)
 
 
+@torch.no_grad()
 def steps_of(engine: Engine, count: int, *, compile: bool) -> Slots | SingleSteps:
     """The steps of so many texts, by which the same text has the same bits beside any others.
 
@@ -244,11 +284,15 @@ def steps_of(engine: Engine, count: int, *, compile: bool) -> Slots | SingleStep
         count: slots.
         compile: as that of `Slots`.
     """
-    if has_slots(engine):
+    if not has_slots(engine):
+        return SingleSteps(engine)
+    why: object = "in a step of several each would change"
+    try:
         for more in MORE_ROWS:
             slots = Slots(engine, -(-count // ROWS) * ROWS + more, compile=compile)
             if slots.keep_apart():
                 return slots
-        kind = type(engine.model).__name__
-        logger.warning(f"a step of several texts of this {kind} changes what each is; they are written one by one")
+    except MemoryError as error:
+        why = error
+    logger.warning(f"texts of this {type(engine.model).__name__} are written one by one: {why}")
     return SingleSteps(engine)

@@ -22,6 +22,7 @@ from smallm_hf.card import Weights, find_weights, read_results, render_card
 from smallm_hf.data.selection.splitting import VALIDATION
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.scoring import summarize
+from smallm_hf.evaluation.texts import pairs_of
 from smallm_hf.families import FAMILIES, family_of, family_of_file
 from smallm_hf.generation.request import source_ids
 from smallm_hf.generation.search import beam_search
@@ -31,7 +32,7 @@ from smallm_hf.inspection import position_limit
 from smallm_hf.pretrained import load_weights
 from smallm_hf.training.plan import embedding_parameters
 from smallm_hf.training.progress import read_records
-from smallm_hf.training.validation import ValidationPairs, ValidationSet, figures_of_json, pairs_of
+from smallm_hf.training.validation import ValidationPairs, ValidationSet, figures_of_json
 
 LARGEST_DIFFERENCE = 1e-4  # of logits, as a share of the largest: float rounding between two ways to compute them
 LARGEST_RELATIVE_ERROR = 1e-4  # of a validation that is scored again, perhaps on other hardware

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from smallm_hf.generation.request import FinishReason, Ranked, Request, seed_of
 from smallm_hf.serving.errors import told
-from smallm_hf.serving.schemas import Writing
+from smallm_hf.serving.schemas import TextRequest
 from smallm_hf.serving.served import Served
 from smallm_hf.serving.texts import Texts, TextStream
 from smallm_hf.serving.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ HONOURED = (
 )
 DEFAULTS = {"temperature": 1.0}
 
-WritingRequest = TypeVar("WritingRequest", bound=Writing)
+AnyTextRequest = TypeVar("AnyTextRequest", bound=TextRequest)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,13 @@ class Answer:
     """
 
     def __init__(
-        self, shape: Shape, served: Served, asked: Writing, openings: Sequence[Piece], texts: Texts, prompt_tokens: int
+        self,
+        shape: Shape,
+        served: Served,
+        asked: TextRequest,
+        openings: Sequence[Piece],
+        texts: Texts,
+        prompt_tokens: int,
     ):
         self.shape, self.served, self.openings, self.texts = shape, served, openings, texts
         self.streams, self.tells_usage = asked.stream, asked.tells_usage
@@ -169,12 +175,14 @@ def as_number(log_probability: float | None) -> float | None:
     return None if log_probability is None else max(LEAST, log_probability)
 
 
-def with_seed(asked: WritingRequest) -> WritingRequest:
+def with_seed(asked: AnyTextRequest) -> AnyTextRequest:
     """A request that can be repeated: without a seed, it gets one."""
     return asked if asked.seed is not None else asked.model_copy(update={"seed": secrets.randbits(31)})
 
 
-def requests_of(asked: Writing, prompts: Sequence[Sequence[int]], tokens: int, logprobs: int | None) -> list[Request]:
+def requests_of(
+    asked: TextRequest, prompts: Sequence[Sequence[int]], tokens: int, logprobs: int | None
+) -> list[Request]:
     """The texts that are asked for: `n` for each prompt, the first with the seed itself, as the engine alone writes it.
 
     The seeds of a prompt do not depend on the prompts beside it.

@@ -21,7 +21,7 @@ from smallm_hf.serving.chat import chat_router
 from smallm_hf.serving.completions import completions_router
 from smallm_hf.serving.configuration import Limits
 from smallm_hf.serving.errors import answer_errors
-from smallm_hf.serving.schemas import Detokenize, Embedding, Tokenize, as_list
+from smallm_hf.serving.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, as_list
 from smallm_hf.serving.served import Served
 from smallm_hf.serving.texts import unless_left
 
@@ -49,13 +49,13 @@ def embeddings_router(served: Served, limits: Limits) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/embeddings")
-    async def embed(asked: Embedding, request: WebRequest) -> Response:
+    async def embed(asked: EmbeddingRequest, request: WebRequest) -> Response:
         """The mean of the last hidden states of each text."""
         served.require(asked.model)
         asked.require_known_fields(limits, UNSUPPORTED)
         return await unless_left(request, answer(asked))
 
-    async def answer(asked: Embedding) -> Response:
+    async def answer(asked: EmbeddingRequest) -> Response:
         texts = await served.read(as_list(asked.input), limits)
         vectors = [await served.run(partial(served.engine.embed, token_ids)) for token_ids in texts]
         shown = _as_base64 if asked.encoding_format == "base64" else torch.Tensor.tolist
@@ -80,7 +80,7 @@ def tokens_router(served: Served, limits: Limits) -> APIRouter:
     tokenizer = served.engine.tokenizer
 
     @router.post("/tokenize")
-    async def tokenize(asked: Tokenize) -> dict[str, Any]:
+    async def tokenize(asked: TokenizeRequest) -> dict[str, Any]:
         """The token ids of a text."""
         served.require(asked.model)
         asked.require_known_fields(limits, {})
@@ -89,7 +89,7 @@ def tokens_router(served: Served, limits: Limits) -> APIRouter:
         return {"tokens": token_ids, "count": len(token_ids), "max_model_len": served.engine.limit}
 
     @router.post("/detokenize")
-    async def detokenize(asked: Detokenize) -> dict[str, Any]:
+    async def detokenize(asked: DetokenizeRequest) -> dict[str, Any]:
         """The text of token ids."""
         served.require(asked.model)
         asked.require_known_fields(limits, {})

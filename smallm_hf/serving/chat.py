@@ -12,7 +12,7 @@ from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.serving.answers import Answer, Piece, Shape, as_number, requests_of, with_seed
 from smallm_hf.serving.bodies import JsonRoute
 from smallm_hf.serving.configuration import Limits
-from smallm_hf.serving.schemas import ChatCompletion
+from smallm_hf.serving.schemas import ChatCompletionRequest
 from smallm_hf.serving.served import Served
 from smallm_hf.serving.texts import Texts, unless_left
 from smallm_hf.serving.vocabulary import Vocabulary
@@ -31,7 +31,7 @@ def chat_router(served: Served, limits: Limits) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions")
-    async def chat(asked: ChatCompletion, request: WebRequest) -> Response:
+    async def chat(asked: ChatCompletionRequest, request: WebRequest) -> Response:
         """Answers the last message of a conversation."""
         served.require(asked.model)
         if not served.engine.tokenizer.chat_template:
@@ -45,7 +45,7 @@ def chat_router(served: Served, limits: Limits) -> APIRouter:
     return router
 
 
-async def _answer(served: Served, limits: Limits, asked: ChatCompletion) -> Response:
+async def _answer(served: Served, limits: Limits, asked: ChatCompletionRequest) -> Response:
     turns = [message.turn for message in asked.messages]
     try:
         token_ids = await asyncio.to_thread(served.vocabulary.encode_chat, turns)

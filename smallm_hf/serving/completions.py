@@ -8,14 +8,18 @@ from fastapi import APIRouter
 from starlette.requests import Request as WebRequest
 from starlette.responses import Response
 
+from smallm_hf.base.errors import TooLong
+from smallm_hf.inspection import vocabulary_size
 from smallm_hf.serving.answers import Answer, Piece, Shape, Spoken, as_number, requests_of, with_seed
 from smallm_hf.serving.bodies import JsonRoute
 from smallm_hf.serving.configuration import Limits
-from smallm_hf.serving.schemas import Completion, as_list
+from smallm_hf.serving.schemas import CompletionRequest, as_list
 from smallm_hf.serving.served import Served
 from smallm_hf.serving.texts import Texts, unless_left
 from smallm_hf.serving.vocabulary import Vocabulary
 
+# Of one prompt whose log-probabilities are told: a GiB in float32, all of them at once.
+MAX_LOGITS = 2**28
 UNSUPPORTED = {"suffix": "the model goes on with a text, and fills no gap before another"}
 
 
@@ -24,7 +28,7 @@ def completions_router(served: Served, limits: Limits) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/completions")
-    async def complete(asked: Completion, request: WebRequest) -> Response:
+    async def complete(asked: CompletionRequest, request: WebRequest) -> Response:
         """Continues prompts."""
         served.require(asked.model)
         asked.require_known_fields(limits, UNSUPPORTED)
@@ -34,7 +38,7 @@ def completions_router(served: Served, limits: Limits) -> APIRouter:
     return router
 
 
-async def _answer(served: Served, limits: Limits, asked: Completion) -> Response:
+async def _answer(served: Served, limits: Limits, asked: CompletionRequest) -> Response:
     given = as_list(asked.prompt)
     prompts = await served.read(given, limits, texts=asked.n or 1)
     tokens = served.tokens_to_write(prompts, asked.max_tokens, limits.default_max_tokens, limits)
@@ -57,10 +61,16 @@ async def _echo(
     text = given if isinstance(given, str) else "".join(pieces)
     if logprobs is None:
         return Piece(text, finish_reason=reason)
+    vocab_size = vocabulary_size(served.engine.model)
+    if len(token_ids) * vocab_size > MAX_LOGITS:
+        raise TooLong(
+            f"log-probabilities of a prompt are told up to {MAX_LOGITS // vocab_size} tokens, and this has "
+            f"{len(token_ids)}; shorten it"
+        )
     told = await served.run(partial(served.engine.prompt_log_probabilities, token_ids, logprobs))
-    tokens, offset = [], 0
+    tokens, offset = [], len(text) - sum(map(len, pieces))  # decoders of some put a space before a text
     for token_id, piece, (log_probability, ranked) in zip(token_ids, pieces, [(None, ()), *told], strict=True):
-        tokens.append(Spoken(token_id, offset, log_probability, ranked))
+        tokens.append(Spoken(token_id, max(0, offset), log_probability, ranked))
         offset += len(piece)
     added = len(served.vocabulary.start) if isinstance(given, str) else 0
     return Piece(text, tuple(tokens[added:]), reason)

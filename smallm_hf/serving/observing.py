@@ -32,14 +32,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallm_hf.generation.continuous import ContinuousWriter, Deliver, Job
 from smallm_hf.generation.request import Request, Token
+from smallm_hf.serving.refusals import CLIENT_LEFT
 
 LOG = logging.getLogger("smallm_hf.serving")
 # Request ids that a client may choose: nothing that could break a line of the log or a header.
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Seconds: from a step of a tiny model on a GPU to a long wait in the queue.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-# The status in the log of a request whose client left before it was answered, as nginx writes it.
-CLIENT_LEFT = 499
 
 
 @dataclass

@@ -4,6 +4,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+# The status in the log of a request whose client left before it was answered, as nginx writes it.
+CLIENT_LEFT = 499
+
 
 def error_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """What a client is told in place of an answer, as JSON.

@@ -49,7 +49,7 @@ def serve(model: str, loading: Loading, serving: Serving, limits: Limits, keys: 
         ended = asyncio.run_coroutine_threadsafe(gate.serve(app, serving.grace_seconds), loop)
         asks = "an API key is asked for" if keys else "no API key is asked for"
         LOG.info(f"serving {served.name} at {address_of(listener)}, {serving.slots} slots, {asks}")
-        while not stopping.wait(1):
+        while not stopping.wait(1) and not ended.done():
             pass
         LOG.info(f"stopping: running texts may finish for {serving.grace_seconds:g} seconds; again ends at once")
         loop.call_soon_threadsafe(gate.stop)

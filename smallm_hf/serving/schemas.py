@@ -3,7 +3,6 @@
 Ranges that the engine knows (`Sampling`, `Request`) are checked by the engine.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,18 +17,17 @@ from pydantic import (
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.serving.configuration import Limits
-from smallm_hf.serving.errors import Refused
+from smallm_hf.serving.errors import Refused, shown
 
-SHOWN_CHARACTERS = 80  # of a value that is wrong
 SEEDS = {"ge": -(2**63), "lt": 2**63}
 # OpenAI allows 300; each costs an addition before the first token.
 MAX_BIASES = 300
-# Below this, logits divided by it leave the range of float32.
+# Far below, logits divided by it leave the range of float32; what is drawn is what 0 takes long before that.
 COLDEST = 1e-3
 
 FIRST_WRONG = Field(fail_fast=True)
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, min_length=1)]
-Texts = Annotated[
+Inputs = Annotated[
     str
     | Ids
     | Annotated[list[str], Field(fail_fast=True, min_length=1)]
@@ -39,7 +37,7 @@ Texts = Annotated[
 
 
 def as_list(texts: str | list) -> list[str] | list[list[int]]:
-    """`Texts` as several, where they are one."""
+    """`Inputs` as several, where they are one."""
     return [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
 
 
@@ -54,7 +52,7 @@ def optional(kind: Any, description: str, **bounds: Any) -> Any:
     return Annotated[Annotated[kind, Field(**bounds)] | None, Field(description=description)]
 
 
-class Asked(BaseModel):
+class ApiRequest(BaseModel):
     """A request for something, of the model that is served or of one by name."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -70,12 +68,12 @@ class Asked(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
         if not first["loc"]:
-            raise Refused(400, f"the body is {_shown(given)}; send a JSON object")
+            raise Refused(400, f"the body is {shown(given)}; send a JSON object")
         field = str(first["loc"][0])
         wanted = cls.model_fields[field].description
         if first["type"] == "missing" and len(first["loc"]) == 1:
             raise Refused(400, f"{field} is missing; give {wanted}", param=field)
-        raise Refused(400, f"{field}: {_shown(first['input'])} is not valid; give {wanted}", param=field)
+        raise Refused(400, f"{field}: {shown(first['input'])} is not valid; give {wanted}", param=field)
 
     def require_known_fields(self, limits: Limits, unsupported: dict[str, str]) -> None:
         """Refuses what cannot be honoured and would change the answer, and in a strict server all that is unknown.
@@ -92,12 +90,7 @@ class Asked(BaseModel):
                 raise Refused(400, f"{name} is not supported: {unsupported[name]}; leave it out", param=name)
         unknown = sorted(self.model_extra.keys() - unsupported.keys())
         if limits.strict and unknown:
-            raise Refused(400, f"unknown fields: {', '.join(unknown)}; leave them out", "unknown_field", unknown[0])
-
-
-def _shown(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
-    return shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + "..."
+            raise Refused(400, f"unknown fields: {shown(unknown)}; leave them out", "unknown_field", unknown[0])
 
 
 class StreamOptions(BaseModel):
@@ -108,7 +101,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class Writing(Asked):
+class TextRequest(ApiRequest):
     """What all requests for texts have in common."""
 
     max_tokens: optional(int, "a whole number of 0 or more", ge=0) = None
@@ -159,16 +152,16 @@ class Writing(Asked):
             raise UserError("stream_options is given without stream=true; leave it out, or stream")
 
 
-class Completion(Writing):
+class CompletionRequest(TextRequest):
     """A request of /v1/completions."""
 
-    prompt: Texts = ""
+    prompt: Inputs = ""
     logprobs: optional(int, "a whole number of 0 or more", ge=0) = None
     echo: optional(bool, "true or false") = None
     best_of: optional(int, "a whole number of 1 or more", ge=1) = None
 
     def require_allowed(self, limits: Limits) -> None:
-        """As that of `Writing`."""
+        """As that of `TextRequest`."""
         super().require_allowed(limits)
         if (self.logprobs or 0) > limits.max_logprobs:
             raise UserError(f"logprobs={self.logprobs} is more than the {limits.max_logprobs} that this server allows")
@@ -202,7 +195,7 @@ class Message(BaseModel):
         return {"role": self.role, "content": parts if isinstance(parts, str) else "".join(one.text for one in parts)}
 
 
-class ChatCompletion(Writing):
+class ChatCompletionRequest(TextRequest):
     """A request of /v1/chat/completions."""
 
     messages: Annotated[
@@ -224,7 +217,7 @@ class ChatCompletion(Writing):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def require_allowed(self, limits: Limits) -> None:
-        """As that of `Writing`."""
+        """As that of `TextRequest`."""
         super().require_allowed(limits)
         if (self.top_logprobs or 0) > limits.max_logprobs:
             raise UserError(
@@ -238,14 +231,14 @@ class ChatCompletion(Writing):
             raise UserError("max_tokens=0 asks for no text at all; give 1 or more")
 
 
-class Embedding(Asked):
+class EmbeddingRequest(ApiRequest):
     """A request of /v1/embeddings."""
 
-    input: Texts
+    input: Inputs
     encoding_format: optional(Literal["float", "base64"], "float or base64") = None
 
 
-class Tokenize(Asked):
+class TokenizeRequest(ApiRequest):
     """A request of /tokenize."""
 
     prompt: Annotated[str, Field(description="a text")]
@@ -253,7 +246,7 @@ class Tokenize(Asked):
     parse_special: Annotated[bool, Field(description="true or false")] = True
 
 
-class Detokenize(Asked):
+class DetokenizeRequest(ApiRequest):
     """A request of /detokenize."""
 
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, description="a list of token ids")]

@@ -10,9 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from smallm_hf.generation.continuous import ContinuousWriter, Job
 from smallm_hf.generation.request import Request, Token
-
-# In the log, as nginx writes it; nobody is left to read it.
-CLIENT_LEFT = 499
+from smallm_hf.serving.refusals import CLIENT_LEFT
 
 
 class Texts:

@@ -75,8 +75,8 @@ class Vocabulary:
         """The UTF-8 of a token; None where the model has a token that the tokenizer has not."""
         with self._single_lock:
             token = self._single.convert_ids_to_tokens(token_id)
-            if token is None:
-                return None
+            if token is None or token_id in self._single.all_special_ids:
+                return token and token.encode()
             once, twice = (
                 self._single.decode([token_id] * times, clean_up_tokenization_spaces=False) for times in (1, 2)
             )

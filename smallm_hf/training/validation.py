@@ -20,7 +20,6 @@ from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.evaluation.readers import CausalReader, Seq2SeqReader
 from smallm_hf.evaluation.scoring import ALONE, Sums, score_token_stream, score_windows, summarize
 from smallm_hf.evaluation.windows import LONGEST_DEFAULT_CONTEXT, Window
-from smallm_hf.tokenizing.encoding import added_around
 
 VALIDATION_FILE = "validation.json"
 
@@ -173,12 +172,6 @@ class ValidationPairs:
     def _window(self, pair: int) -> Window:
         source, target = self.pairs.rows(pair)
         return Window(np.array([self.start_token_id, *target]), scored=len(target), source_ids=source)
-
-
-def pairs_of(files: TokenFiles, side: str) -> TokenPairs:
-    """All pairs of one side of token files, as a model reads them."""
-    around = added_around(files.tokenizer)
-    return TokenPairs.of_documents(getattr(files, side), files.document_sizes(side), around, files.hidden(side))
 
 
 def hidden_in(documents: np.ndarray | None, which: slice = slice(None)) -> Sums | None:

@@ -78,12 +78,17 @@ def test_training_goes_on_from_a_trained_encoder_decoder(letters, tmp_path):
 
 
 def test_what_is_longer_than_the_context_is_left_out_and_said(letters, tmp_path, capsys):
-    with (letters / "train.low").open("a") as low, (letters / "train.high").open("a") as high:
-        low.write("\nabcdefgh")
-        high.write("\nABCDEFGH")
-    train(write_recipe(tmp_path, letters, "bart", max_steps=1), tmp_path / "run")
+    for side in ("train", "validation"):
+        for path, word in ((letters / f"{side}.low", "abcdefgh"), (letters / f"{side}.high", "ABCDEFGH")):
+            path.write_text(f"{word}{'!' * (side == 'train')}\n{path.read_text()}")
+    run = tmp_path / "run"
+    results = train(write_recipe(tmp_path, letters, "bart", max_steps=1), run)
     said = "left out 1 of 401 training pairs, whose source or target has more than training.context_length=8 tokens"
     assert said in capsys.readouterr().out
+    (row,) = evaluate_models([str(run / "best")], str(run), ScoringQuestions(), {"device": "cpu"})["models"]
+    assert (row["documents"], row["bytes"] + 40) == (40, results["best"]["validation_bytes"])
+    said = f"left out 1 of 41 pairs, whose source or target has more than 8 tokens, as {run} has done"
+    assert said in capsys.readouterr().err
 
 
 def test_after_sources_with_columns_of_their_own_it_is_pairs_that_are_to_be_scored(letters, tmp_path, capsys):

@@ -22,7 +22,8 @@ from smallm_hf.data.token_files import open_token_files
 from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.scoring import score_documents
-from smallm_hf.evaluation.texts import read_scored_texts
+from smallm_hf.evaluation.texts import decode_blocks, read_scored_texts
+from smallm_hf.hub.text import write_text
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.runs import prepare_run, train_run
 from smallm_hf.tokenizing.loading import save_tokenizer
@@ -149,6 +150,9 @@ def test_a_validation_counts_what_unknown_words_hide_as_score_does(recipe, tmp_p
     stated = f"{scores['unknown_rate']:.2%}"
     assert f"unknown tokens    {stated} of them, whose spelling counts in bits per byte" in capsys.readouterr().out
     assert f"Unknown tokens: {stated}. Bits per byte count" in (tmp_path / "run" / "best" / "README.md").read_text()
+    files = open_token_files(tmp_path / "tokens")
+    blocks = decode_blocks(files.validation, files.tokenizer, files.hidden_pieces("validation"))
+    assert write_text(blocks, tmp_path, "validation") == (3, sum(len(text.encode()) for text in texts))
     (tmp_path / "tokens" / "validation.hidden.npy").unlink()
     with pytest.raises(UserError, match="tokens does not say what its unknown tokens stand for; remove it and prepare"):
         train(recipe, tmp_path / "again", *words)

@@ -18,7 +18,8 @@ from smallm_hf.evaluation.configuration import ScoringQuestions
 from smallm_hf.evaluation.model_scores import evaluate_models
 from smallm_hf.evaluation.results_page import print_results, render
 from smallm_hf.export.exporting import export_model
-from smallm_hf.generation.engine import Engine, stream_samples
+from smallm_hf.generation.engine import Engine
+from smallm_hf.generation.printing import longest_text, note_on_length
 from smallm_hf.generation.request import Request
 from smallm_hf.pretrained import load_causal_lm
 from smallm_hf.training.progress import read_records
@@ -86,16 +87,11 @@ def test_exports_and_the_card_know_it(run, tmp_path):
     assert "PARAMETER num_ctx 16\n" in (tmp_path / "gguf" / "Modelfile").read_text()
 
 
-def test_a_text_that_may_grow_beyond_it_is_announced_on_stderr(run, capsys):
-    engine, written = Engine(*load_causal_lm(str(run / "best"))), []
-    capsys.readouterr()  # of loading
-    stream_samples(engine, Request("the cat", max_new_tokens=4), written.append)
-    assert capsys.readouterr().err == ""
-    stream_samples(engine, Request("the cat", max_new_tokens=20), written.append)
-    assert (
-        "the model was trained on 16 tokens at once, and prompt and continuation take up to 2"
-        in capsys.readouterr().err
-    )
+def test_a_text_that_may_grow_beyond_it_is_announced(run):
+    engine = Engine(*load_causal_lm(str(run / "best")))
+    assert note_on_length(engine, longest_text(engine, [Request("the cat", max_new_tokens=4)])) is None
+    note = note_on_length(engine, longest_text(engine, [Request("the cat", max_new_tokens=20)]))
+    assert "the model was trained on 16 tokens at once, and prompt and continuation take up to 2" in note
 
 
 def test_a_checkpoint_that_does_not_know_it_yet_can_be_resumed(recipe, tmp_path, monkeypatch):

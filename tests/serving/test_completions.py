@@ -7,10 +7,11 @@ import random
 import httpx2
 import pytest
 from small_server import EOS, NAME, POSITIONS, client_of, served, shared, small_engine, small_model
+from writers import engine_of
 
-from smallm_hf import RecurrentConfig, RecurrentForCausalLM
 from smallm_hf.generation.engine import Engine
-from smallm_hf.generation.request import Request, seed_of
+from smallm_hf.generation.request import Request, encode_prompt, seed_of
+from smallm_hf.serving import completions
 from smallm_hf.serving.answers import LEAST
 from smallm_hf.serving.app import create_app
 from smallm_hf.serving.configuration import Limits
@@ -131,11 +132,31 @@ def test_a_prompt_may_fill_the_context_and_no_more(client):
     assert complete(client, prompt=[97] * (POSITIONS - 2), max_tokens=None)["usage"]["completion_tokens"] == 2
 
 
-def test_a_recurrent_model_has_no_context_to_fill():
-    config = RecurrentConfig(vocab_size=257, hidden_size=16, bos_token_id=256, eos_token_id=256, pad_token_id=256)
-    one = served(Engine(RecurrentForCausalLM(config).requires_grad_(False), shared().engine.tokenizer))
-    assert complete(client_of(one), prompt="a" * 99, max_tokens=99, ignored=1)["usage"]["prompt_tokens"] == 100
+@pytest.mark.parametrize("kind", ["smallm", "classic", "gpt2", "recurrent", "feedforward", "ngram"])
+def test_every_family_is_served_alike(kind):
+    engine, one = engine_of(kind), served(engine_of(kind))
+    asked = {"prompt": "a cab", "temperature": 0, "echo": True, "logprobs": 1}
+    (choice,) = complete(client_of(one), **asked)["choices"]
+    (expected,) = engine.write([Request("a cab", max_new_tokens=12, temperature=0.0, logprobs=1)])
+    told = choice["logprobs"]["token_logprobs"]
+    before = [value for value, _ in engine.prompt_log_probabilities(encode_prompt(engine.tokenizer, "a cab"))]
+    assert choice["text"] == f"a cab{expected.text}"
+    assert told == pytest.approx([*before, *(token.log_probability for token in expected.tokens)], abs=1e-5)
     one.writer.close()
+
+
+def test_a_model_without_positions_has_no_context_to_fill():
+    one = served(engine_of("recurrent"))
+    answer = complete(client_of(one), prompt="a" * 99, max_tokens=99, logit_bias={"0": -100})
+    assert answer["usage"]["total_tokens"] == 100 + 99
+    one.writer.close()
+
+
+def test_a_prompt_whose_logits_would_fill_the_memory_is_refused(monkeypatch, client):
+    monkeypatch.setattr(completions, "MAX_LOGITS", 257 * 4)
+    assert texts(complete(client, prompt=[97] * 4, echo=True, logprobs=0, max_tokens=0)) == ["aaaa"]
+    response = client.post(PATH, json=ASKED | {"prompt": [97] * 5, "echo": True, "logprobs": 0})
+    assert "told up to 4 tokens, and this has 5" in response.json()["error"]["message"]
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_missing_field_is_named(path, field, client):
 def test_another_model_is_not_found(path, client):
     error = error_of(client.post(path, json=NEEDED[path] | {"model": "gpt-5"}), 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
-    assert "'gpt-5' is not served here; 'user/tiny' is" in error["message"]
+    assert '"gpt-5" is not served here; user/tiny is' in error["message"]
     assert error_of(client.get("/v1/models/gpt-5"), 404)["code"] == "model_not_found"
 
 
@@ -130,7 +130,7 @@ def test_unknown_fields_are_ignored_or_refused_by_a_strict_server(path, client):
     assert client.post(path, json=asked).status_code == 200
     strict = client_of(shared(chats=True), strict=True)
     error = error_of(strict.post(path, json=asked), 400)
-    assert error["message"] == "unknown fields: metadata, zeal; leave them out"
+    assert error["message"] == 'unknown fields: ["metadata", "zeal"]; leave them out'
     assert strict.post(path, json=NEEDED[path]).status_code == 200
 
 
@@ -159,6 +159,11 @@ def test_a_body_that_is_no_json_object_is_refused(body, message, client):
     for path in NEEDED if body[:2] != b'{"' else (COMPLETIONS,):
         error = error_of(client.post(path, content=body, headers=JSON), 400)
         assert re.match(message, error["message"]), error["message"]
+
+
+def test_prompts_times_n_are_limited_together(client):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": ["a"] * 8, "n": 9}), 400)
+    assert "72 texts (8 prompts with n=9) in one request are more than the 64" in error["message"]
 
 
 def test_whole_characters_may_be_escaped(client):
@@ -237,5 +242,5 @@ def test_a_model_without_a_chat_template_says_so():
 def test_the_schema_tells_every_endpoint():
     described = TestClient(create_app(shared(), Limits())).get("/openapi.json").json()
     assert {*NEEDED, "/v1/models", "/health", "/ready", "/props"} <= described["paths"].keys()
-    fields = described["components"]["schemas"]["Completion"]["properties"]
+    fields = described["components"]["schemas"]["CompletionRequest"]["properties"]
     assert fields["temperature"]["description"] == "0, or a number of 0.001 to 100"

@@ -56,7 +56,11 @@ class TokenPairs:
 
     def fitting(self, limit: int) -> "TokenPairs":
         """Those of which neither text has more than `limit` tokens."""
-        return self.chosen((self.lengths <= limit).all(axis=1))
+        return self.chosen(self.fits(limit))
+
+    def fits(self, limit: int) -> np.ndarray:
+        """Whether neither text of a pair has more than `limit` tokens, (P,) bool."""
+        return (self.lengths <= limit).all(axis=1)
 
     def chosen(self, which: np.ndarray | slice) -> "TokenPairs":
         """Some of them."""
