@@ -112,7 +112,7 @@ def build_demo(served: Served, source: str, limits: Limits, beside: Served | Non
             gr.Examples([[example] for example in examples], prompt, label="Try one of these", api_visibility="private")
         settings = _settings(served, limits)
         read = gr.Textbox(label="Text", lines=3, max_lines=8, value=prompt.value, render=False, elem_id="read")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Write"):
                 _writing(asking, prompt, settings, read)
             with gr.Tab("Steps"):
