@@ -76,14 +76,14 @@ def varied(kind: str) -> list[Request]:
 def test_a_text_has_the_same_bits_alone_in_any_slot_beside_any_others_and_after_a_restart(kind, two_threads):
     engine, requests = engine_of(kind), varied(kind)
     if kind not in IN_SLOTS:
-        requests = requests[1:4]
+        requests = requests[2:4]
     with closing(ContinuousWriter(engine, slots=3)) as writer:
         assert isinstance(writer.steps, Slots if kind in IN_SLOTS else SingleSteps)
         alone = [write(writer, [request])[0] for request in requests]
     with closing(ContinuousWriter(engine_of(kind), slots=3)) as writer:
-        order = (3, 0, 6, 0, 0, 5, 1, 4, 2) if kind in IN_SLOTS else (2, 0, 1, 0)
+        order = (3, 0, 6, 0, 0, 5, 1, 4, 2) if kind in IN_SLOTS else (1, 0, 0, 1)
         assert write(writer, [requests[number] for number in order]) == [alone[number] for number in order]
-    assert max(map(len, alone)) > 30 and len({text[0].log_probability for text in alone}) > 1
+    assert max(map(len, alone)) >= 20 and len({text[0].log_probability for text in alone}) > 1
     if kind not in IN_SLOTS:
         assert alone == [engine.write([request])[0].tokens for request in requests]
 
@@ -153,10 +153,15 @@ def without_places(model, input_ids, cache, **places):
     return one_step(model, input_ids, cache, **places | {"position_ids": torch.zeros_like(places["position_ids"])})
 
 
+def by_neighbours(model, input_ids, cache, **places):
+    """Logits that depend on what else is in the step, a little."""
+    return one_step(model, input_ids, cache, **places) * (1 + 1e-6 * input_ids.sum())
+
+
 one_step = slots.one_step
 
 
-@pytest.mark.parametrize("step", [by_row, without_places])
+@pytest.mark.parametrize("step", [by_row, by_neighbours, without_places])
 def test_a_model_that_steps_make_something_else_of_is_written_text_by_text(step, caplog):
     engine, requests = engine_of("llama"), requests_for("llama")
     with stepping_by(step), closing(ContinuousWriter(engine)) as writer:
@@ -215,7 +220,7 @@ def test_as_many_texts_are_taken_as_there_is_room_for_and_all_of_a_request_or_no
         with held(writer):
             with pytest.raises(Busy, match="3 texts were asked for and there is room for 2; ask again later"):
                 writer.submit([ASKED] * 3, taken)
-            with pytest.raises(ValueError, match="logit_bias|vocabulary"):
+            with pytest.raises(ValueError, match="token id 99 is outside the model's vocabulary"):
                 writer.submit([ASKED, Request([99])], taken[:2])
             assert not writer.waiting
             writer.submit([ASKED] * 2, taken[:2])
@@ -331,6 +336,7 @@ def test_an_errand_runs_in_the_thread_of_the_model_between_two_tokens(engine):
 
 def test_as_many_errands_wait_as_texts_may(engine):
     with closing(ContinuousWriter(engine, waiting=1)) as writer, held(writer):
+        writer.run(dict).cancel()  # which frees its place
         writer.run(dict)
         with pytest.raises(Busy, match="1 wait for the model and 1 may; ask again later"):
             writer.run(dict)
