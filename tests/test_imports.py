@@ -32,8 +32,10 @@ pictures  card
 hub
 config
 describing  material  resuming
-runs
+runs  scores
 api  benchmarks  experiments  serving
+demo
+serving.running
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -119,7 +120,8 @@ def _contestants(
     """Those that can be started here, ours first, and what the others lack."""
     file = folder / "gguf" / "model-F32.gguf"
     served = str(Path(sys.executable).with_name("transformers"))
-    llama = ("-m", "llama_cpp.server", "--model", str(file), "--interrupt_requests", "false")
+    threads = str(torch.get_num_threads())  # as ours and transformers take; its own default is half of the cores
+    llama = ("-m", "llama_cpp.server", "--model", str(file), "--interrupt_requests", "false", "--n_threads", threads)
     own = ("--model", model, "--max_waiting", "1000", "--compile", compile)
     ours = Contestant((sys.executable, str(SCRIPT), *own), "/ready")
     others = {

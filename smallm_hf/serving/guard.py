@@ -5,6 +5,7 @@ All of them are plain ASGI, know nothing of what is served, and refuse in the sh
 
 import asyncio
 import json
+from base64 import b64decode
 from collections.abc import Collection
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ from smallm_hf.serving.refusals import error_body, refusal
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # Asked by whoever starts, watches and restarts servers, who needs no key.
 HEALTH, READY = "/health", "/ready"
+# How a browser is asked, for a page.
+PASSWORD = 'Basic realm="an API key as the password"'
 # Below this the model works; what is elsewhere is answered at once, or is a page.
 WORK = "/v1/"
 # A body that is too large is read and dropped for so long: a client that is still sending would not see our answer.
@@ -75,7 +78,7 @@ def _place_of(url: str) -> str | None:
 
 
 class Locked:
-    """Asks for one of the API keys, where there are any.
+    """Asks for one of the API keys, where there are any: as a bearer's, or as the password that a browser asks for.
 
     Args:
         app: answers what is let through.
@@ -87,13 +90,21 @@ class Locked:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        answer = self.app
-        if self.keys and scope["path"] not in (HEALTH, READY):
-            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not self.keys.accept(key.strip()):
-                asks = "this server asks for one of its API keys: send the header Authorization: Bearer KEY"
-                answer = refusal(401, asks, code="invalid_api_key", WWW_Authenticate="Bearer")
+        answer, headers = self.app, Headers(scope=scope)
+        needed = self.keys and scope["path"] not in (HEALTH, READY)
+        if needed and not self.keys.accept(_key_in(headers.get("authorization", ""))):
+            asks = "this server asks for one of its API keys: send the header Authorization: Bearer KEY"
+            way = PASSWORD if "text/html" in headers.get("accept", "") else "Bearer"
+            answer = refusal(401, asks, code="invalid_api_key", WWW_Authenticate=way)
         await answer(scope, receive, send)
+
+
+def _key_in(authorization: str) -> str:
+    kind, _, given = authorization.partition(" ")
+    if kind.lower() == "basic":
+        with suppress(ValueError):  # neither base64 nor UTF-8
+            return b64decode(given, validate=True).decode().partition(":")[2]
+    return given.strip() if kind.lower() == "bearer" else ""
 
 
 class Bodies:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from contextlib import suppress
 
 import httpx2
@@ -96,18 +97,32 @@ def error_of(response, status):
 KEYS = ("first-key", "second-key")
 
 
-@pytest.mark.parametrize("sent", ["Bearer first-key", "bearer second-key", "Bearer  second-key "])
+def basic(words):
+    return f"Basic {b64encode(words.encode('latin-1')).decode()}"
+
+
+@pytest.mark.parametrize(
+    "sent", ["Bearer first-key", "bearer second-key", "Bearer  second-key ", basic("anybody:first-key")]
+)
 def test_any_of_the_keys_opens(sent):
     (response,) = answers({"headers": {"Authorization": sent}}, keys=KEYS)
     assert response.json() == {"text": "word"}
 
 
-@pytest.mark.parametrize("sent", [None, "", "first-key", "Basic first-key", "Bearer", "Bearer first", "Bearer f\xe9"])
+WRONG = ["Basic first-key", "Basic f", basic("first-key"), basic("first-key:"), basic(":f\xe9"), basic("")]
+
+
+@pytest.mark.parametrize("sent", [None, "", "first-key", "Bearer", "Bearer first", "Bearer f\xe9", *WRONG])
 def test_nothing_else_opens(sent):
     headers = [] if sent is None else [("Authorization", sent.encode("latin-1"))]
     (response,) = answers({"headers": headers}, keys=KEYS)
     assert "Authorization: Bearer KEY" in error_of(response, 401)
     assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_browser_is_asked_for_a_key_as_a_password():
+    (response,) = answers({"method": "GET", "path": "/", "headers": {"Accept": "text/html,*/*"}}, keys=KEYS)
+    assert response.status_code == 401 and response.headers["www-authenticate"].startswith("Basic ")
 
 
 def test_who_watches_the_server_needs_no_key():
