@@ -5,16 +5,16 @@ from pathlib import Path
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from smallm_hf.base.command_line import exit_clearly, take
-from smallm_hf.base.errors import UserError
-from smallm_hf.hub.configuration import Statements, require_run
+from smallm_hf.hub.configuration import Statements, asked_for
 
 DESCRIPTION = "Publishes a finished run as one repository that loads everywhere, checked before and after."
 
 
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", type=Path, required=True, help="the run folder")
+    parser.add_argument("--run", type=Path, help="the run folder")
     parser.add_argument("--repo", help="user/name, or name in the namespace of the token")
+    parser.add_argument("--space", help="user/name of a Space: publish the page to try --repo, which is on the Hub")
     parser.add_argument("--private", action="store_true", help="a repository that is created now is private")
     parser.add_argument("--checkpoints", action=ActionYesNo(no_prefix="no_"), default=True, help="tag checkpoints too")
     parser.add_argument("--exports", type=Path, nargs="*", default=[], help="folders that export.py made from best/")
@@ -25,14 +25,16 @@ def main() -> None:
     parser.add_argument("--include_report", action="store_true", help="publish report.html, whatever text it quotes")
     parser.add_class_arguments(Statements, as_group=False)
     given = parser.parse_args().as_dict()
-    statements = take(Statements, given)
-    require_run(given["run"])
-    if given.pop("verify_card"):
+    what = asked_for(given, parser.get_defaults().as_dict())
+    statements, space, _ = take(Statements, given), given.pop("space"), given.pop("verify_card")
+    if what == "card":
         from smallm_hf.hub.checks import verify_card
 
         print("\n".join(verify_card(given["run"])))
-    elif given["repo"] is None:
-        raise UserError("--repo names no repository; give user/name, or --verify_card to check the card alone")
+    elif what == "space":
+        from smallm_hf.demo.space import publish_space
+
+        publish_space(given["repo"], space, private=given["private"], dry_run=given["dry_run"])
     else:
         from smallm_hf.hub.publishing import publish
 

@@ -16,13 +16,14 @@ curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d
 def main() -> None:
     parser = ArgumentParser(description=DESCRIPTION, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", required=True, help=MODEL)
-    parser.add_class_arguments(Serving, as_group=False)
+    parser.add_argument("--demo", action="store_true", help="also a page to try the model on (extra `demo`)")
+    parser.add_class_arguments(Serving, as_group=False, skip={"demo"})
     add_loading_arguments(parser)
     parser.add_class_arguments(Limits)
     given = parser.parse_args().as_dict()
     serving, loading, limits = (take(kind, given) for kind in (Serving, Loading, Limits))
-    require_models([given["model"]])
-    require_libraries()
+    require_models(filter(None, [given["model"], serving.beside]))
+    require_libraries("serve", *["demo"] * serving.demo)
 
     from smallm_hf.serving.keys import read_keys
     from smallm_hf.serving.listening import bind

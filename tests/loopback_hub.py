@@ -206,11 +206,13 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(401, "Invalid username or password.")
         if (kind, repo) in self.hub.repositories and name == owner:
             raise Refusal(409, f"You already created this {kind} repo", url=f"{self.hub.url}/{repo}")
+        if kind == "space" and "sdk" not in wanted:
+            raise Refusal(400, '"sdk" is required')
         if permission != "write" or name != owner:
             raise Refusal(403, f'You don\'t have the rights to create a {kind} under the namespace "{owner}"')
         repository = self.hub.repositories[kind, repo] = Repository(wanted.get("visibility") == "private")
         repository.commit(dict(INITIAL), "main")
-        self.reply({"url": f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo}"})
+        self.reply({"url": f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{repo}"})
 
     def validate_yaml(self) -> None:
         card = metadata(json.loads(self.sent)["content"])
@@ -394,8 +396,8 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({})
 
 
-API = r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)"
-GIT = r"/((?P<kind>dataset)s/)?(?P<repo>[^/]+/[^/]+)"
+API = r"/api/(?P<kind>model|dataset|space)s/(?P<repo>[^/]+/[^/]+)"
+GIT = r"/((?P<kind>dataset|space)s/)?(?P<repo>[^/]+/[^/]+)"
 REVISION = r"/(?P<revision>[^/]+)"
 ROUTES: tuple[tuple[str, str, Callable | str], ...] = (
     ("GET|HEAD", "/", "home"),

@@ -34,6 +34,8 @@ config
 describing  material  resuming
 runs
 api  benchmarks  experiments  serving
+demo
+serving.running
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 

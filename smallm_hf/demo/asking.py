@@ -17,6 +17,7 @@ from smallm_hf.pictures.tokens import heat_map, read_along
 from smallm_hf.serving.configuration import Limits
 from smallm_hf.serving.served import Served
 from smallm_hf.serving.texts import Texts
+from smallm_hf.tokenizing.encoding import valid_unicode
 
 CHOICES = 8  # next tokens that are offered
 SHOWN_EVERY = 0.05  # seconds: a page that is told of each of a thousand tokens a second does nothing else
@@ -133,6 +134,8 @@ class Asking:
         return await self.served.run(lambda: draw(self.served.engine.model, self._tokenizer))
 
     async def _read(self, text: str) -> list[int]:
+        if text != valid_unicode(text):
+            raise UserError("the text holds half of a character (a lone surrogate); type it again")
         (token_ids,) = await self.served.read([text], self.limits)
         return token_ids
 

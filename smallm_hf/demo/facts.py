@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from yaml import YAMLError
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import is_model_folder
@@ -39,14 +40,14 @@ def read_card(source: str) -> ModelCardData | None:
 
     try:
         return find_model(source, load)
-    except UserError:
+    except (UserError, YAMLError):
         return None
 
 
 def examples_of(card: ModelCardData | None) -> list[str]:
     """The prompts that a card proposes, which are those that the model wrote behind while it was trained."""
     proposed = [example.get("text") for example in (getattr(card, "widget", None) or ()) if isinstance(example, dict)]
-    return [text for text in proposed if text and text.strip()][:MOST_EXAMPLES]
+    return [text for text in proposed if isinstance(text, str) and text.strip()][:MOST_EXAMPLES]
 
 
 def facts_of(served: Served, card: ModelCardData | None) -> list[Fact]:
@@ -81,7 +82,7 @@ def _trained_on(card: ModelCardData | None) -> str | None:
 
 def _bits_per_byte(card: ModelCardData | None) -> str | None:
     scored = [result.metric_value for result in _results(card) if result.metric_type == "bits_per_byte"]
-    return f"{scored[0]:.3f}" if scored else None
+    return f"{scored[0]:.3f}" if scored and isinstance(scored[0], int | float) else None
 
 
 def _license(card: ModelCardData | None) -> str | None:

@@ -13,7 +13,7 @@ from starlette.requests import Request as WebRequest
 from starlette.responses import RedirectResponse
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.settings import Sampling
+from smallm_hf.base.settings import Loading, Sampling
 from smallm_hf.demo.asking import CHOICES, Asking, Steps, Stop
 from smallm_hf.demo.facts import examples_of, facts_of, read_card
 from smallm_hf.demo.showing import (
@@ -31,12 +31,15 @@ from smallm_hf.demo.showing import (
     told,
 )
 from smallm_hf.inspection import trained_length
-from smallm_hf.serving.configuration import Limits
+from smallm_hf.serving.configuration import Limits, Serving
+from smallm_hf.serving.guard import PAGES
+from smallm_hf.serving.loading import load_to_serve, served_name
+from smallm_hf.serving.observing import Metrics
 from smallm_hf.serving.served import Served
 
-PATH = "/demo"
 MOST_TOKENS = 1000  # of the slider
 SEEDS = 2**32
+SETTINGS = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")  # of `Sampling`, in their order
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="4" fill="#2563eb"/>'
     '<path d="M3 5h10M3 8h7M3 11h4" stroke="#fff" stroke-width="1.6"/></svg>'
@@ -123,14 +126,38 @@ def build_demo(served: Served, source: str, limits: Limits, beside: Served | Non
     return demo
 
 
+def add_demo(app: FastAPI, served: Served, source: str, loading: Loading, serving: Serving, limits: Limits) -> None:
+    """Adds the page of a model that is served to its app, with the model of `serving.beside` where there is one.
+
+    Raises:
+        UserError: that one cannot be loaded, or is not causal.
+    """
+    beside = None
+    if serving.beside is not None:  # its thread ends with the process
+        writer = load_to_serve(serving.beside, loading, serving, limits, Metrics())
+        beside = Served(writer, served_name(serving.beside))
+    mount_demo(app, build_demo(served, source, limits, beside))
+
+
 def mount_demo(app: FastAPI, demo: gr.Blocks) -> None:
-    """Adds the page to an app at `PATH`; who asks for nothing in particular is sent there."""
+    """Adds a page to an app at `PAGES`; who asks for nothing in particular is sent there."""
 
     async def to_the_page(request: WebRequest) -> RedirectResponse:
-        return RedirectResponse(f"{PATH}/")
+        return RedirectResponse(f"{PAGES}/")
 
     app.add_route("/", to_the_page, include_in_schema=False)
-    gr.mount_gradio_app(app, demo, PATH, **LOOK)
+    gr.mount_gradio_app(app, demo, PAGES, **LOOK)
+
+
+def launch(model: str) -> None:
+    """Shows the page of a model, alone: what the app of a Space calls.
+
+    Args:
+        model: a folder or a Hub id.
+    """
+    limits = Limits()
+    served = Served(load_to_serve(model, Loading(), Serving(), limits, Metrics()), served_name(model))
+    build_demo(served, model, limits).launch(share=False, **LOOK)
 
 
 def _settings(served: Served, limits: Limits) -> dict[str, gr.components.Component]:
@@ -208,7 +235,7 @@ def _writing(asking: Asking, prompt: gr.Textbox, settings: dict[str, Any], read:
     shown = gr.HTML(text_html("", []), elem_id="text")
     line = gr.HTML(notice("Press Write."), elem_id="line")
     wish = gr.State(Stop())
-    write_it, asked = partial(write_shown, asking, tuple(settings)), [wish, prompt, *settings.values()]
+    write_it, asked = partial(write_shown, asking, SETTINGS), [wish, prompt, *settings.values()]
     seed, outputs = settings["seed"], [shown, line, read]
     gr.on([write.click, prompt.submit], write_it, asked, outputs, **QUIET)
     again.click(_next_seed, seed, seed, **QUIET).then(write_it, asked, outputs, **QUIET)
@@ -236,7 +263,7 @@ def _comparing(both: Sequence[Asking], prompt: gr.Textbox, settings: dict[str, A
                 gr.HTML(f"<h2>{plain(asking.served.name)}</h2>")
                 shown = gr.HTML(text_html("", []), elem_id=f"text-{number}")
                 line = gr.HTML(notice("Press Write both."), elem_id=f"line-{number}")
-            show = partial(_without_text, asking, tuple(settings))
+            show = partial(_without_text, asking, SETTINGS)
             write.click(show, [wish, prompt, *settings.values()], [shown, line], **QUIET)
     stop.click(_stop, wish, **QUIET)
 

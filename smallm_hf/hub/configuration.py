@@ -1,9 +1,35 @@
 """The `hub` section of a run config, and what a user states for the model card."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from smallm_hf.base.errors import UserError, one_line
+
+# What makes sense beside --space; all else is of a run.
+OF_A_SPACE = {"repo", "space", "private", "dry_run"}
+
+
+def asked_for(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Literal["run", "card", "space"]:
+    """What `scripts/publish.py` is to do, by its options.
+
+    Raises:
+        UserError: one that is needed for that is missing, or has no meaning for it.
+    """
+    if given["repo"] is None and (given["space"] is not None or not given["verify_card"]):
+        raise UserError("--repo names no repository; give user/name, or --verify_card to check the card alone")
+    if given["space"] is not None:
+        if others := [name for name in given if name not in OF_A_SPACE and given[name] != defaults[name]]:
+            raise UserError(
+                f"--{others[0]} has no meaning beside --space, which publishes the page of a model that is on the Hub "
+                "already; publish the run and the Space one after the other"
+            )
+        return "space"
+    if given["run"] is None:
+        raise UserError("--run names no run folder; give what train.py --output_dir has written")
+    require_run(given["run"])
+    return "card" if given["verify_card"] else "run"
 
 
 def check_repo_name(repo: str) -> None:

@@ -78,9 +78,9 @@ def publish(
         if model:
             _send_all(model, text, folders, revision, checks[0].trained)
         else:
-            _show(repo, revision or constants.DEFAULT_REVISION, folders["best"], [] if revision else names)
+            show(repo, revision or constants.DEFAULT_REVISION, folders["best"], [] if revision else names)
             if data_repo:
-                _show(data_repo, constants.DEFAULT_REVISION, folders["text"])
+                show(data_repo, constants.DEFAULT_REVISION, folders["text"])
 
 
 def _read_checked(run: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Weights]]:
@@ -99,17 +99,17 @@ def _send_all(
     home, main = folders["best"].with_name("downloaded"), constants.DEFAULT_REVISION
     if text:
         staged = folders.pop("text")
-        _send(text, staged, main)
+        send(text, staged, main)
         text.download(staged, main, home / "hub")
     for name, folder in folders.items():
-        _send(model, folder, revision or (main if name == "best" else SIDE_BRANCH), None if revision else name)
+        send(model, folder, revision or (main if name == "best" else SIDE_BRANCH), None if revision else name)
     model.download(folders["best"], revision or main, home / "hub")
     difference = check_elsewhere([Check(model.id, folders["best"], trained)], home, revision or main)
     print(f"downloaded into an empty cache: the same files, and logits that differ by {difference:.1e} at most")
     print("\n".join(repository.url for repository in (text, model) if repository))
 
 
-def _send(repository: Repository, folder: Path, branch: str, tag: str | None = None) -> None:
+def send(repository: Repository, folder: Path, branch: str, tag: str | None = None) -> None:
     """Makes a branch, and a tag, hold the files of a folder unless they do, and says so."""
     repository.create(branch)
     names = [name for name in (branch, tag) if name and name != SIDE_BRANCH]  # it moves on to the next weights
@@ -121,7 +121,7 @@ def _send(repository: Repository, folder: Path, branch: str, tag: str | None = N
     print(f"{repository.id}: {' and '.join(names)} published, {len(sizes)} files, {sum(sizes):,} bytes")
 
 
-def _show(repo: str, branch: str, folder: Path, tags: Sequence[str] = ()) -> None:
+def show(repo: str, branch: str, folder: Path, tags: Sequence[str] = ()) -> None:
     """Prints what would be published: names, sizes and the card."""
     print(f"\n{repo}, branch {branch}{', tags ' + ', '.join(tags) if tags else ''}:")
     sizes = {name: (folder / name).stat().st_size for name in files_below(folder)}

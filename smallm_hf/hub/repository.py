@@ -14,7 +14,9 @@ from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.hub_access import require_hub
 from smallm_hf.hub.configuration import check_repo_name
 
-MARK_FILES = {"model": "results.json", "dataset": "meta.json"}  # a repository with this file in it is one of ours
+# A repository with this file in it is one of ours.
+MARK_FILES = {"model": "results.json", "dataset": "meta.json", "space": "smallm_hf/__init__.py"}
+Kind = Literal["model", "dataset", "space"]
 GIT_FILE = ".gitattributes"  # the Hub's own
 
 
@@ -71,11 +73,11 @@ class Repository:
 
     api: HfApi
     id: str
-    kind: Literal["model", "dataset"]
+    kind: Kind
     private: bool
 
     @classmethod
-    def open(cls, repo: str, kind: Literal["model", "dataset"] = "model", *, private: bool = False) -> "Repository":
+    def open(cls, repo: str, kind: Kind = "model", *, private: bool = False) -> "Repository":
         """Makes sure that a repository can be written to, and creates nothing.
 
         Raises:
@@ -112,12 +114,13 @@ class Repository:
     @property
     def url(self) -> str:
         """Its page."""
-        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.id}"
+        return f"{constants.ENDPOINT}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.id}"
 
     def create(self, branch: str) -> None:
         """Creates the repository and a branch of it, unless they exist."""
         with hub_errors(self.id):
-            self.api.create_repo(self.id, repo_type=self.kind, private=self.private or None, exist_ok=True)
+            options = {"space_sdk": "gradio"} if self.kind == "space" else {}
+            self.api.create_repo(self.id, repo_type=self.kind, private=self.private or None, exist_ok=True, **options)
             if branch != constants.DEFAULT_REVISION:
                 self.api.create_branch(self.id, repo_type=self.kind, branch=branch, exist_ok=True)
 

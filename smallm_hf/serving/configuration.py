@@ -10,13 +10,14 @@ from typing import Literal
 from smallm_hf.base.errors import UserError
 
 ORIGIN = re.compile(r"https?://[^/\s*]+")
-LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+LIBRARIES = {"serve": ("fastapi", "uvicorn", "prometheus_client"), "demo": ("gradio",)}  # by the extra that has them
 
 
-def require_libraries() -> None:
-    """Raises UserError where a library that serving needs is not installed."""
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        raise UserError(f'serving needs {", ".join(missing)}; pip install "smallm_hf[serve]"')
+def require_libraries(*extras: str) -> None:
+    """Raises UserError where a library that one of these extras has is not installed."""
+    missing = [name for extra in extras for name in LIBRARIES[extra] if find_spec(name) is None]
+    if missing:
+        raise UserError(f'serving needs {", ".join(missing)}; pip install "smallm_hf[{",".join(extras)}]"')
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Serving:
         allow_origin: pages of these origins, such as https://example.org, may call the API from a browser.
         grace_seconds: for running texts to finish after SIGTERM or Ctrl-C; then they are cut.
         log_prompts: write what was asked into the log, which stays private otherwise.
+        demo: also show a page to try the model on, at /demo; Gradio makes it (extra `demo`).
+        beside: a second model, for the page to compare with the first.
     """
 
     host: str = "127.0.0.1"
@@ -91,6 +94,8 @@ class Serving:
     allow_origin: list[str] = field(default_factory=list)
     grace_seconds: float = 30.0
     log_prompts: bool = False
+    demo: bool = False
+    beside: str | None = None
 
     def __post_init__(self) -> None:
         for name, in_range, wanted in (
@@ -100,6 +105,8 @@ class Serving:
         ):
             if not in_range:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; give {wanted}")
+        if self.beside is not None and not self.demo:
+            raise UserError(f"beside={self.beside} is compared on the page of --demo; add --demo, or leave it out")
         for origin in self.allow_origin:
             if not ORIGIN.fullmatch(origin):
                 raise UserError(f"allow_origin={origin} is not an origin; give scheme and host, as https://example.org")
