@@ -1,16 +1,12 @@
 """Scores language models on text: python scripts/score.py --model runs/quickstart/best --data text.txt"""
 
-from dataclasses import asdict
-from pathlib import Path
-
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from smallm_hf.base.command_line import add_loading_arguments, exit_clearly, take
-from smallm_hf.base.settings import Loading, require_models
-from smallm_hf.data.reading.files import local_files
+from smallm_hf.base.settings import Loading
 from smallm_hf.evaluation.configuration import MinimalPairs, ScoringQuestions
-from smallm_hf.evaluation.pair_files import read_paradigms
+from smallm_hf.scores import score_and_report
 
 DESCRIPTION = "Scores language models on text, by a stated protocol, or causal ones on minimal pairs of sentences."
 
@@ -29,26 +25,7 @@ def main() -> None:
     parser.add_argument("--report", help="an HTML page with all results")
     given = parser.parse_args().as_dict()
     questions, loading, pairs = (take(kind, given) for kind in (ScoringQuestions, Loading, MinimalPairs))
-    pairs.require_alone(given["data"], given["against"], questions, loading)
-    require_models(given["model"])
-    if pairs.minimal_pairs:
-        paradigms = read_paradigms(pairs.minimal_pairs, pairs.max_pairs)
-    elif not Path(given["data"]).is_dir():
-        local_files(given["data"], questions.columns)
-
-    from smallm_hf.training.devices import hardware
-
-    if pairs.minimal_pairs:
-        from smallm_hf.evaluation.minimal_pairs import judge_and_report
-
-        judge_and_report(paradigms, pairs, questions, asdict(loading), hardware, **given)
-        return
-    from smallm_hf.evaluation.model_scores import evaluate_and_report
-
-    draw = None
-    if given["report"]:
-        from smallm_hf.pictures.drawing import gallery as draw  # matplotlib
-    evaluate_and_report(questions, asdict(loading), hardware, draw, **given)
+    score_and_report(questions, loading, pairs, **given)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,17 @@ def test_a_model_that_steps_make_something_else_of_is_written_text_by_text(step,
         assert isinstance(writer.steps, SingleSteps)
         assert write(writer, requests) == [engine.write([request])[0].tokens for request in requests]
     (record,) = caplog.records
-    assert "LlamaForCausalLM" in record.message and "are written one by one" in record.message
+    assert record.message.startswith("texts of this LlamaForCausalLM are written one by one: in a step of several")
+
+
+def test_texts_that_would_not_fit_into_memory_side_by_side_are_written_one_by_one(monkeypatch, caplog):
+    monkeypatch.setattr(slots, "_free_bytes", lambda device: 2 * 8 * 32 * 256 - 1)
+    with closing(ContinuousWriter(engine_of("llama"))) as writer:
+        assert isinstance(writer.steps, SingleSteps)
+    assert "one by one: 8 of 32 tokens take 0.0 GiB, and 0.0 are free" in caplog.text
+    monkeypatch.setattr(slots, "_free_bytes", lambda device: 2 * 8 * 32 * 256)  # two layers of 16 keys and 16 values
+    with closing(ContinuousWriter(engine_of("llama"))) as writer:
+        assert isinstance(writer.steps, Slots)
 
 
 def test_more_rows_are_taken_where_fewer_are_not_alike(caplog):

@@ -361,14 +361,14 @@ def test_log_probabilities_are_the_models_own_whatever_is_drawn_from(kind):
 
 def test_penalties_and_biases_are_those_of_openai():
     engine, ids, written = engine_of("llama"), [0, 5, 6, 6, 5], []
-    settings = {"presence_penalty": 1.5, "frequency_penalty": -0.5, "logit_bias": ((4, 3.0), (7, -100.0), (4, 1.0))}
+    settings = {"presence_penalty": -0.3, "frequency_penalty": 0.7, "logit_bias": ((4, 0.5), (7, -100.0), (4, 0.2))}
     (text,) = engine.write([Request(ids, max_new_tokens=20, min_new_tokens=20, temperature=0.0, **settings)])
     for token in text.tokens:
         logits = engine.model(torch.tensor([ids])).logits[0, -1]
         for other in range(1, len(logits)):  # no eos before the end
             times = written.count(other)
-            logits[other] -= 1.5 * (times > 0) - 0.5 * times
-        logits[0], logits[4], logits[7] = -torch.inf, logits[4] + 4, logits[7] - 100
+            logits[other] -= -0.3 * (times > 0) + 0.7 * times
+        logits[0], logits[4], logits[7] = -torch.inf, logits[4] + 0.7, logits[7] - 100
         assert token.id == logits.argmax()
         ids, written = [*ids, token.id], [*written, token.id]
     assert len(set(written)) > 2
@@ -398,6 +398,18 @@ def test_a_prompt_may_be_one_token_longer_than_the_positions():
         engine.prompt_log_probabilities([3, 99])
     with pytest.raises(UserError, match="BartForConditionalGeneration answers a source and has no prompt"):
         engine_of("bart").prompt_log_probabilities([3])
+
+
+@pytest.mark.ecosystem
+@pytest.mark.parametrize("kind", ["llama", "odd", "recurrent", "ngram"])
+def test_a_prompt_is_judged_as_lm_eval_judges_it(kind):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed")
+    engine, ids = engine_of(kind), [0, 4, 5, 3, 11, 9, 9]
+    judge = huggingface.HFLM(pretrained=engine.model, tokenizer=engine.tokenizer, backend="causal", batch_size=1)
+    ((total, is_greedy),) = judge._loglikelihood_tokens([(("", ""), ids[:3], ids[3:])])
+    found = engine.prompt_log_probabilities(ids, top=1)[2:]
+    assert torch.tensor([log_probability for log_probability, _ in found]).sum().item() == total
+    assert is_greedy == all(ranked[0][0] == id for (_, ranked), id in zip(found, ids[3:], strict=True))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in [*WRITERS, *ANSWERERS] if kind != "ngram"])

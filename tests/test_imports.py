@@ -32,7 +32,7 @@ pictures  card
 hub
 config
 describing  material  resuming
-runs
+runs  scores
 api  benchmarks  experiments  serving
 demo
 serving.running

@@ -11,13 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from writers import engine_of
 
 from smallm_hf.base.settings import Sampling
 from smallm_hf.generation.engine import Engine
@@ -27,7 +22,6 @@ from smallm_hf.generation.session import GREETING, Session, line_history
 LETTERS = ["</s>", *string.ascii_letters, *" .:|/"]
 TOKENS = {"vocab_size": len(LETTERS), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-BART = {f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
 TEMPLATE = (
     "{% for turn in messages %}"
     "{% if turn.content == 'refuse' %}{{ raise_exception('no such turn') }}{% endif %}"
@@ -101,6 +95,13 @@ def test_each_line_is_continued_as_the_engine_does_and_the_end_of_the_lines_leav
 
 def test_a_line_that_begins_with_two_strokes_is_a_prompt_that_begins_with_one(plain):
     assert Talk(plain, "//one").shown == f"/one{text(plain, '/one')}\n\n"
+
+
+def test_that_texts_grow_beyond_what_was_trained_is_said_once(plain, monkeypatch):
+    monkeypatch.setattr(plain.model.config, "trained_context_length", 10, raising=False)
+    talk = Talk(plain, "one", "four", "three")
+    note = "the model was trained on 10 tokens at once, and prompt and continuation take up to 11: it may write worse"
+    assert talk.shown.startswith("one") and talk.shown.count(note) == talk.shown.count("trained on") == 1
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -242,12 +243,10 @@ def test_a_turn_that_cannot_be_read_is_not_kept(chat, heard):
 
 
 def test_an_encoder_decoder_answers_each_line():
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 32}
-    config = BartConfig(**TOKENS, **BART, **sizes, init_std=0.5, decoder_start_token_id=0, forced_eos_token_id=None)
-    engine = Engine(BartForConditionalGeneration(config).requires_grad_(False), tokenizer(TEMPLATE))
-    talk = Talk(engine, "one", "b" * 40)
-    assert talk.shown.startswith(text(engine, "one") + "\na source text takes ") and "one" not in talk.shown
+    engine = engine_of("bart")
+    engine.tokenizer.chat_template = TEMPLATE
+    talk = Talk(engine, "abba", "a" * 40)
+    assert talk.shown.startswith(text(engine, "abba") + "\na source text takes ") and "abba" not in talk.shown
 
 
 # --- the lines of earlier sessions -----------------------------------------------------------------------------------

@@ -32,11 +32,11 @@ from smallm_hf.demo.showing import (
 )
 from smallm_hf.inspection import trained_length
 from smallm_hf.serving.configuration import Limits, Serving
-from smallm_hf.serving.guard import PAGES
 from smallm_hf.serving.loading import load_to_serve, served_name
 from smallm_hf.serving.observing import Metrics
 from smallm_hf.serving.served import Served
 
+PAGES = "/demo"  # of the server
 MOST_TOKENS = 1000  # of the slider
 SEEDS = 2**32
 SETTINGS = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")  # of `Sampling`, in their order

@@ -65,7 +65,6 @@ def judge_and_report(
     model: Sequence[str],
     output: str | None = None,
     report: str | None = None,
-    **_: None,
 ) -> None:
     """Judges with every model, prints a table, and writes JSON and a page where they are named.
 

@@ -131,7 +131,9 @@ class Session:
 
     def _settings(self) -> dict[str, Command]:
         """A command for each field of `Sampling`, with the help of its docstring."""
-        described = {one.arg_name: one.description for one in docstring_parser.parse(Sampling.__doc__).params}
+        described = {
+            one.arg_name: one.description.rstrip(".") for one in docstring_parser.parse(Sampling.__doc__).params
+        }
         return {
             field.name: Command(partial(self._set, field.name, field.type), described[field.name], "NUMBER")
             for field in fields(Sampling)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedConfig
@@ -16,7 +17,6 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from smallm_hf.generation.engine import Engine, Text
-from smallm_hf.generation.request import Request
 from smallm_hf.generation.steps import CachedSteps, OwnSteps, compiled_step, compiling, one_step
 from smallm_hf.inspection import vocabulary_size
 
@@ -135,6 +135,9 @@ class Slots:
         engine: of a model that `has_slots`.
         count: slots.
         compile: compile the step, which takes 10 to 20 seconds.
+
+    Raises:
+        MemoryError: so many texts as long as the model's positions take more than half of the memory that is free.
     """
 
     def __init__(self, engine: Engine, count: int, *, compile: bool):
@@ -144,8 +147,12 @@ class Slots:
         self.columns = torch.arange(size, device=device)
         self.lengths: dict[int, int] = {}  # of the texts that are there: what `places` holds, without asking a device
         alone = CachedSteps(self.model, [self.newest[0]])
-        with torch.no_grad():
-            alone.logits()
+        alone.logits()
+        needed = size * count * sum(layer.keys.nbytes + layer.values.nbytes for layer in alone.cache.layers)
+        if needed > (free := _free_bytes(device)) // 2:
+            raise MemoryError(
+                f"{count} of {size} tokens take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+            )
         self.cache = Cache([SlotLayer(layer, count, size, self.places) for layer in alone.cache.layers])
         self.sizes, self.one_step = [size], one_step
         if compile:  # for one size
@@ -159,10 +166,14 @@ class Slots:
     def read(self, slot: int, text: Text) -> torch.Tensor:
         """Begins a text in a slot, or goes on with its last half; gives the logits (V,) of its next token."""
         alone = self.engine.prepare([text])
-        logits, length = alone.logits()[0], text.token_ids.shape[1]
+        self.lengths[slot] = text.token_ids.shape[1]
+        return self._hold(slot, alone)
+
+    def _hold(self, slot: int, alone: CachedSteps) -> torch.Tensor:
+        logits, length = alone.logits()[0], alone.tokens.shape[1]
         for layer, read in zip(self.cache.layers, alone.cache.layers, strict=True):
             layer.begin(slot, read, length)
-        self.places[slot] = self.lengths[slot] = length
+        self.places[slot] = length
         return logits
 
     def take(self, slot: int, token: torch.Tensor) -> None:
@@ -176,7 +187,6 @@ class Slots:
         self.places.add_(1).clamp_(max=len(self.columns) - 1)  # an empty slot stays in the last place
         self.lengths = {slot: length + 1 for slot, length in self.lengths.items()}
 
-    @torch.no_grad()
     def _read_places(self, size: int) -> torch.Tensor:
         """The logits (slots, V) after the newest tokens, by the first places, which hold all texts."""
         unseen = self.columns[:size] > self.places[:, None]  # (slots, size)
@@ -203,12 +213,11 @@ class Slots:
         """
         texts = _random_texts(self.engine, len(self.places))
         for slot, ids in enumerate(texts):
-            self.read(slot, self.engine.begin(slot, Request(ids[:-1])))
-            self.take(slot, torch.tensor([ids[-1:]]))
-            self.leave(slot)
+            self._hold(slot, CachedSteps(self.model, [ids[:-1]]))
+            self.take(slot, ids[None, -1:])
         whole = self._read_places(len(self.columns))
         self.sizes = [size for size in self.sizes if torch.equal(self._read_places(size), whole)]
-        alone = CachedSteps(self.model, [torch.tensor(texts[-1], device=self.model.device)]).logits()[0]
+        alone = CachedSteps(self.model, texts[-1:]).logits()[0]
         tolerance = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
         alike = bool((whole[-1] - alone).abs().max() <= tolerance)
         state = [self.places, self.newest]
@@ -221,11 +230,17 @@ class Slots:
         return alike
 
 
-def _random_texts(engine: Engine, count: int) -> list[list[int]]:
-    """Token ids of so many texts of two tokens and more."""
-    vocab_size, drawing = vocabulary_size(engine.model), torch.Generator().manual_seed(0)
+def _random_texts(engine: Engine, count: int) -> list[torch.Tensor]:
+    """Token ids (T,) of so many texts of two tokens and more."""
+    model, drawing = engine.model, torch.Generator().manual_seed(0)
     lengths = [min(2 + number % (LEAST_SIZE // 2), engine.limit) for number in range(count)]
-    return [torch.randint(vocab_size, (length,), generator=drawing).tolist() for length in lengths]
+    vocab_size = vocabulary_size(model)
+    return [torch.randint(vocab_size, (length,), generator=drawing).to(model.device) for length in lengths]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 class SingleSteps:
@@ -260,6 +275,7 @@ class SingleSteps:
         self.steps.pop(slot, None)
 
 
+@torch.no_grad()
 def steps_of(engine: Engine, count: int, *, compile: bool) -> Slots | SingleSteps:
     """The steps of so many texts, by which the same text has the same bits beside any others.
 
@@ -268,11 +284,15 @@ def steps_of(engine: Engine, count: int, *, compile: bool) -> Slots | SingleStep
         count: slots.
         compile: as that of `Slots`.
     """
-    if has_slots(engine):
+    if not has_slots(engine):
+        return SingleSteps(engine)
+    why: object = "in a step of several each would change"
+    try:
         for more in MORE_ROWS:
             slots = Slots(engine, -(-count // ROWS) * ROWS + more, compile=compile)
             if slots.keep_apart():
                 return slots
-        kind = type(engine.model).__name__
-        logger.warning(f"a step of several texts of this {kind} changes what each is; they are written one by one")
+    except MemoryError as error:
+        why = error
+    logger.warning(f"texts of this {type(engine.model).__name__} are written one by one: {why}")
     return SingleSteps(engine)

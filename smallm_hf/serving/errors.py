@@ -1,7 +1,9 @@
 """What a client is told when something is wrong, whatever raised it: one readable line in OpenAI's shape."""
 
+import json
 import logging
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +17,7 @@ from smallm_hf.serving.refusals import refusal
 
 LOG = logging.getLogger(__name__)
 RETRY_SECONDS = "1"
+SHOWN_CHARACTERS = 80  # of a value that is wrong
 
 
 class Refused(HTTPException):
@@ -28,6 +31,12 @@ class Refused(HTTPException):
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None):
         super().__init__(status, message)
         self.code, self.param = code, param
+
+
+def shown(value: Any) -> str:
+    """A value as a client wrote it, or the beginning of a long one."""
+    written = json.dumps(value, ensure_ascii=False, default=repr)
+    return written if len(written) <= SHOWN_CHARACTERS else written[:SHOWN_CHARACTERS] + "..."
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -3,7 +3,6 @@
 Ranges that the engine knows (`Sampling`, `Request`) are checked by the engine.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,13 +17,12 @@ from pydantic import (
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.serving.configuration import Limits
-from smallm_hf.serving.errors import Refused
+from smallm_hf.serving.errors import Refused, shown
 
-SHOWN_CHARACTERS = 80  # of a value that is wrong
 SEEDS = {"ge": -(2**63), "lt": 2**63}
 # OpenAI allows 300; each costs an addition before the first token.
 MAX_BIASES = 300
-# Below this, logits divided by it leave the range of float32.
+# Far below, logits divided by it leave the range of float32; what is drawn is what 0 takes long before that.
 COLDEST = 1e-3
 
 FIRST_WRONG = Field(fail_fast=True)
@@ -70,12 +68,12 @@ class ApiRequest(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
         if not first["loc"]:
-            raise Refused(400, f"the body is {_shown(given)}; send a JSON object")
+            raise Refused(400, f"the body is {shown(given)}; send a JSON object")
         field = str(first["loc"][0])
         wanted = cls.model_fields[field].description
         if first["type"] == "missing" and len(first["loc"]) == 1:
             raise Refused(400, f"{field} is missing; give {wanted}", param=field)
-        raise Refused(400, f"{field}: {_shown(first['input'])} is not valid; give {wanted}", param=field)
+        raise Refused(400, f"{field}: {shown(first['input'])} is not valid; give {wanted}", param=field)
 
     def require_known_fields(self, limits: Limits, unsupported: dict[str, str]) -> None:
         """Refuses what cannot be honoured and would change the answer, and in a strict server all that is unknown.
@@ -92,12 +90,7 @@ class ApiRequest(BaseModel):
                 raise Refused(400, f"{name} is not supported: {unsupported[name]}; leave it out", param=name)
         unknown = sorted(self.model_extra.keys() - unsupported.keys())
         if limits.strict and unknown:
-            raise Refused(400, f"unknown fields: {', '.join(unknown)}; leave them out", "unknown_field", unknown[0])
-
-
-def _shown(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
-    return shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + "..."
+            raise Refused(400, f"unknown fields: {shown(unknown)}; leave them out", "unknown_field", unknown[0])
 
 
 class StreamOptions(BaseModel):

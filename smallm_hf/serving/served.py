@@ -11,7 +11,7 @@ from smallm_hf.generation.continuous import Closed, ContinuousWriter
 from smallm_hf.generation.engine import Engine
 from smallm_hf.inspection import require_known, vocabulary_size
 from smallm_hf.serving.configuration import Limits
-from smallm_hf.serving.errors import Refused
+from smallm_hf.serving.errors import Refused, shown
 from smallm_hf.serving.vocabulary import Vocabulary
 
 Found = TypeVar("Found")
@@ -42,7 +42,7 @@ class Served:
     def require(self, name: str | None) -> None:
         """Raises `Refused` where a request names another model than this one; it may name none."""
         if name not in (None, self.name):
-            raise Refused(404, f"model: {name!r} is not served here; {self.name!r} is", "model_not_found", "model")
+            raise Refused(404, f"model: {shown(name)} is not served here; {self.name} is", "model_not_found", "model")
 
     async def run(self, errand: Callable[[], Found]) -> Found:
         """What a function gives, called by the thread that owns the model.
@@ -80,7 +80,7 @@ class Served:
         for token_ids in read:
             if not token_ids:  # only of a tokenizer that has nothing to begin with
                 raise UserError("an empty text has no token here; give a text or token ids")
-            require_known(max(token_ids, default=0), vocabulary_size(self.engine.model))
+            require_known(max(token_ids), vocabulary_size(self.engine.model))
             if len(token_ids) > limits.max_prompt_tokens:
                 raise TooLong(
                     f"a prompt of {len(token_ids)} tokens is longer than the {limits.max_prompt_tokens} that this "

@@ -10,6 +10,7 @@ import pytest
 from small_server import EOS, NAME, POSITIONS, client_of, served, shared, small_engine
 
 from smallm_hf import NgramConfig, NgramForCausalLM
+from smallm_hf.generation.continuous import Closed
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.request import Request
 from smallm_hf.serving.app import create_app
@@ -146,7 +147,7 @@ class Connection:
     """One request to an app, whose client may leave, and read no further than it wants."""
 
     def __init__(self, app, **asked):
-        self.body, self.sent, self.reads = json.dumps(asked).encode(), [], asyncio.Event()
+        self.body, self.sent = json.dumps(asked).encode(), []
         self.left, self.reads = asyncio.Event(), asyncio.Event()
         headers = [(b"content-type", b"application/json")]
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": headers}
@@ -208,7 +209,7 @@ def test_who_leaves_ends_the_texts_and_those_that_wait(stream, monkeypatch):
     writer.close()
 
 
-def test_a_stream_that_nobody_reads_holds_up_nobody(monkeypatch):
+def test_a_stream_that_nobody_reads_holds_up_nobody():
     one = served(small_engine(), slots=1)
 
     async def stand_still():
@@ -225,3 +226,21 @@ def test_a_stream_that_nobody_reads_holds_up_nobody(monkeypatch):
 
     assert asyncio.run(stand_still()).endswith(b"data: [DONE]\n\n")
     one.writer.close()
+
+
+def test_what_waits_for_the_model_learns_that_the_writer_was_closed():
+    one, may_end = served(small_engine()), threading.Event()
+    one.writer.run(lambda: may_end.wait(30))
+
+    async def wait_behind():
+        waiting = asyncio.create_task(one.run(lambda: "never"))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(one.writer.close))
+        while not one.writer._closed:
+            await asyncio.sleep(0.005)
+        may_end.set()
+        with pytest.raises(Closed):
+            await waiting
+        await closing
+
+    asyncio.run(wait_behind())

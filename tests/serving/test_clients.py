@@ -68,7 +68,7 @@ def test_the_client_of_openai_raises_its_own_errors(openai):
     library = openai.library
     with pytest.raises(library.BadRequestError, match="max_tokens: -1 is not valid"):
         openai.completions.create(**ASKED | {"max_tokens": -1})
-    with pytest.raises(library.NotFoundError, match="'gpt-5' is not served here"):
+    with pytest.raises(library.NotFoundError, match='"gpt-5" is not served here'):
         openai.completions.create(**ASKED | {"model": "gpt-5"})
 
 

@@ -16,7 +16,7 @@ from smallm_hf.serving.guard import Gate, guarded
 from smallm_hf.serving.keys import Keys
 from smallm_hf.serving.observing import Metrics
 
-LIMITS = Limits(max_body_bytes=1000, max_receive_seconds=0.2, max_seconds=0.2)
+LIMITS = Limits(max_body_bytes=1000, max_receive_seconds=0.5)
 
 
 class Model:
@@ -200,8 +200,8 @@ def test_a_body_that_is_too_large_is_refused(content):
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for():
-    (response,) = answers({"content": chunks(5, size=1, seconds=0.1)})
-    assert "not arrived within 0.2 seconds" in error_of(response, 408)
+    (response,) = answers({"content": chunks(20, size=1, seconds=0.1)})
+    assert "not arrived within 0.5 seconds" in error_of(response, 408)
 
 
 # --- beginning, deadline and end -------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_reader_that_stands_still_holds_up_neither_the_deadline_nor_the_end(mo
     monkeypatch.setattr("smallm_hf.serving.guard.FAREWELL_SECONDS", 0.05)
 
     async def ask():
-        server = Server()
+        server = Server(limits=Limits(max_seconds=0.2))
         opened = await server.open()
         body = [{"type": "http.request", "body": b'{"seconds": 0}', "more_body": False}]
 
