@@ -101,20 +101,13 @@ def listening(app: ASGIApp, listener: socket.socket, limits: Limits) -> Iterator
         proxy_headers=False,
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
-    server, loop = uvicorn.Server(config), asyncio.new_event_loop()
-
-    async def answer() -> None:
-        await server.serve([listener])
-        left = asyncio.all_tasks() - {asyncio.current_task()}  # such as those by which a page hears of its queue
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[answer()], name="http")
-    thread.start()
-    try:
-        yield loop
-    finally:
-        server.should_exit = True
-        thread.join()
-        loop.close()
+    server = uvicorn.Server(config)
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # cancels what is left in the end
+        loop = runner.get_loop()
+        thread = threading.Thread(target=runner.run, args=[server.serve([listener])], name="http")
+        thread.start()
+        try:
+            yield loop
+        finally:
+            server.should_exit = True
+            thread.join()
