@@ -74,6 +74,7 @@ LOOK = {
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_secondary_background_fill_hover="*neutral_200",
     ),
     "css_paths": Path(__file__).with_name("page.css"),
