@@ -80,7 +80,7 @@ def browser():
 
 
 @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
-def page(request, browser, address):
+def page(request, address, browser):  # the browser ends first: two loops cannot run in one thread
     """The page in a window of a desktop or a phone; nothing of it may come from elsewhere, nor overflow the window."""
     width, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
