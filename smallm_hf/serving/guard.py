@@ -24,10 +24,11 @@ from smallm_hf.serving.refusals import error_body, refusal
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # Asked by whoever starts, watches and restarts servers, who needs no key.
 HEALTH, READY = "/health", "/ready"
-# How a browser is asked, for a page.
-PASSWORD = 'Basic realm="an API key as the password"'
 # Below this the model works; what is elsewhere is answered at once, or is a page.
 WORK = "/v1/"
+# Below this are pages for people, whose browsers ask them for a name and a password: any name, and a key.
+PAGES = "/demo"
+PASSWORD = 'Basic realm="any name, and an API key as password"'
 # A body that is too large is read and dropped for so long: a client that is still sending would not see our answer.
 LINGER_SECONDS = 2.0
 # For the last words of a stream to be taken by its reader.
@@ -78,7 +79,7 @@ def _place_of(url: str) -> str | None:
 
 
 class Locked:
-    """Asks for one of the API keys, where there are any: as a bearer's, or as the password that a browser asks for.
+    """Asks for one of the API keys, where there are any: of programs as a token, of browsers as a password.
 
     Args:
         app: answers what is let through.
@@ -91,17 +92,18 @@ class Locked:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         answer, headers = self.app, Headers(scope=scope)
+        page = scope["path"] == "/" or scope["path"].startswith(PAGES)
         needed = self.keys and scope["path"] not in (HEALTH, READY)
-        if needed and not self.keys.accept(_key_in(headers.get("authorization", ""))):
+        if needed and not self.keys.accept(_key_in(headers.get("authorization", ""), password=page)):
             asks = "this server asks for one of its API keys: send the header Authorization: Bearer KEY"
-            way = PASSWORD if "text/html" in headers.get("accept", "") else "Bearer"
+            way = PASSWORD if page else "Bearer"
             answer = refusal(401, asks, code="invalid_api_key", WWW_Authenticate=way)
         await answer(scope, receive, send)
 
 
-def _key_in(authorization: str) -> str:
+def _key_in(authorization: str, *, password: bool) -> str:
     kind, _, given = authorization.partition(" ")
-    if kind.lower() == "basic":
+    if kind.lower() == "basic" and password:
         with suppress(ValueError):  # neither base64 nor UTF-8
             return b64decode(given, validate=True).decode().partition(":")[2]
     return given.strip() if kind.lower() == "bearer" else ""

@@ -101,12 +101,13 @@ def listening(app: ASGIApp, listener: socket.socket, limits: Limits) -> Iterator
         proxy_headers=False,
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
-    server, loop = uvicorn.Server(config), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=[server.serve([listener])], name="http")
-    thread.start()
-    try:
-        yield loop
-    finally:
-        server.should_exit = True
-        thread.join()
-        loop.close()
+    server = uvicorn.Server(config)
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:  # cancels what is left in the end
+        loop = runner.get_loop()
+        thread = threading.Thread(target=runner.run, args=[server.serve([listener])], name="http")
+        thread.start()
+        try:
+            yield loop
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import httpx2
 import pytest
@@ -13,15 +13,19 @@ from smallm_hf.serving.configuration import Limits
 from smallm_hf.serving.guard import Bodies
 from smallm_hf.serving.listening import address_of, bind, listening
 
-LIMITS = Limits(max_connections=2, max_receive_seconds=0.2, max_body_bytes=1000)
+
+@contextmanager
+def served(limits: Limits):
+    app = Bodies(PlainTextResponse("here"), max_bytes=limits.max_body_bytes, max_seconds=limits.max_receive_seconds)
+    listener = bind("127.0.0.1", 0)
+    address = address_of(listener)
+    with listening(app, listener, limits):
+        yield address
 
 
 @pytest.fixture
 def address():
-    app = Bodies(PlainTextResponse("here"), max_bytes=LIMITS.max_body_bytes, max_seconds=LIMITS.max_receive_seconds)
-    listener = bind("127.0.0.1", 0)
-    address = address_of(listener)
-    with listening(app, listener, LIMITS):
+    with served(Limits(max_receive_seconds=0.2, max_body_bytes=1000)) as address:
         yield address
 
 
@@ -45,20 +49,21 @@ def test_an_address_of_another_machine_is_refused():
 def test_a_server_that_has_ended_has_freed_its_port():
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    with listening(PlainTextResponse("here"), listener, LIMITS):
+    with listening(PlainTextResponse("here"), listener, Limits()):
         assert httpx2.get(f"http://127.0.0.1:{port}").text == "here"
     bind("127.0.0.1", port).close()
 
 
-def test_more_connections_than_are_allowed_are_told_so(address):
-    with connect(address), connect(address):
-        response = httpx2.get(address)
-        assert response.status_code == 503 and response.headers["retry-after"]
-        assert "its 2 connections" in response.json()["error"]["message"]
-    until = time.monotonic() + 5
-    while httpx2.get(address).status_code == 503 and time.monotonic() < until:
-        time.sleep(0.02)
-    assert httpx2.get(address).text == "here"
+def test_more_connections_than_are_allowed_are_told_so():
+    with served(Limits(max_connections=2)) as address:
+        with connect(address), connect(address):
+            response = httpx2.get(address)
+            assert response.status_code == 503 and response.headers["retry-after"]
+            assert "its 2 connections" in response.json()["error"]["message"]
+        until = time.monotonic() + 5
+        while (response := httpx2.get(address)).status_code == 503 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert response.text == "here"
 
 
 @pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["at once", "after an answer"])
