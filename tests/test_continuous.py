@@ -60,10 +60,10 @@ def write(writer: ContinuousWriter, requests: list[Request]) -> list[tuple[Token
 def varied(kind: str) -> list[Request]:
     """Requests with everything that one can ask for."""
     reads = {"source" if kind in ANSWERERS else "prompt": "a cab"}
-    most = {"max_new_tokens": 40, "seed": 7, "logprobs": 1}
+    most = {"max_new_tokens": 20, "seed": 7, "logprobs": 1}
     return [
         *requests_for(kind, logprobs=2),
-        Request(**reads, **most, stop=("b", "cd"), min_new_tokens=40),
+        Request(**reads, **most, stop=("b", "cd"), min_new_tokens=20),
         Request(**reads, **most, presence_penalty=1.5, frequency_penalty=0.5, logit_bias=((3, 2.0), (4, -100.0))),
         Request(**reads, **most, min_p=0.2, temperature=1.5),
     ]
@@ -76,19 +76,19 @@ def varied(kind: str) -> list[Request]:
 def test_a_text_has_the_same_bits_alone_in_any_slot_beside_any_others_and_after_a_restart(kind, two_threads):
     engine, requests = engine_of(kind), varied(kind)
     if kind not in IN_SLOTS:
-        requests = requests[1:5]
+        requests = requests[2:4]
     with closing(ContinuousWriter(engine, slots=3)) as writer:
         assert isinstance(writer.steps, Slots if kind in IN_SLOTS else SingleSteps)
         alone = [write(writer, [request])[0] for request in requests]
     with closing(ContinuousWriter(engine_of(kind), slots=3)) as writer:
-        order = [number % len(requests) for number in (3, 0, 6, 0, 0, 5, 1, 4, 2)]
+        order = (3, 0, 6, 0, 0, 5, 1, 4, 2) if kind in IN_SLOTS else (1, 0, 0, 1)
         assert write(writer, [requests[number] for number in order]) == [alone[number] for number in order]
-    assert max(map(len, alone)) > 30 and len({text[0].log_probability for text in alone}) > 1
+    assert max(map(len, alone)) >= 20 and len({text[0].log_probability for text in alone}) > 1
     if kind not in IN_SLOTS:
         assert alone == [engine.write([request])[0].tokens for request in requests]
 
 
-@pytest.mark.parametrize("kind", IN_SLOTS)
+@pytest.mark.parametrize("kind", ["llama", "odd", "gpt2"])
 def test_slots_write_what_the_engine_writes_where_rounding_decides_nothing(kind):
     engine, requests = engine_of(kind), varied(kind)
     engine.model.double()
@@ -120,9 +120,8 @@ def test_a_compiled_step_has_the_same_bits_in_any_slot(kind, two_threads):
         assert isinstance(writer.steps, Slots)
         alone = [write(writer, [request])[0] for request in requests]
         assert write(writer, requests[::-1] * 2) == alone[::-1] * 2
-    plain = [engine.write([request])[0] for request in requests]
-    assert sum(one == two.tokens for one, two in zip(alone, plain, strict=True)) < len(plain)  # of other sums
-    assert [[token.id for token in text] for text in alone] == [[token.id for token in text.tokens] for text in plain]
+    for text, plain in zip(alone, [engine.write([request])[0] for request in requests], strict=True):
+        assert [token.id for token in text] == [token.id for token in plain.tokens]
 
 
 def test_nothing_is_left_in_a_slot_of_what_was_there_before():
@@ -139,6 +138,7 @@ def stepping_by(step) -> Iterator[pytest.MonkeyPatch]:
     """All slots take another step than `one_step`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slots, "one_step", step)
+        patch.setattr(slots, "MORE_ROWS", (0, 8))
         yield patch
 
 
@@ -153,10 +153,15 @@ def without_places(model, input_ids, cache, **places):
     return one_step(model, input_ids, cache, **places | {"position_ids": torch.zeros_like(places["position_ids"])})
 
 
+def by_neighbours(model, input_ids, cache, **places):
+    """Logits that depend on what else is in the step, a little."""
+    return one_step(model, input_ids, cache, **places) * (1 + 1e-6 * input_ids.sum())
+
+
 one_step = slots.one_step
 
 
-@pytest.mark.parametrize("step", [by_row, without_places])
+@pytest.mark.parametrize("step", [by_row, by_neighbours, without_places])
 def test_a_model_that_steps_make_something_else_of_is_written_text_by_text(step, caplog):
     engine, requests = engine_of("llama"), requests_for("llama")
     with stepping_by(step), closing(ContinuousWriter(engine)) as writer:
@@ -215,7 +220,7 @@ def test_as_many_texts_are_taken_as_there_is_room_for_and_all_of_a_request_or_no
         with held(writer):
             with pytest.raises(Busy, match="3 texts were asked for and there is room for 2; ask again later"):
                 writer.submit([ASKED] * 3, taken)
-            with pytest.raises(ValueError, match="logit_bias|vocabulary"):
+            with pytest.raises(ValueError, match="token id 99 is outside the model's vocabulary"):
                 writer.submit([ASKED, Request([99])], taken[:2])
             assert not writer.waiting
             writer.submit([ASKED] * 2, taken[:2])
@@ -331,6 +336,7 @@ def test_an_errand_runs_in_the_thread_of_the_model_between_two_tokens(engine):
 
 def test_as_many_errands_wait_as_texts_may(engine):
     with closing(ContinuousWriter(engine, waiting=1)) as writer, held(writer):
+        writer.run(dict).cancel()  # which frees its place
         writer.run(dict)
         with pytest.raises(Busy, match="1 wait for the model and 1 may; ask again later"):
             writer.run(dict)

@@ -5,12 +5,11 @@ from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import gradio as gr
 from fastapi import FastAPI
 from starlette.requests import Request as WebRequest
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import Loading, Sampling
@@ -62,6 +61,10 @@ LOOK = {
         block_title_padding="0",
         block_label_text_color="*body_text_color",
         block_label_text_color_dark="*body_text_color",
+        body_background_fill="*neutral_50",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_700",
         input_border_width="1px",
         input_border_color="*neutral_300",
         input_border_color_dark="*neutral_600",
@@ -73,7 +76,6 @@ LOOK = {
         button_primary_background_fill_hover="*primary_700",
         button_secondary_background_fill_hover="*neutral_200",
     ),
-    "head": f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">',
     "css_paths": Path(__file__).with_name("page.css"),
     "footer_links": [],
     "run_history": False,
@@ -145,7 +147,11 @@ def mount_demo(app: FastAPI, demo: gr.Blocks) -> None:
     async def to_the_page(request: WebRequest) -> RedirectResponse:
         return RedirectResponse(f"{PAGES}/")
 
+    async def icon(request: WebRequest) -> Response:
+        return Response(ICON, media_type="image/svg+xml")
+
     app.add_route("/", to_the_page, include_in_schema=False)
+    app.add_route("/favicon.ico", icon, include_in_schema=False)
     gr.mount_gradio_app(app, demo, PAGES, **LOOK)
 
 
@@ -230,10 +236,10 @@ def _writing(asking: Asking, prompt: gr.Textbox, settings: dict[str, Any], read:
     """The tab in which the model writes a text."""
     with gr.Row(elem_classes="actions"):
         write = gr.Button("Write", variant="primary", elem_id="write")
-        again = gr.Button("Again, another text", elem_id="again")
+        again = gr.Button("Again", elem_id="again")
         stop = gr.Button("Stop", elem_id="stop")
     shown = gr.HTML(text_html("", []), elem_id="text")
-    line = gr.HTML(notice("Press Write."), elem_id="line")
+    line = gr.HTML(notice("Press Write. Again writes another text, by the next seed."), elem_id="line")
     wish = gr.State(Stop())
     write_it, asked = partial(write_shown, asking, SETTINGS), [wish, prompt, *settings.values()]
     seed, outputs = settings["seed"], [shown, line, read]

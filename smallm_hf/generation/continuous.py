@@ -101,7 +101,7 @@ class ContinuousWriter:
         return jobs
 
     def run(self, errand: Callable[[], Any]) -> Future:
-        """Runs a function in the thread that owns the model, between two steps.
+        """Runs a function in the thread that owns the model, between two steps: `Engine.embed`, for example.
 
         Raises:
             Busy: more would wait than may.
@@ -110,8 +110,9 @@ class ContinuousWriter:
         done: Future = Future()
         with self._changed:
             self._require_open()
-            if len(self.errands) >= self.most_waiting:
-                raise Busy(f"{len(self.errands)} wait for the model and {self.most_waiting} may; ask again later")
+            wait = sum(not done.cancelled() for _, done in self.errands)
+            if wait >= self.most_waiting:
+                raise Busy(f"{wait} wait for the model and {self.most_waiting} may; ask again later")
             self.errands.append((errand, done))
             self._changed.notify()
         return done
@@ -149,8 +150,10 @@ class ContinuousWriter:
             return not self._closed
 
     def _run_errand(self) -> None:
-        """The oldest one alone: the texts go on between two of them."""
+        """The oldest one that was not cancelled, alone: the texts go on between two of them."""
         with self._changed:
+            while self.errands and self.errands[0][1].cancelled():
+                self.errands.popleft()
             errand, done = self.errands.popleft() if self.errands else (None, None)
         if errand and done.set_running_or_notify_cancel():
             try:

@@ -31,8 +31,8 @@ class Engine:
     has a random generator of its own, and no global state is read or changed. What can differ is rounding: beside
     others, and by a compiled step, the same sums are made in another order, and where two tokens lie closer than that,
     the other one is written. In float32 this is rare; in 16 bits it happens within some hundred tokens, so write one
-    by one what has to be repeated. Rotary positions that stretch with the longest text so far (`dynamic`, `longrope`)
-    are a state of the model, which its texts share.
+    by one what has to be repeated, or side by side by `ContinuousWriter`. Rotary positions that stretch with the
+    longest text so far (`dynamic`, `longrope`) are a state of the model, which its texts share.
 
     Args:
         model: causal or seq2seq; on its device, in the caller's autocast if there is one. It is put into evaluation

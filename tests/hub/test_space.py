@@ -12,18 +12,23 @@ from huggingface_hub import HfApi
 
 import smallm_hf
 from smallm_hf.base.errors import UserError
-from smallm_hf.demo import page
+from smallm_hf.demo import page, space
 from smallm_hf.demo.space import publish_space, requirements, stage_space
 from smallm_hf.hub.configuration import asked_for
 
 DEFAULTS = {"run": None, "repo": None, "space": None, "private": False, "dry_run": False, "verify_card": False} | {
     "exports": []
 }
-CODE = {
-    f"smallm_hf/{path.relative_to(Path(smallm_hf.__file__).parent).as_posix()}"
-    for path in Path(smallm_hf.__file__).parent.rglob("*")
-    if path.is_file() and "__pycache__" not in path.parts
-}
+CODE = Path(smallm_hf.__file__).parent
+
+
+@pytest.fixture
+def small_package(tmp_path, monkeypatch):
+    """A package of one file, which is sent in no time."""
+    file = tmp_path / "smallm_hf" / "__init__.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(space.smallm_hf, "__file__", str(file))
 
 
 @pytest.fixture
@@ -32,10 +37,10 @@ def model(hub):
     return "user/tiny"
 
 
-def test_a_space_holds_the_package_an_app_and_what_to_install(hub, model, capsys):
+def test_a_space_is_published_once_and_loads_the_model_that_it_names(hub, model, small_package, capsys):
     publish_space(model, "try-tiny")
     files = hub.files("user/try-tiny", kind="space")
-    assert set(files) == {"README.md", "app.py", "requirements.txt", "LICENSE", *CODE}
+    assert set(files) == {"README.md", "app.py", "requirements.txt", "LICENSE", "smallm_hf/__init__.py"}
     said = capsys.readouterr().out
     assert f"{hub.url}/spaces/user/try-tiny" in said
     assert "user/tiny is private: in the settings of the Space, add a secret HF_TOKEN" in said
@@ -45,7 +50,7 @@ def test_a_space_holds_the_package_an_app_and_what_to_install(hub, model, capsys
     assert card["sdk_version"] == importlib.metadata.version("gradio")
     assert card["python_version"] == ".".join(map(str, sys.version_info[:2]))
     received = hub.bytes_received
-    publish_space(model, "user/try-tiny", private=False)
+    publish_space(model, "user/try-tiny")
     assert hub.bytes_received == received and "main is up to date" in capsys.readouterr().out
 
 
@@ -56,12 +61,17 @@ def test_everything_to_install_has_the_version_that_is_installed_here():
     assert "gradio" not in pinned  # by sdk_version
 
 
-def test_the_app_shows_the_page_of_the_model(tmp_path, monkeypatch):
+def test_the_app_shows_the_page_of_the_model_by_the_package_beside_it(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(page, "launch", shown.append)
     stage_space("user/tiny", "user/try-tiny", tmp_path / "space")
     runpy.run_path(tmp_path / "space" / "app.py")
     assert shown == ["user/tiny"]
+    code = {path.relative_to(CODE).as_posix() for path in CODE.rglob("*") if path.is_file()}
+    copied = tmp_path / "space" / "smallm_hf"
+    assert {path.relative_to(copied).as_posix() for path in copied.rglob("*") if path.is_file()} == {
+        name for name in code if "__pycache__" not in name
+    }
 
 
 def test_a_dry_run_of_a_space_needs_neither_network_nor_token(monkeypatch, capsys):
@@ -80,7 +90,7 @@ def test_a_model_that_is_not_on_the_hub_has_no_space(hub):
     assert not hub.repositories
 
 
-def test_a_space_of_somebody_elses_is_left_alone(hub, model):
+def test_a_space_that_holds_something_else_is_left_alone(hub, model):
     api = HfApi()
     api.create_repo("user/other", repo_type="space", space_sdk="gradio")
     api.upload_file(path_or_fileobj=b"", path_in_repo="app.py", repo_id="user/other", repo_type="space")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_server import POSITIONS, byte_tokenizer, served, shared, small_engine, small_model
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from smallm_hf.base.errors import UserError
@@ -21,6 +22,8 @@ from smallm_hf.models.configuration_recurrent import RecurrentConfig
 from smallm_hf.models.modeling_recurrent import RecurrentForCausalLM
 from smallm_hf.serving.app import create_app
 from smallm_hf.serving.configuration import Limits, Serving, require_libraries
+from smallm_hf.serving.guard import Locked
+from smallm_hf.serving.keys import Keys
 
 EOS_ID = 256
 USUAL = [20, 0.8, 1.0, 1.0, 42]  # the settings of the page, in their order
@@ -222,8 +225,24 @@ def test_the_page_stands_beside_the_api_and_loads_nothing_from_elsewhere(tmp_pat
     page = client.get("/")
     assert page.url.path == "/demo/" and page.status_code == 200
     assert not re.findall(r"""<(?:script|link)[^>]*(?:src|href)=["']https?://(?!testserver)""", page.text)
+    assert client.get("/favicon.ico").text.startswith("<svg")
     assert client.get("/v1/models").json()["data"][0]["id"] == shared().name
     assert client.get("/nothing").json()["error"]["code"] == "unknown_url"
+
+
+def test_a_browser_is_asked_for_a_key_as_password_and_programs_for_a_token():
+    client = TestClient(Locked(PlainTextResponse("here"), Keys(["secret"])))
+    for path in ("/", "/demo/", "/demo/config"):
+        assert client.get(path).headers["www-authenticate"].startswith("Basic realm=")
+        assert [client.get(path, auth=("anybody", key)).status_code for key in ("secret", "", "wrong")] == [
+            200,
+            401,
+            401,
+        ]
+        assert client.get(path, headers={"Authorization": "Basic %"}).status_code == 401
+        assert client.get(path, headers={"Authorization": "Bearer secret"}).status_code == 200
+    refused = client.get("/v1/models", auth=("anybody", "secret"))
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
 
 
 def test_a_second_model_without_the_page_is_refused():
