@@ -74,6 +74,7 @@ LOOK = {
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_secondary_background_fill_hover="*neutral_200",
     ),
     "css_paths": Path(__file__).with_name("page.css"),
@@ -112,7 +113,7 @@ def build_demo(served: Served, source: str, limits: Limits, beside: Served | Non
             gr.Examples([[example] for example in examples], prompt, label="Try one of these", api_visibility="private")
         settings = _settings(served, limits)
         read = gr.Textbox(label="Text", lines=3, max_lines=8, value=prompt.value, render=False, elem_id="read")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Write"):
                 _writing(asking, prompt, settings, read)
             with gr.Tab("Steps"):

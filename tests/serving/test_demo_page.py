@@ -32,7 +32,7 @@ WAIT = 60_000  # milliseconds, for a busy machine
 
 
 def printable_engine(seed: int = 0) -> Engine:
-    """Random, and every token of it is a character that a page shows as it is."""
+    """Random; it never ends a text, and every token is a character that a page shows as it is."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     printable = {letter: byte - 32 for letter, byte in BYTES.items() if 32 <= byte < 127}
@@ -42,7 +42,9 @@ def printable_engine(seed: int = 0) -> Engine:
     config = LlamaConfig(
         vocab_size=96, max_position_embeddings=POSITIONS, initializer_range=0.5, eos_token_id=95, **sizes
     )
-    return Engine(LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS))
+    engine = Engine(LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS))
+    engine.eos_token_ids = []  # so that no text ends by chance before it is stopped
+    return engine
 
 
 @pytest.fixture(scope="module")
