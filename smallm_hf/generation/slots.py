@@ -123,7 +123,10 @@ def has_slots(engine: Engine) -> bool:
     """Whether `Slots` can step a model: its cache keeps every token, and each at a place of its own."""
     config = engine.model.config.get_text_config(decoder=True)
     keeps_all = set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
-    stretching = any(getattr(module, "rope_type", None) in STRETCHING for module in engine.model.modules())
+    kinds = " ".join(
+        str(getattr(module, "rope_type", "")) for module in engine.model.modules()
+    )  # or one for each layer
+    stretching = any(kind in kinds for kind in STRETCHING)
     placed = engine.cached and engine.reads_padding and (engine.limit or 0) > 1 and not stretching
     return placed and keeps_all and config._attn_implementation == "sdpa"
 

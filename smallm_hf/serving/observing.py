@@ -140,7 +140,9 @@ class MeasuredWriter(ContinuousWriter):
         self.metrics.prompt_tokens.inc(read)
         if asked:
             asked.prompt_tokens += read
-            asked.prompts += [request.prompt for request in requests]
+            for request in requests:
+                if request.prompt not in asked.prompts:  # as those of `n` texts are
+                    asked.prompts.append(request.prompt)
         return jobs
 
 

@@ -59,9 +59,10 @@ def serve(model: str, loading: Loading, serving: Serving, limits: Limits, keys: 
 @contextmanager
 def _hearing_signals(gate: Gate, stopping: threading.Event) -> Iterator[None]:
     def hear(number: int, frame: FrameType | None) -> None:
-        if gate.app is None or stopping.is_set():
+        again = stopping.is_set()
+        stopping.set()  # should a library swallow the exit, the server ends as soon as it has begun
+        if again or gate.app is None:
             raise SystemExit(0)
-        stopping.set()
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
