@@ -150,10 +150,12 @@ def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedMode
 
     Raises:
         UserError: its class, which may be any of transformers, knows no such activation, or cannot be of such sizes.
+        ValueError: it has no class that writes text.
     """
+    auto_class = AUTO_CLASSES[family_of(config).kind]
     try:
         with torch.device(device):
-            return AUTO_CLASSES[family_of(config).kind].from_config(config, dtype=torch.float32)
+            return auto_class.from_config(config, dtype=torch.float32)
     except KeyError as error:
         fields = config.to_dict().items()
         stated = next((f"{name}={value}" for name, value in fields if str(value).endswith(str(error.args[0]))), error)
@@ -162,6 +164,8 @@ def fresh_model(config: PreTrainedConfig, device: str = "cpu") -> PreTrainedMode
             "relu or gelu for an activation"
         ) from error
     except (ArithmeticError, RuntimeError, ValueError) as error:
+        if type(config) not in auto_class._model_mapping:
+            raise
         raise UserError(
             f"no model of model.model_type={config.model_type} can have these sizes ({one_line(error)}); change them"
         ) from error

@@ -206,7 +206,7 @@ def _settings(served: Served, limits: Limits) -> dict[str, gr.components.Compone
                 minimum=0,
                 maximum=SEEDS - 1,
                 label="Seed",
-                info="What the dice are thrown with. The same seed and settings write the same text again.",
+                info="Decides every random choice. The same seed and settings write the same text again.",
                 elem_id="seed",
             ),
         }
