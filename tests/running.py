@@ -77,6 +77,16 @@ def write_recipe(folder: Path, source: Path, **sections: dict[str, Any]) -> Path
     return path
 
 
+def carrying_a_state(recipe: Path) -> Path:
+    """The recipe with a recurrent model that reads on from window to window and drops something of everything."""
+    content = yaml.safe_load(recipe.read_text())
+    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "recurrent_dropout": 0.2}
+    content["model"] = {"vocab_size": 280, "model_type": "recurrent", "hidden_size": 24, **dropout}
+    content["batching"] = {"carry_state": True}
+    recipe.write_text(yaml.safe_dump(content))
+    return recipe
+
+
 def train(recipe: Path | None, output_dir: Path, *words: object, figures: bool = False) -> dict | None:
     """A run, without the figures, which take longer than these runs; without a recipe that of the folder is taken."""
     arguments = [*(["--config", recipe] if recipe else []), "--output_dir", output_dir, *words]

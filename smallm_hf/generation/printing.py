@@ -9,11 +9,8 @@ from typing import Any
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import Sampling
 from smallm_hf.generation.engine import Engine
-from smallm_hf.generation.request import Request, Token, Written
+from smallm_hf.generation.request import Request, Token, Written, as_number
 from smallm_hf.inspection import reach, trained_length
-
-# JSON has no infinities: a probability of 0 is told as this logarithm of it, as OpenAI does.
-LEAST = -9999.0
 
 
 def requests_for(
@@ -128,4 +125,4 @@ def _record(engine: Engine, request: Request, written: Written) -> dict[str, Any
 
 def _named(engine: Engine, token_id: int, log_probability: float) -> dict[str, Any]:
     shown = engine.tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-    return {"id": token_id, "token": shown, "logprob": max(log_probability, LEAST)}
+    return {"id": token_id, "token": shown, "logprob": as_number(log_probability)}

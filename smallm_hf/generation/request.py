@@ -22,6 +22,8 @@ from smallm_hf.tokenizing.encoding import added_around, encode_ordinary, start_t
 FinishReason = Literal["stop", "length"]
 # The most probable tokens in a place, best first, with their log-probabilities.
 Ranked = tuple[tuple[int, float], ...]
+# JSON has no infinities: a probability of 0, which masks make, is told as this logarithm of it, as OpenAI does.
+LEAST = -9999.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,24 @@ def seed_of(*parts: int | str) -> int:
     One seed for several prompts would make the same draws behind each, and their texts would repeat each other.
     """
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big")
+
+
+def as_number(log_probability: float | None) -> float | None:
+    """A logarithm as JSON can tell it: never below `LEAST`, which is also what NaN becomes."""
+    return None if log_probability is None else max(LEAST, log_probability)
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]]) -> list[int]:
+    """The tokens of a conversation up to where its next answer begins, by the chat template.
+
+    Args:
+        tokenizer: with a `chat_template`.
+        turns: each with `role` and `content`.
+
+    Raises:
+        jinja2.TemplateError: the template does not take such turns.
+    """
+    return tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import docstring_parser
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from smallm_hf.base.allocation import keep_freed_memory
 from smallm_hf.base.errors import UserError, one_line
@@ -20,6 +19,7 @@ from smallm_hf.base.terminal import print_piece
 from smallm_hf.generation.configuration import Asked
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.printing import longest_text, note_on_length, print_records, print_texts, requests_for
+from smallm_hf.generation.request import encode_chat
 from smallm_hf.generation.steps import lay_out_for_decoding
 from smallm_hf.pretrained import load_writer
 
@@ -114,7 +114,10 @@ class Session:
         if self.is_chat:
             system = [{"role": "system", "content": self.system}] if self.system else []
             turns = [*turns, {"role": "user", "content": prompt}]
-            request = replace(request, prompt=chat_ids(self.engine.tokenizer, [*system, *turns]))
+            try:
+                request = replace(request, prompt=encode_chat(self.engine.tokenizer, [*system, *turns]))
+            except TemplateError as error:
+                raise UserError(f"the model's chat template does not take this turn: {one_line(error)}") from error
         note = note_on_length(self.engine, longest_text(self.engine, [request]))
         if note and not self.has_noted_length:
             self.write(f"{note}\n")
@@ -219,22 +222,6 @@ def write_on_terminal(
         print(note, file=sys.stderr)
     show = print_records if asked.json else print_texts
     show(engine, requests, print_piece, together=asked.batch_size if len(prompts) > 1 else 1)
-
-
-def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]]) -> list[int]:
-    """The tokens of a conversation up to where its next answer begins, by the chat template.
-
-    Args:
-        tokenizer: with a `chat_template`.
-        turns: each with `role` and `content`.
-
-    Raises:
-        UserError: the template does not take such turns.
-    """
-    try:
-        return tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False)
-    except TemplateError as error:
-        raise UserError(f"the model's chat template does not take this turn: {one_line(error)}") from error
 
 
 @contextmanager

@@ -18,8 +18,6 @@ from smallm_hf.serving.served import Served
 from smallm_hf.serving.texts import Texts, TextStream
 from smallm_hf.serving.vocabulary import Vocabulary
 
-# JSON has no infinities: a probability of 0, which masks make, is told as this logarithm of it.
-LEAST = -9999.0
 DONE = "[DONE]"
 # Fields that go to the engine as they are, and what OpenAI takes where the engine takes something else.
 HONOURED = (
@@ -168,11 +166,6 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def as_number(log_probability: float | None) -> float | None:
-    """A logarithm as JSON can tell it: never below `LEAST`, which is also what NaN becomes."""
-    return None if log_probability is None else max(LEAST, log_probability)
 
 
 def with_seed(asked: AnyTextRequest) -> AnyTextRequest:

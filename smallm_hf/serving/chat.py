@@ -9,7 +9,8 @@ from starlette.requests import Request as WebRequest
 from starlette.responses import Response
 
 from smallm_hf.base.errors import UserError, one_line
-from smallm_hf.serving.answers import Answer, Piece, Shape, as_number, requests_of, with_seed
+from smallm_hf.generation.request import as_number
+from smallm_hf.serving.answers import Answer, Piece, Shape, requests_of, with_seed
 from smallm_hf.serving.bodies import JsonRoute
 from smallm_hf.serving.configuration import Limits
 from smallm_hf.serving.schemas import ChatCompletionRequest

@@ -9,8 +9,9 @@ from starlette.requests import Request as WebRequest
 from starlette.responses import Response
 
 from smallm_hf.base.errors import TooLong
+from smallm_hf.generation.request import as_number
 from smallm_hf.inspection import vocabulary_size
-from smallm_hf.serving.answers import Answer, Piece, Shape, Spoken, as_number, requests_of, with_seed
+from smallm_hf.serving.answers import Answer, Piece, Shape, Spoken, requests_of, with_seed
 from smallm_hf.serving.bodies import JsonRoute
 from smallm_hf.serving.configuration import Limits
 from smallm_hf.serving.schemas import CompletionRequest, as_list

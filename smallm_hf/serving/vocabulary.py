@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from smallm_hf.generation.request import encode_prompt
+from smallm_hf.generation.request import encode_chat, encode_prompt
 from smallm_hf.generation.text import UNFINISHED, GrowingText
 from smallm_hf.tokenizing.encoding import start_token_id
 
@@ -44,7 +44,7 @@ class Vocabulary:
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The tokens of a conversation up to where the answer begins, by the chat template."""
         with self._lock:
-            return self._texts.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+            return encode_chat(self._texts, messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones written out."""

@@ -16,11 +16,10 @@ from typing import NamedTuple
 import pytest
 import torch
 import transformers
-import yaml
 from forked import processes
 from letters import write_letters
 from letters import write_recipe as write_pairs_recipe
-from running import TRAIN, outcome
+from running import TRAIN, carrying_a_state, outcome
 from transformers import AutoModelForCausalLM
 
 from smallm_hf import plots
@@ -193,25 +192,15 @@ def test_so_is_one_killed_again_and_again_at_random_moments(whole, tmp_path):
             return
 
 
-def carrying_a_state(recipe: Path, folder: Path) -> Path:
-    """The recipe with a recurrent model that reads on from window to window and drops something of everything."""
-    content = yaml.safe_load(recipe.read_text())
-    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "recurrent_dropout": 0.2}
-    content["model"] = {"vocab_size": 280, "model_type": "recurrent", "hidden_size": 24, **dropout}
-    content["batching"] = {"carry_state": True}
-    recipe.write_text(yaml.safe_dump(content))
-    return recipe
-
-
-def on_pairs(recipe: Path, folder: Path) -> Path:
-    """A recipe of an encoder-decoder that reads some of its own tokens."""
-    return write_pairs_recipe(folder, write_letters(folder), "t5", scheduled_sampling=0.5)
+def on_pairs(recipe: Path) -> Path:
+    """A recipe of an encoder-decoder that reads some of its own tokens, in place of this one."""
+    return write_pairs_recipe(recipe.parent, write_letters(recipe.parent), "t5", scheduled_sampling=0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [carrying_a_state, on_pairs])
 def test_so_is_one_of_another_kind(kind, recipe, tmp_path):
-    words = ["--config", kind(recipe, tmp_path), *("--training.checkpoint_every", 2, "--training.log_every", 1)]
+    words = ["--config", kind(recipe), *("--training.checkpoint_every", 2, "--training.log_every", 1)]
     words += ["--training.evaluate_every", 3, "--training.accumulation_steps", 2, "--training.batch_size", 4]
     assert status(start(tmp_path / "first", *words, "--training.max_steps", 1)) == 0  # which makes the token files
     whole, trace = tmp_path / "whole", tmp_path / "trace"

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import set_seed
-from running import interrupt_at, outcome, train, write_recipe
+from running import carrying_a_state, interrupt_at, outcome, train, write_recipe
 
 from smallm_hf import RecurrentConfig, RecurrentForCausalLM, api
 from smallm_hf.base.errors import Interrupted, UserError
@@ -33,12 +33,7 @@ LONG = [
 @pytest.fixture
 def recurrent(recipe):
     """The recipe with a recurrent model that drops something of everything."""
-    content = yaml.safe_load(recipe.read_text())
-    dropout = {"embedding_dropout": 0.1, "hidden_dropout": 0.1, "recurrent_dropout": 0.2}
-    content["model"] = {"vocab_size": 280, "model_type": "recurrent", "hidden_size": 24, **dropout}
-    content["batching"] = {"carry_state": True}
-    recipe.write_text(yaml.safe_dump(content))
-    return recipe
+    return carrying_a_state(recipe)
 
 
 def interrupt_between_micro_steps(monkeypatch) -> None:

@@ -10,9 +10,8 @@ from small_server import EOS, NAME, POSITIONS, client_of, served, shared, small_
 from writers import engine_of
 
 from smallm_hf.generation.engine import Engine
-from smallm_hf.generation.request import Request, encode_prompt, seed_of
+from smallm_hf.generation.request import LEAST, Request, encode_prompt, seed_of
 from smallm_hf.serving import completions
-from smallm_hf.serving.answers import LEAST
 from smallm_hf.serving.app import create_app
 from smallm_hf.serving.configuration import Limits
 
