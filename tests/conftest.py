@@ -14,6 +14,7 @@ import atexit
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; set SMALLM_SHARED_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm_bin() -> Iterator[Path]:
+    """A folder with a `python` and an `accelerate` that begin with the heavy libraries imported."""
+    from warm_python import warm_python
+
+    with warm_python() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

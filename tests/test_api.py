@@ -83,8 +83,17 @@ def test_a_run_is_resumed_with_its_own_config(in_place):
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[1])
 
 
-def test_the_scores_are_those_of_the_script(in_place):
-    command = [sys.executable, SCRIPTS / "score.py", "--model", "fp32/best", "--data", "fp32", "--protocol", "packed"]
+def test_the_scores_are_those_of_the_script(in_place, warm_bin):
+    command = [
+        warm_bin / "python",
+        SCRIPTS / "score.py",
+        "--model",
+        "fp32/best",
+        "--data",
+        "fp32",
+        "--protocol",
+        "packed",
+    ]
     subprocess.run([*command, "--top_k", "2", "--output", "score.json"], check=True, capture_output=True)
     written = json.loads(Path("score.json").read_text())
     scored = smallm_hf.score("fp32/best", "fp32", protocol="packed", top_k=[2])
@@ -102,10 +111,10 @@ def test_texts_and_a_loaded_model_are_scored_as_a_file_and_a_folder_are(in_place
     assert scores[0] == scores[1] and scores[0]["documents"] == 2
 
 
-def test_the_text_is_that_of_the_script_alone_and_in_a_list(in_place):
+def test_the_text_is_that_of_the_script_alone_and_in_a_list(in_place, warm_bin):
     asked = {"max_new_tokens": 12, "temperature": 0.7, "seed": 3}
     options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, SCRIPTS / "generate.py", "--model", "fp32/best", "--prompt", "the cat", *options]
+    command = [warm_bin / "python", SCRIPTS / "generate.py", "--model", "fp32/best", "--prompt", "the cat", *options]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     text = smallm_hf.generate("fp32/best", "the cat", **asked)
     assert printed == f"the cat{text}\n" and text

@@ -174,7 +174,7 @@ def place(tmp_path_factory, gpt2_folder) -> Path:
 
 
 @pytest.fixture
-def run(place):
+def run(place, warm_bin):
     """Runs `scripts/train.py` for a few tiny updates; gives the run folder, gone again after the test."""
     folder = place / "run"
 
@@ -182,7 +182,7 @@ def run(place):
         short = {"max_steps": STEPS, "context_length": 16, "batch_size": 1, "accumulation_steps": 1, "log_every": 1}
         short |= {"validation_tokens": 100, "sample_tokens": 1, "precision": "fp32", "compile": "false"}
         flags = [word for key, value in short.items() for word in (f"--training.{key}", value)]
-        command = [sys.executable, TRAIN, "--config", FILES[name], "--output_dir", folder, *flags, *words]
+        command = [warm_bin / "python", TRAIN, "--config", FILES[name], "--output_dir", folder, *flags, *words]
         result = subprocess.run([str(word) for word in command], cwd=place, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
         return folder
@@ -191,11 +191,12 @@ def run(place):
     shutil.rmtree(folder, ignore_errors=True)  # a large one leaves gigabytes
 
 
-# Two gigabytes written and hashed make the largest ones slow, and of the others one of each architecture is enough:
+# Two gigabytes written and hashed make the largest ones slow, and of the others the smaller ones are enough:
 # the rest run with the slow tests, their dry run always.
 SLOW = {name for name in FILES if "124m" in name}
-SLOW |= {"books_45m_modern", "tinystories_30m", "tinystories_30m_modern", "word_lstm", "translate_de_en"}
+SLOW |= {"books_45m", "books_45m_modern", "tinystories_30m", "tinystories_30m_minutes", "tinystories_30m_modern"}
 SLOW |= {"names_transformer", "names_lstm", "names_rnn", "names_feedforward", "answer_questions"}
+SLOW |= {"word_lstm", "translate_de_en"}
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FILES]
 
 

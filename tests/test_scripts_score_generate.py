@@ -24,8 +24,8 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 STORIES = ["Once upon a time.", "One fish, two fish."]
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPTS / script), *arguments]
+def run(python: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [python, SCRIPTS / script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=os.environ, timeout=120)
 
 
@@ -38,12 +38,12 @@ def folder(gpt2_folder, tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_score_writes_what_the_function_returns_and_where_it_came_from(folder, tmp_path):
+def test_score_writes_what_the_function_returns_and_where_it_came_from(folder, tmp_path, warm_bin):
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"story": text}) + "\n" for text in [*STORIES, "no"]))
     output = tmp_path / "new" / "scores.json"
     arguments = ["--model", folder, "--data", str(tmp_path / "stories.jsonl"), "--text_column", "story"]
     options = ["--max_documents", "2", "--protocol", "packed", "--context_length", "8", "--device", "cpu"]
-    finished = run("score.py", *arguments, *options, "--output", str(output))
+    finished = run(warm_bin / "python", "score.py", *arguments, *options, "--output", str(output))
     assert finished.returncode == 0, finished.stderr
     scores = json.loads(output.read_text())
     model, tokenizer = load_causal_lm(folder, device="cpu")
@@ -56,9 +56,9 @@ def test_score_writes_what_the_function_returns_and_where_it_came_from(folder, t
     assert f"{expected['bits_per_byte']:.4f}" in finished.stdout
 
 
-def test_generate_continues_the_prompt_as_the_engine_does(folder):
+def test_generate_continues_the_prompt_as_the_engine_does(folder, warm_bin):
     options = ["--max_new_tokens", "24", "--temperature", "0.5", "--num_samples", "2", "--seed", "3", "--device", "cpu"]
-    finished = run("generate.py", "--model", folder, "--prompt", STORIES[0], *options)
+    finished = run(warm_bin / "python", "generate.py", "--model", folder, "--prompt", STORIES[0], *options)
     assert finished.returncode == 0, finished.stderr
     engine = Engine(*load_causal_lm(folder, device="cpu"))
     requests = [Request(STORIES[0], max_new_tokens=24, temperature=0.5, seed=seed) for seed in (3, 4)]

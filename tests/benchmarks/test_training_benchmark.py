@@ -45,19 +45,12 @@ def test_everybody_trains_in_turns_and_is_scored_on_the_same_text(run):
         *run,
         seconds=0.6,
         turn=0.2,
-        against=["gpt2", "trainer"],
-        without=["muon", "fused", "kept_memory"],
+        against=["trainer"],  # the README's command has gpt2
+        without=["kept_memory"],
         threads=1,
         say=lambda line: None,
     )
-    assert list(results["contestants"]) == [
-        "ours",
-        "ours without muon",
-        "ours without fused",
-        "ours without kept_memory",
-        "gpt2",
-        "trainer",
-    ]
+    assert list(results["contestants"]) == ["ours", "ours without kept_memory", "trainer"]
     for name, row in results["contestants"].items():
         assert row["rate"] > 0 and row["steps"] > 0, name
         assert 0 < row["bits_per_byte"] < 10, name
@@ -71,7 +64,7 @@ def test_everybody_trains_in_turns_and_is_scored_on_the_same_text(run):
     assert {"commit", "versions"} <= results.keys()
     shown = io.StringIO()
     print_training(results, Console(file=shown, width=140))
-    assert "ours without muon" in shown.getvalue() and "TFLOP/s in fp32" in shown.getvalue()
+    assert "ours without kept_memory" in shown.getvalue() and "TFLOP/s in fp32" in shown.getvalue()
 
 
 @pytest.mark.parametrize("options", [{"against": ["bloom"]}, {"without": ["bloom"]}])

@@ -4,7 +4,6 @@ import configparser
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -227,9 +226,9 @@ def test_verifying_says_what_it_could_not_score(run, tmp_path):
     assert said[0].startswith("card: none") and "not scored again, its tokens are no longer in" in said[-1]
 
 
-def test_the_script_ends_with_one_line_and_status_2(run):
+def test_the_script_ends_with_one_line_and_status_2(run, warm_bin):
     (run / "best" / "README.md").write_text("1.23\n")
-    command = [sys.executable, SCRIPT, "--run", run, "--verify_card"]
+    command = [warm_bin / "python", SCRIPT, "--run", run, "--verify_card"]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith(

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -182,7 +181,7 @@ def test_the_recipe_and_the_rung_that_count_say_nothing_that_is_ignored(capsys):
 
 @pytest.mark.slow  # two processes that cannot import this package
 @pytest.mark.parametrize("model_type", ["feedforward", "ngram"])
-def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, recipe, tmp_path):
+def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, recipe, tmp_path, warm_bin):
     with_model(recipe, model_type=model_type)
     train(recipe, tmp_path / "run", figures=True)
     with connected_hub(tmp_path / "home") as hub:
@@ -192,7 +191,7 @@ def test_a_run_is_published_by_its_own_code_and_shown_beside_others(model_type, 
     assert b"trust_remote_code=True" in published["README.md"]
     best, out = str(tmp_path / "run" / "best"), tmp_path / "scores.json"
     report = subprocess.run(
-        [sys.executable, SCORE, "--model", best, "--data", tmp_path / "run", "--speed", "--output", out],
+        [warm_bin / "python", SCORE, "--model", best, "--data", tmp_path / "run", "--speed", "--output", out],
         capture_output=True,
         text=True,
     )

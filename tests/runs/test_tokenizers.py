@@ -5,7 +5,6 @@ import json
 import math
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,9 @@ def parse(*words: object):
     return parse_command_line("test", ["--training.max_steps", "1", *map(str, words)], training=True)[0]
 
 
-def test_a_run_of_characters_trains_resumes_writes_is_scored_and_loads_plainly(recipe, tmp_path, texts, capsys):
+def test_a_run_of_characters_trains_resumes_writes_is_scored_and_loads_plainly(
+    recipe, tmp_path, texts, capsys, warm_bin
+):
     run, alphabet = tmp_path / "run", set(texts.read_text().replace("\n<|endoftext|>\n", ""))
     train(recipe, run, "--training.max_steps", 3)
     entries = len(alphabet) + 3
@@ -65,7 +66,7 @@ def test_a_run_of_characters_trains_resumes_writes_is_scored_and_loads_plainly(r
     assert tokenizer.decode(written).startswith("the été 🙂")
     assert set(read_records(run, "samples")[0]["text"]) <= alphabet
 
-    command = [sys.executable, SCORE, "--model", run / "best", "--data", run, "--output", tmp_path / "scores.json"]
+    command = [warm_bin / "python", SCORE, "--model", run / "best", "--data", run, "--output", tmp_path / "scores.json"]
     scored = subprocess.run(command, capture_output=True, text=True)
     assert scored.returncode == 0, scored.stderr
     assert "tokens/tokenizer is not lossless" in scored.stderr
