@@ -9,6 +9,7 @@ WORKDIR /app
 COPY constraints.txt setup.cfg pyproject.toml README.md LICENSE model_card.md ./
 COPY smallm_hf smallm_hf
 COPY scripts scripts
+COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu
 RUN pip install --no-cache-dir -c constraints.txt ".[serve]"
 

@@ -1,6 +1,5 @@
 """The model card of a set of weights, filled in from the run's own records; nobody types a number into it."""
 
-import importlib.metadata
 import json
 import math
 import re
@@ -20,12 +19,11 @@ from huggingface_hub import (
 from transformers import AutoConfig
 
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.shipped import top_file
 from smallm_hf.families import FAMILIES, family_of_file
 from smallm_hf.hub.configuration import Statements, require_run
 from smallm_hf.training.progress import read_records
 from smallm_hf.training.validation import VALIDATION_FILE, figures_of_json
-
-TOP = Path(__file__).resolve().parent.parent  # of the checkout, if this is one
 
 # Texts whose licence and language are known, by data.source.
 KNOWN_TEXTS = {
@@ -133,20 +131,6 @@ def without_paths(value: Any, key: str = "") -> Any:
         if kind(path).is_absolute() or path.startswith("~"):
             return option + equals + kind(path).name
     return PATH_IN_TEXT.sub(r"\1", value)
-
-
-def top_file(name: str) -> Path:
-    """A file from the top of the checkout, or from where the installation has put it.
-
-    Raises:
-        UserError: the installation lacks it.
-    """
-    if (TOP / "setup.cfg").is_file():
-        return TOP / name
-    for file in importlib.metadata.files("smallm_hf") or ():
-        if file.name == name and (path := Path(file.locate())).is_file():
-            return path
-    raise UserError(f"this installation of smallm_hf lacks {name}; install it from a checkout with pip install -e .")
 
 
 def write_card(folder: Path) -> None:

@@ -18,6 +18,7 @@ from jsonargparse.typing import PositiveInt
 
 from smallm_hf.base.errors import UserError, one_line, printable
 from smallm_hf.base.folders import write_whole
+from smallm_hf.base.parser import CommandParser
 from smallm_hf.base.recipes import check_word, load_word, read_recipe
 from smallm_hf.comparison.configuration import ComparisonConfig
 from smallm_hf.data.configuration import (
@@ -52,6 +53,8 @@ TYPES: dict[str, Any] = {
 }
 # Of an encoder-decoder; by default they are those of one vocabulary, which may lie outside of another.
 SPECIAL_IDS = tuple(f"{name}_token_id" for name in ("bos", "eos", "pad", "decoder_start", "forced_eos"))
+# The sections that decide what is in token files.
+PREPARED = ("data", "cleaning", "selection", "tokenizer")
 # Of two keys that exclude each other, the one stated last counts.
 EXCLUDED = {"data.source": "data.sources", "data.sources": "data.source"}
 MODEL_HELP = (
@@ -115,7 +118,7 @@ class CommandOptions:
 
 
 def parse_command_line(
-    description: str, arguments: Sequence[str], *, training: bool
+    description: str, arguments: Sequence[str], *, training: bool, examples: Sequence[str] = ()
 ) -> tuple[RunConfig, CommandOptions]:
     """Reads `--config FILE`, `--section.key VALUE` and the options of a script.
 
@@ -125,6 +128,7 @@ def parse_command_line(
         description: what the script does, for `--help`.
         arguments: the words after the script's name.
         training: whether the script also knows `--resume` and `--dry_run`, and its default folder is `runs/NAME`.
+        examples: lines for `--help`.
 
     Raises:
         UserError: an unknown key (the nearest valid one is named), a value of the wrong type, an unreadable file, or
@@ -133,10 +137,10 @@ def parse_command_line(
     """
     if wrong := [word for word in arguments if printable(word) != word]:
         raise UserError(f"{wrong[0]} is not UTF-8; rename the file or folder, or give one that it lies in")
-    parser = _option_parser(description, training)
-    recipes, keys, others = split_line(arguments, {*parser.get_defaults().keys(), "help"})
-    if {"-h", "--help"} & {*others}:
-        _add_keys(parser)
+    parser = _option_parser(description, training, examples)
+    recipes, keys, others = split_line(arguments, parser.options)
+    if {"-h", "--help", "--help_all"} & {*others}:
+        _add_keys(parser, SECTIONS if training else PREPARED)
     options = parser.parse_args(others).as_dict()
     print_config, output_dir = options.pop("print_config"), options.pop("output_dir")
     config, folder = read_run(recipes, keys, output_dir, options.get("resume", False))
@@ -427,33 +431,36 @@ def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfi
             raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
 
 
-def _option_parser(description: str, training: bool) -> ArgumentParser:
-    options = "[--output_dir DIR] [--resume] [--dry_run [--probe]]" if training else "[--output_dir DIR] [--preview N]"
-    usage = f"%(prog)s --config FILE [--section.key VALUE ...] {options} [--print_config]"
-    parser = ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, print_config=None, description=description, usage=usage
-    )
+def _option_parser(description: str, training: bool, examples: Sequence[str]) -> CommandParser:
+    parser = CommandParser(description, examples, usage="--config RECIPE [--section.key VALUE ...] [OPTIONS]")
     flag = partial(parser.add_argument, action="store_true")
     flag("--print_config", help="print the config that this line makes, and exit")
     if training:
-        parser.add_argument("--output_dir", help="the run folder (default: runs/NAME_OF_THE_RECIPE)")
+        parser.add_argument("--output_dir", metavar="DIR", help="the run folder; left out, runs/NAME_OF_THE_RECIPE")
         flag("--resume", help="continue the newest checkpoint of --output_dir")
         flag("--dry_run", help="print sizes, tokens, FLOPs and memory of the plan; needs no data")
         flag("--probe", help="with --dry_run: time 20 updates on made-up tokens, and estimate the whole run")
     else:
-        folder = "where the token files go (default: data.folder, or a name below data/)"
-        parser.add_argument("--output_dir", help=folder)
+        folder = "where the token files go; left out, data.folder, or a name below data/"
+        parser.add_argument("--output_dir", metavar="DIR", help=folder)
         preview = "show this many documents before and after cleaning; writes nothing"
         parser.add_argument("--preview", type=PositiveInt, help=preview)
     return parser
 
 
-def _add_keys(parser: ArgumentParser) -> None:
+def _add_keys(parser: CommandParser, sections: Iterable[str]) -> None:
     """Adds what `--help` says of recipes and keys, which `split_line` takes out of the line."""
-    parser.add_argument("--config", help="a recipe, for example configs/quickstart.yaml; a later one wins")
-    for name, section in SECTIONS.items():
-        parser.add_class_arguments(section, name)
-    parser.add_argument("--model", type=dict[str, Any], default={}, help=MODEL_HELP)
+    recipe = "a file, or the name of a recipe that comes with smallm_hf (`smallm recipes` lists them); a later one wins"
+    parser.add_argument("--config", metavar="RECIPE", help=recipe)
+    for name in sections:
+        title = (SECTIONS[name].__doc__ or "").splitlines()[0].rstrip(".")
+        parser.add_section(name, title, SECTIONS[name], nested=True)
+    if "training" in sections:
+        model = parser.section("model", "The architecture: model_type, and the fields of that type's own config")
+        model.add_argument("--model.FIELD", metavar="VALUE", help=MODEL_HELP)
+    else:
+        size = "entries of the tokenizer; other keys of a recipe may stand there and change nothing"
+        parser.add_argument("--model.vocab_size", type=int, help=size)
 
 
 def _lay_over(values: dict[str, Any], stated: Iterable[tuple[str, Any]]) -> dict[str, Any]:

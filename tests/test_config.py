@@ -273,9 +273,9 @@ def test_sections_cannot_change_after_loading(recipe):
         parse("--config", recipe).training.max_steps = 3
 
 
-def test_help_teaches_every_key(capsys):
+def test_all_of_the_help_teaches_every_key(capsys):
     with pytest.raises(SystemExit):
-        parse("--help")
+        parse("--help_all")
     text = capsys.readouterr().out
     for phrase in (
         "optimizer updates",

@@ -36,6 +36,8 @@ runs  scores
 api  benchmarks  experiments  serving
 demo
 serving.running
+commands
+__main__
 """
 ROOMS = {room: number for number, line in enumerate(LEVELS.strip().splitlines()) for room in line.split()}
 

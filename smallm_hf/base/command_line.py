@@ -5,12 +5,10 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser
-
 from smallm_hf.base.errors import Interrupted, UserError, is_disk_full, one_line
-from smallm_hf.base.settings import Loading
 from smallm_hf.base.terminal import lasting_output, require_written
 
 Fields = TypeVar("Fields")
@@ -24,6 +22,11 @@ NO_HOME = "/nonexistent"
 def is_main_process() -> bool:
     """True in the one process that prints; known before any process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def called(name: str) -> str:
+    """How a command is called here: `smallm NAME`, or as the script where it was one that was called."""
+    return f"python scripts/{name}.py" if Path(sys.argv[0]).parent.name == "scripts" else f"smallm {name}"
 
 
 def exit_clearly(main: Callable[[], None]) -> None:
@@ -81,12 +84,6 @@ def _stop(line: str, status: int) -> None:
         print(line, file=sys.stderr, flush=True)
     # os._exit would skip the destructors of a process group; sys.exit lets them run.
     sys.exit(status)
-
-
-def add_loading_arguments(parser: ArgumentParser) -> None:
-    """Adds the fields of `Loading` to a parser."""
-    parser.add_class_arguments(Loading, as_group=False, skip={"trust_remote_code"})
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the modeling code that comes with it")
 
 
 def take(kind: type[Fields], given: dict[str, Any]) -> Fields:

@@ -5,6 +5,7 @@ would lose a section, or text was meant, the recipe is refused with the line and
 """
 
 import dataclasses
+import difflib
 import json
 import re
 import types
@@ -16,6 +17,7 @@ import yaml
 from jsonargparse import get_loader
 
 from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.shipped import recipes
 
 # Numbers that YAML reads as other numbers: 12:30 counts in sixties, 017 in eights.
 STRANGE_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
@@ -27,7 +29,7 @@ def read_recipe(path: str | Path, types_of_keys: Mapping[str, Any]) -> dict[str,
     """Reads a recipe, or the config.yaml of a run.
 
     Args:
-        path: of the file.
+        path: of the file, or the name of a recipe that comes with this package.
         types_of_keys: the type of each `section.key`; others are read as YAML has them.
 
     Raises:
@@ -36,16 +38,16 @@ def read_recipe(path: str | Path, types_of_keys: Mapping[str, Any]) -> dict[str,
     """
     where = f"--config {path}"
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = find_recipe(path).read_text(encoding="utf-8")
         root, content = yaml.compose(text, yaml.SafeLoader), get_loader("yaml")(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read ({one_line(error)}); the recipes are in configs/") from error
+        raise UserError(f"{where}: cannot be read ({one_line(error)}){_meant(Path(path).stem)}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML ({one_line(error)}); see configs/quickstart.yaml") from error
+        raise UserError(f"{where}: not YAML ({one_line(error)}); `smallm recipes quickstart` shows one") from error
     if isinstance(content, str):  # jsonargparse reads a file of empty sections as text
         content = yaml.safe_load(text)
     if not isinstance(content, dict | None):
-        raise UserError(f"{where}: holds no sections; see configs/quickstart.yaml")
+        raise UserError(f"{where}: holds no sections; `smallm recipes quickstart` shows one")
     _refuse_repetition(root, where)
     for name, section in _items(root):
         keys = [(f"{name.value}.{key.value}", node) for key, node in _items(section)] or [(name.value, section)]
@@ -53,6 +55,17 @@ def read_recipe(path: str | Path, types_of_keys: Mapping[str, Any]) -> dict[str,
             if wanted := types_of_keys.get(key):
                 _refuse_misreading(key, node, wanted, f"{where} line {node.start_mark.line + 1}: {key}")
     return content or {}
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file of a recipe: where it is, or where this package has one of that name."""
+    return Path(path) if Path(path).is_file() else recipes().get(str(path), Path(path))
+
+
+def _meant(name: str) -> str:
+    """The end of an error line: the recipe of ours that was probably meant."""
+    found = difflib.get_close_matches(name, known := recipes(), n=1, cutoff=0.6)
+    return f"; did you mean --config {found[0]}?" if found else f"; give a file, or one of {', '.join(known)}"
 
 
 def check_word(key: str, word: str, wanted: Any) -> None:

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 import smallm_hf
 from smallm_hf.base.errors import UserError
-from smallm_hf.card import top_file
+from smallm_hf.base.shipped import top_file
 from smallm_hf.evaluation.page import fill_template
 from smallm_hf.hub.configuration import check_repo_name
 from smallm_hf.hub.publishing import send, show

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from smallm_hf.base.errors import UserError, one_line
+from smallm_hf.base.parser import CommandParser
 from smallm_hf.base.recipes import read_recipe
 from smallm_hf.config import SECTIONS, TYPES, RunConfig, keys_of, model_config, read_config, split_line
 
@@ -23,6 +24,16 @@ MOST_RUNS = 1000
 # One value of --vary: up to a comma that stands in no list or mapping.
 VALUE = re.compile(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,\[{])+")
 
+SWEEPS = (
+    "sweep --config quickstart --vary training.seed=1,2,3",
+    "sweep --config my_recipe.yaml --vary model.hidden_act=relu,gelu --vary training.seed=1,2 --jobs 2",
+    "sweep --config quickstart --vary training.seed=1,2,3 --dry_run",
+)
+LADDERS = (
+    "ladder --config ladder --dry_run",
+    "ladder --config ladder --data.source my_text.txt --max_seconds 60",
+    "ladder --config ladder --rungs lstm,gpt --resume",
+)
 Choice = dict[str, str]  # a value, as written, of each key that varies
 
 
@@ -60,23 +71,19 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[Grid, SweepOptions]:
         UserError: what `read_grid` refuses, or an unknown key (the nearest valid one is named).
         SystemExit: after `--help`.
     """
-    parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,
-        description="Trains every combination of the given values, each in a process of its own, and compares them.",
-        usage="%(prog)s --config FILE --vary KEY=A,B [--vary KEY=A,B ...] [--section.key VALUE ...] "
-        "[--output_dir DIR] [--jobs N] [--resume] [--dry_run]",
+    parser = CommandParser(
+        "Trains every combination of the given values, each in a process of its own, and compares them. Keys of a "
+        "recipe, as `train --help` lists them, hold for all runs.",
+        SWEEPS,
+        usage="--config RECIPE --vary KEY=A,B [--vary KEY=A,B ...] [--section.key VALUE ...] [OPTIONS]",
     )
     vary = f"a key and its values, such as model.hidden_act=relu,gelu; the runs along {SEED} are repetitions"
     parser.add_argument("--vary", action="append", default=[], metavar="KEY=A,B", help=vary)
-    parser.add_argument("--output_dir", type=Path, help="for runs and report (default: runs/sweep-NAME_OF_THE_RECIPE)")
-    parser.add_argument(
-        "--jobs", type=PositiveInt, default=1, help="runs at a time, which share the cores (default: 1)"
-    )
+    parser.add_argument("--output_dir", type=Path, help="for runs and report; left out, runs/sweep-RECIPE")
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--resume", action="store_true", help="keep finished runs of --output_dir, continue the others")
     parser.add_argument("--dry_run", action="store_true", help="print the grid and what it costs; needs no data")
-    recipes, stated, others = split_line(arguments, {"vary", "output_dir", "jobs", "resume", "dry_run", "help"})
+    recipes, stated, others = split_line(arguments, parser.options)
     given = parser.parse_args(others).as_dict()
     grid = read_grid(recipes, stated, given.pop("vary"))
     folder = given.pop("output_dir") or Path("runs", f"sweep-{grid.title}")
@@ -203,21 +210,18 @@ def parse_ladder(arguments: Sequence[str]) -> Ladder:
         UserError: what `read_ladder` refuses.
         SystemExit: after `--help`.
     """
-    parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,
-        description="Trains every rung of a ladder on one text, each in a process of its own, and compares them.",
-        usage="%(prog)s --config FILE [--rungs A,B] [--max_seconds N] [--section.key VALUE ...] [--output_dir DIR] "
-        "[--resume] [--dry_run]",
+    parser = CommandParser(
+        "Trains every rung of a ladder on one text, each in a process of its own, and compares them. Keys of a recipe, "
+        "as `train --help` lists them, hold for all rungs.",
+        LADDERS,
+        usage="--config LADDER [--section.key VALUE ...] [OPTIONS]",
     )
     parser.add_argument("--rungs", help="of these only, with commas between")
     parser.add_argument("--max_seconds", type=PositiveFloat, help="in place of budget_seconds of the file")
-    parser.add_argument("--output_dir", type=Path, help="for runs and report (default: runs/NAME_OF_THE_FILE)")
+    parser.add_argument("--output_dir", type=Path, help="for runs and report; left out, runs/NAME_OF_THE_FILE")
     parser.add_argument("--resume", action="store_true", help="keep finished runs of --output_dir, continue the others")
     parser.add_argument("--dry_run", action="store_true", help="print the runs and what they cost; needs no data")
-    options = {"rungs", "max_seconds", "output_dir", "resume", "dry_run", "help"}
-    recipes, stated, others = split_line(arguments, options)
+    recipes, stated, others = split_line(arguments, parser.options)
     given = parser.parse_args(others).as_dict()
     if len(recipes) != 1:
         raise UserError(f"--config names {len(recipes)} files; give one, for example configs/ladder.yaml")

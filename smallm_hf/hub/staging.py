@@ -13,7 +13,8 @@ import yaml
 from smallm_hf import models
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.plain_json import write_json
-from smallm_hf.card import Weights, eval_results, read_results, render_card, top_file, without_paths
+from smallm_hf.base.shipped import top_file
+from smallm_hf.card import Weights, eval_results, read_results, render_card, without_paths
 from smallm_hf.evaluation.results_page import scored_validation
 from smallm_hf.hub.configuration import Statements
 from smallm_hf.hub.repository import files_below, find_token

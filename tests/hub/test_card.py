@@ -10,9 +10,10 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 
-from smallm_hf import card as card_module
+from smallm_hf.base import shipped
 from smallm_hf.base.errors import UserError
-from smallm_hf.card import Statements, eval_results, find_weights, render_card, top_file, without_paths
+from smallm_hf.base.shipped import top_file
+from smallm_hf.card import Statements, eval_results, find_weights, render_card, without_paths
 from smallm_hf.hub.checks import verify_card
 from smallm_hf.hub.staging import stage
 
@@ -249,7 +250,7 @@ def installed(tmp_path, monkeypatch) -> Path:
     (tmp_path / "smallm_hf-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: smallm_hf\nVersion: 9\n")
     (tmp_path / "smallm_hf-9.dist-info" / "RECORD").write_text("share/model_card.md,,\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(card_module, "TOP", tmp_path)
+    monkeypatch.setattr(shipped, "TOP", tmp_path)
     return tmp_path
 
 

@@ -94,10 +94,11 @@ def test_help_names_what_can_be_asked(plot, command, words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["attention"], "required: attention.model, attention.text"),
+        (["attention"], "--model and --text are missing; see --help"),
         (["tokens", "--model", "nowhere/at/all", "--text", "x"], "nowhere/at/all is not a folder"),
         (["tokens", "--modell", "x"], "--modell"),
-        (["embedding"], "embedding is not a run with metrics"),
+        (["embedding"], "embedding is no kind of picture and no run; did you mean embeddings?"),
+        (["nowhere"], "nowhere is not a run with metrics"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(plot, arguments, message):
