@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
+from smallm_hf.base.command_line import called
 from smallm_hf.base.errors import UserError, one_line, printable
 from smallm_hf.base.folders import write_whole
 from smallm_hf.base.parser import CommandParser
@@ -365,7 +366,7 @@ def _check_counted(config: RunConfig) -> None:
     weighted = any(source.weight is not None for source in config.data.sources or ())
     for key, stated, fix in (
         ("model.init_from", config.init_from, "state model.model_type and model.order in its place"),
-        ("hub.push_every", config.hub.push_every, "publish the finished run with scripts/publish.py"),
+        ("hub.push_every", config.hub.push_every, f"publish the finished run with {called('publish')}"),
         ("batching.curriculum", config.batching.curriculum, "leave it out: the order of a text changes no count"),
         ("training.cooldown_from", config.training.cooldown_from, "leave it out"),
         ("training.label_smoothing", config.training.label_smoothing, "leave it out: its smoothing is Kneser-Ney's"),

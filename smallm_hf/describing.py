@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from smallm_hf.base.arithmetic import slow_dtype
+from smallm_hf.base.command_line import called
 from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.configuration import OF_UPDATES, TrainingConfig
@@ -135,14 +136,14 @@ def describe_results(results: dict[str, Any], run: Path, columns: Sequence[str] 
             *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",
             "next:",
-            *(f"  python {words}" for words in _next_commands(f"{run}/best", columns, prompts[0])),
+            *(f"  {words}" for words in _next_commands(f"{run}/best", columns, prompts[0])),
         ]
     )
 
 
 def _next_commands(model: str, columns: Sequence[str], prompt: str) -> list[str]:
-    """What to do with a trained model, as words behind `python`."""
-    score = f"scripts/score.py --model {shlex.quote(model)} --data"
+    """What to do with a trained model."""
+    score = f"{called('score')} --model {shlex.quote(model)} --data"
     if columns:
         source, target = map(shlex.quote, columns)
         return [f"{score} YOUR_PAIRS --source_column {source} --text_column {target} --generate 100 --beams 5"]
@@ -152,7 +153,7 @@ def _next_commands(model: str, columns: Sequence[str], prompt: str) -> list[str]
         f'print(pipeline("text-generation", {model_in_python})("The")[0]["generated_text"])'
     )
     return [
-        f"scripts/generate.py --model {shlex.quote(model)} --prompt {shlex.quote(prompt)}",
+        f"{called('generate')} --model {shlex.quote(model)} --prompt {shlex.quote(prompt)}",
         f"{score} YOUR_TEXT.txt",
-        f"-c {shlex.quote(in_python)}",
+        f"python -c {shlex.quote(in_python)}",
     ]

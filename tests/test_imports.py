@@ -32,7 +32,7 @@ pictures  card
 hub
 config
 describing  material  resuming
-runs  scores
+runs  scores  run_table
 api  benchmarks  experiments  serving
 demo
 serving.running

@@ -194,8 +194,8 @@ def test_the_commands_that_are_printed_can_be_run_whatever_the_folder_is_called(
     lines = describe_results(results, Path(RUN)).partition("next:\n")[2].splitlines()
     best = f"{RUN}/best"
     generate, score, python = map(shlex.split, lines)
-    assert generate == ["python", "scripts/generate.py", "--model", best, "--prompt", "it's"]
-    assert score[:4] == ["python", "scripts/score.py", "--model", best]
+    assert generate == ["smallm", "generate", "--model", best, "--prompt", "it's"]
+    assert score[:4] == ["smallm", "score", "--model", best]
     shown = subprocess.run(["sh", "-c", f"printf '%s' {shlex.join(python[2:])}"], capture_output=True, encoding="utf-8")
     called = []
     exec(shown.stdout.partition("; ")[2], {"pipeline": lambda *given: called.append(given) or fake_pipeline})

@@ -20,14 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import smallm_hf
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.benchmarks.servers import Running, started
 from smallm_hf.export.exporting import export_model
 from smallm_hf.training.devices import hardware
 
-SCRIPT = Path(smallm_hf.__file__).parents[1] / "scripts" / "serve.py"
+SERVE = (sys.executable, "-m", "smallm_hf", "serve", "--model")
 OURS = "ours"
 # Texts of each client in a turn, tokens of each text, and rounds; a quick run only shows that it works.
 FULL, QUICK = (2, 64, 3), (1, 8, 1)
@@ -122,8 +121,8 @@ def _contestants(
     served = str(Path(sys.executable).with_name("transformers"))
     threads = str(torch.get_num_threads())  # as ours and transformers take; its own default is half of the cores
     llama = ("-m", "llama_cpp.server", "--model", str(file), "--interrupt_requests", "false", "--n_threads", threads)
-    own = ("--model", model, "--max_waiting", "1000", "--compile", compile)
-    ours = Contestant((sys.executable, str(SCRIPT), *own), "/ready")
+    own = (model, "--max_waiting", "1000", "--compile", compile)
+    ours = Contestant((*SERVE, *own), "/ready")
     others = {
         "transformers serve": (Contestant((served, "serve", model), "/health", {"model": model}), ["fastapi"]),
         "llama-cpp-python": (

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,7 +20,7 @@ from rich.table import Table
 
 from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import one_line
-from smallm_hf.benchmarks.serve import SCRIPT
+from smallm_hf.benchmarks.serve import SERVE
 from smallm_hf.benchmarks.servers import Running, started
 
 PATH = "/v1/completions"
@@ -254,7 +253,7 @@ def soak_model(model: str, *, requests: int, clients: int, say: Callable[[str], 
         say: told what is being set up.
     """
     say(f"serving {model}")
-    with started("scripts/serve.py", (sys.executable, str(SCRIPT), "--model", model), "/ready") as server:
+    with started("smallm serve", (*SERVE, model), "/ready") as server:
         results = asyncio.run(soak(server, requests=requests, clients=clients))
     return results | {"requests": requests, "clients": clients, **environment()}
 

@@ -20,7 +20,7 @@ JSON_FILE = "comparison.json"
 MASKED = (
     "a masked language model. It cannot continue a text from left to right; its words are the tokens it puts into one "
     "mask at the end of the prompt, knowing that the text ends there. No text is scored by it here: what "
-    "scripts/score.py finds of it is a pseudo-likelihood, which compares masked models only"
+    "smallm score finds of it is a pseudo-likelihood, which compares masked models only"
 )
 
 Row = dict[str, Any]

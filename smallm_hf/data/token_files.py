@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from smallm_hf.base.command_line import called
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import file_sha256
 from smallm_hf.base.plain_json import json_text
@@ -243,7 +244,7 @@ def open_token_files(folder: str | os.PathLike) -> TokenFiles:
     try:
         content = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no token files (no meta.json); make them with scripts/prepare.py") from None
+        raise UserError(f"{folder} holds no token files (no meta.json); make them with {called('prepare')}") from None
     except ValueError as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); remove {folder} and prepare it again") from error
     if content.get("format") != FORMAT:

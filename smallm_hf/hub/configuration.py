@@ -27,7 +27,7 @@ def asked_for(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Literal[
             )
         return "space"
     if given["run"] is None:
-        raise UserError("--run names no run folder; give what train.py --output_dir has written")
+        raise UserError("--run names no run folder; give what train --output_dir has written")
     require_run(given["run"])
     return "card" if given["verify_card"] else "run"
 
@@ -48,7 +48,7 @@ def check_repo_name(repo: str) -> None:
 def require_run(run: Path) -> None:
     """Raises a UserError if a folder is not a run's."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder (no config.yaml); give what train.py --output_dir has written")
+        raise UserError(f"{run} is not a run folder (no config.yaml); give what train --output_dir has written")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class HubConfig:
         repo: `user/name`, or `name` in the namespace of the token.
         private: whether a repository that is created for the run is private.
         push_every: steps or tokens (see training.interval_unit) between two pushes of the weights to the repository's
-            branch `training`; null leaves all to scripts/publish.py.
+            branch `training`; null leaves all to `publish`.
         license: of the weights, as the Hub spells it.
     """
 

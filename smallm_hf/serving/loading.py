@@ -17,7 +17,7 @@ from smallm_hf.training.devices import COMPILE_PAYS_TOKENS, resolve_decoding_com
 # Why a model that is not causal has no place behind an API that continues prompts.
 OTHERS = {
     "masked": "fills in masks and continues no text; serve a causal model",
-    "seq2seq": "is an encoder-decoder: it answers a source, and the API continues prompts; use scripts/generate.py",
+    "seq2seq": "is an encoder-decoder: it answers a source, and the API continues prompts; use smallm generate",
 }
 # The folders of a run that hold a model: the run's name says more.
 IN_A_RUN = ("best", "final")

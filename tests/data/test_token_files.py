@@ -40,7 +40,7 @@ def test_token_files_that_were_changed_are_refused(files):
 
 
 def test_a_folder_without_token_files_is_not_opened(tmp_path):
-    with pytest.raises(UserError, match=r"holds no token files \(no meta.json\); make them with scripts/prepare.py"):
+    with pytest.raises(UserError, match=r"holds no token files \(no meta.json\); make them with smallm prepare"):
         open_token_files(tmp_path)
     (tmp_path / "meta.json").write_text(json.dumps({"format": 1}))
     with pytest.raises(UserError, match=r"token files of format 1, this version reads 3"):

@@ -54,7 +54,7 @@ def test_a_run_leaves_the_folder_the_readme_promises(recipe, tmp_path, capsys):
         "validation        loss",
         "bits per byte",
         "sample | the cat",
-        "scripts/generate.py --model",
+        "smallm generate --model",
         "pipeline(",
     ):
         assert phrase in said, phrase

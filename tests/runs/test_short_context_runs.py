@@ -135,7 +135,7 @@ def test_counting_that_was_stopped_begins_again(recipe, tmp_path, monkeypatch, c
         (["--batching.curriculum", "length"], "batching.curriculum is for models that are trained step by step"),
         (["--training.label_smoothing", "0.1"], "training.label_smoothing is for models that are trained step by step"),
         (["--training.scheduled_sampling", "0.1"], "training.scheduled_sampling is for models that are trained step"),
-        (["--hub.push_every", 5, "--hub.repo", "a/b"], "hub.push_every is for models .* scripts/publish.py"),
+        (["--hub.push_every", 5, "--hub.repo", "a/b"], "hub.push_every is for models .* smallm publish"),
         (
             ["--data.sources", '[{"source": "a", "weight": 1}, {"source": "b", "weight": 2}]'],
             "data.sources with weights",
