@@ -1,4 +1,4 @@
-"""Trains a model: accelerate launch scripts/train.py --config configs/quickstart.yaml"""
+"""Trains a model: python scripts/train.py --config configs/quickstart.yaml"""
 
 from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.commands.train import main

@@ -122,14 +122,14 @@ def score_minimal_pairs(
 
 
 def generate(
-    model: "str | Path | Loaded", prompt: str | Sequence[str], *, stop: Sequence[str] = (), **sampling: Any
+    model: "str | Path | Loaded", prompt: str | Sequence[str], *, stop: str | Sequence[str] = (), **sampling: Any
 ) -> str | list[str]:
     """Continues a prompt, or several in one batch.
 
     Args:
         model: a folder or Hub id of a causal model, or what `load` returns.
         prompt: the beginning of a text; "" lets the model begin by itself.
-        stop: strings that end a text before them.
+        stop: a string that ends a text before it, or several.
         sampling: `max_new_tokens`, `min_new_tokens`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `seed`.
 
     Returns:
@@ -146,7 +146,8 @@ def generate(
         loaded, tokenizer = load(model)
         model = lay_out_for_decoding(loaded), tokenizer
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    written = Engine(*model).write([Request(one, stop=tuple(stop), **sampling) for one in prompts])
+    ends = (stop,) if isinstance(stop, str) else tuple(stop)
+    written = Engine(*model).write([Request(one, stop=ends, **sampling) for one in prompts])
     return written[0].text if isinstance(prompt, str) else [one.text for one in written]
 
 

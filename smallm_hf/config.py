@@ -197,9 +197,12 @@ def read_run(
     """
     names = [Path(recipe).stem for recipe in recipes if not isinstance(recipe, Mapping)]
     folder = Path(output_dir or Path("runs", names[-1] if names else "run"))
-    written = folder / "config.yaml"
-    if resume and output_dir and not recipes and written.is_file():
+    written, stated = folder / "config.yaml", list(stated)
+    if resume and not recipes and output_dir and written.is_file():
         recipes = [written]
+    elif resume and not recipes and not stated:
+        missing = f"{folder} holds no run (no config.yaml)" if output_dir else "--output_dir names no run"
+        raise UserError(f"there is nothing to resume: {missing}; give --output_dir RUN, or --config to begin one")
     return read_config(recipes, stated), folder
 
 

@@ -10,6 +10,7 @@ import torch
 
 from smallm_hf.base.arithmetic import slow_dtype
 from smallm_hf.base.command_line import called
+from smallm_hf.base.wording import counted
 from smallm_hf.config import RunConfig, model_config
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.configuration import OF_UPDATES, TrainingConfig
@@ -23,12 +24,23 @@ from smallm_hf.training.progress import count, duration
 def describe_data(files: TokenFiles) -> str:
     """The size of token files."""
     sides = (("training text", files.meta.train), ("validation text", files.meta.validation))
-    unit, texts = ("pairs", 2) if files.is_pairs else ("documents", 1)
-    return "\n".join(
-        f"{name:<17} {side.documents // texts:,} {unit}, {side.bytes:,} bytes, {side.tokens:,} tokens "
+    unit, texts = ("pair", 2) if files.is_pairs else ("piece" if _is_cut(files) else "document", 1)
+    lines = [
+        f"{name:<17} {counted(side.documents // texts, unit)}, {side.bytes:,} bytes, {side.tokens:,} tokens "
         f"({side.bytes / side.tokens:.2f} bytes per token)"
         for name, side in sides
-    )
+    ]
+    cut = "                  few documents: they are cut into pieces, some of which validate"
+    return "\n".join([*lines, cut] if unit == "piece" else lines)
+
+
+def _is_cut(files: TokenFiles) -> bool:
+    """Whether there were so few documents that each side has pieces of them."""
+    try:
+        report = json.loads((files.folder / "report.json").read_text(encoding="utf-8"))
+        return bool(report["selection"]["split"]["sources_cut_inside"])
+    except (OSError, ValueError, KeyError, TypeError):  # it is for people, and may have been taken away
+        return False
 
 
 def describe_next(files: TokenFiles) -> str:
@@ -56,11 +68,28 @@ def describe_plan(plan: RunPlan, config: RunConfig, precision: str) -> str:
             f"({training.accumulation_steps} x {training.batch_size} {unit} {training.context_length})",
             f"total tokens      {end} ({training.limits})",
             f"FLOPs per token   {plan.flops_per_token:.3e}{total_flops}",
-            f"memory            about {(held_bytes() + plan.memory_bytes) / 2**30:.2f} GiB per process (estimated)",
+            _describe_memory(plan.memory_bytes),
             f"precision         {precision}, compile {plan.compiled}, loss {training.loss}",
             *([f"                  {slow}; training.precision=fp32 would be faster"] if slow else []),
         ]
     )
+
+
+def describe_repetition(examples: int, config: RunConfig) -> str:
+    """A warning for a text that is shorter than one update."""
+    unit, training = "pair" if config.data.is_pairs else "window", config.training
+    return (
+        f"warning: the training text makes {counted(examples, unit)} of training.context_length="
+        f"{training.context_length}, and one update reads {training.windows_per_step:,}: it reads the same ones again; "
+        "give more text, or lower training.batch_size"
+    )
+
+
+def _describe_memory(training_bytes: int) -> str:
+    """What a process will take, and how much of that is there before a model is made."""
+    libraries, training = held_bytes() / 2**30, training_bytes / 2**30
+    parts = f", {training:.2f} of it for training, the rest for Python and libraries" if libraries else ""
+    return f"memory            about {libraries + training:.2f} GiB per process (estimated){parts}"
 
 
 def _describe_counting(plan: RunPlan, config: RunConfig) -> str:
@@ -109,15 +138,17 @@ def describe_end(step: int, training: TrainingConfig, has_results: bool) -> str:
     return f"all steps are done {end}; only the last validation, samples and saving are left"
 
 
-def describe_results(results: dict[str, Any], run: Path, columns: Sequence[str] = ()) -> str:
+def describe_results(results: dict[str, Any], run: Path, columns: Sequence[str] = (), resumed_at: int = 0) -> str:
     """How a run ended, and what to do with it next.
 
     Args:
         results: what `results.json` holds.
         run: its folder.
         columns: of source and target of the pairs that it trained on; none where it trained on a text.
+        resumed_at: the step that it was resumed at; 0 where it was not.
     """
     early = ", stopped early without a lower validation loss" if results["stopped_early"] else ""
+    since = f"in all since it was resumed at step {resumed_at:,}" if resumed_at else "in all"
     last, best, ngrams = results["last"], results["best"], results.get("ngrams", [])
     how, sizes = "counted" if ngrams else "trained", ", ".join(f"{number:,}" for number in ngrams)
     windows = sum(source["windows"] for source in results["sources"])
@@ -131,7 +162,7 @@ def describe_results(results: dict[str, Any], run: Path, columns: Sequence[str] 
             *([f"unknown tokens    {unknown:.2%} of them, whose spelling counts in bits per byte"] if unknown else []),
             f"best              loss {best['validation_loss']:.4f} at step {best['step']} (in best/)",
             f"{how:<18}{count(results['tokens'])} tokens in {duration(results['training_seconds'])}, "
-            f"{duration(results['wall_seconds'])} in all{early}",
+            f"{duration(results['wall_seconds'])} {since}{early}",
             *([f"n-grams           {sum(ngrams):,} ({sizes} of 1, 2 ... tokens)"] if ngrams else []),
             *([f"mixture           {', '.join(drawn)}"] if len(drawn) > 1 else []),
             "",

@@ -1,7 +1,8 @@
 """Loads models of folders and Hub ids: to use them as they are, or to go on training them."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from smallm_hf.base.arithmetic import multiplies_well, slow_dtype
 from smallm_hf.base.command_line import is_main_process
@@ -176,13 +178,26 @@ def _shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
 
 
 def _load_all_weights(model_class: type, source: str | Path, *, exact: bool = False, **options: Any) -> PreTrainedModel:
-    loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
+    with _without_bars():
+        loaded, loading = model_class.from_pretrained(source, output_loading_info=True, **options)
     name, missing, extra = type(loaded).__name__, loading["missing_keys"], loading["unexpected_keys"]
     if missing:  # transformers would fill them with random numbers and warn
         raise UserError(f"{source} lacks weights of {name}, {min(missing)} for one; give a language model")
     if exact and extra:
         raise UserError(f"{source} holds weights that {name} does not have, {min(extra)} for one; give its model")
     return loaded
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside the block transformers shows no bars: each model would leave one, even where it loads at once."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def find_model(source: str, load: Callable[..., Loaded]) -> Loaded:

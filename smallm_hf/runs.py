@@ -35,6 +35,7 @@ from smallm_hf.describing import (
     describe_next,
     describe_plan,
     describe_probe,
+    describe_repetition,
     describe_results,
 )
 from smallm_hf.families import family_of, family_of_file
@@ -177,6 +178,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     trackers = Trackers(config.logging, run, say)
     _set_up_process(config.training)
     checkpoint, state = starting_point(config.training, resumed)
+    began_at = state.step if resumed else 0
     files = _token_files(config, say)
     if is_main_process():
         files.verify()
@@ -197,6 +199,8 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     config = _with_training(config, precision=precision, compile=plan.compiled, sample_prompts=material.sample_prompts)
     say(describe_data(files))
     say(describe_plan(plan, config, precision))
+    if not counted and material.examples_per_epoch < config.training.windows_per_step:
+        say(describe_repetition(material.examples_per_epoch, config))
     if counted and options.resume and (results := counted_before(run, config, files, say)):
         return results
     parts = _Parts(config, material, model, accelerator, plan, run)
@@ -221,7 +225,7 @@ def _train(config: RunConfig, options: CommandOptions, say: Callable[[str], None
     results = {"name": run.name, **trained, **measured, **_describe_run(parts, trained["tokens"], origin)}
     if accelerator.is_main_process:
         _leave_results(run, results)
-        say(describe_results(results, run, config.data.mixture[0].columns))
+        say(describe_results(results, run, config.data.mixture[0].columns, began_at))
     return results
 
 

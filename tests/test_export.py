@@ -471,7 +471,7 @@ def test_the_script_writes_and_says_how_near_it_is(folders, tmp_path, monkeypatc
         (["--to", "tflite"], "Got value: tflite"),
         (["--to", "gguf", "--outtype", "q4_0"], "Got value: q4_0"),
         (["--to", "onnx", "--outtype", "f16"], "--outtype f16 is for --to gguf; leave it out with --to onnx"),
-        (["--to", "native", "--model", "{run}"], "is a run, which holds several models; give one, such as {run}/best"),
+        (["--to", "native", "--model", "{run}"], "is a run, which holds several models; did you mean {run}/best?"),
         (["--to", "native", "--model", "{empty}"], "holds no config"),
         (["--to", "native", "--model", "{missing}"], "is not a folder"),
         (["--to", "native", "--output_dir", "{full}"], "holds files already; give another, or empty it first"),

@@ -149,5 +149,5 @@ def test_the_table_of_recipes_states_the_counted_parameters():
 
 
 def test_the_quick_start_command_is_the_promised_one():
-    train = "accelerate launch --quiet scripts/train.py --config configs/quickstart.yaml"
+    train = "python scripts/train.py --config configs/quickstart.yaml"
     assert f"pip install -c constraints.txt -e . && {train}" in README

@@ -13,6 +13,8 @@ MODEL = "a folder written by save_pretrained, such as RUN/best, or a Hub id (loo
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+# The folders of a run that hold a model.
+RUN_MODELS = ("best", "final")
 # A folder without any of these gets an empty tokenizer from transformers, silently.
 TOKENIZER_MARKS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
@@ -107,11 +109,14 @@ def is_model_folder(source: str) -> bool:
     """True for a folder with a model in it, False for what may be a Hub id.
 
     Raises:
-        UserError: a folder without one, or a path that does not exist.
+        UserError: a folder without one, such as that of a run, or a path that does not exist.
     """
     folder = Path(source).expanduser()
     hint = "give a folder that save_pretrained wrote, such as RUN/best, or a Hub id"
     if folder.is_dir():
+        held = [name for name in RUN_MODELS if (folder / name / "config.json").is_file()]
+        if held and not (folder / "config.json").is_file():
+            raise UserError(f"{source} is a run, which holds several models; did you mean {Path(source) / held[0]}?")
         for content, names in (("config", ["config.json"]), ("tokenizer", TOKENIZER_MARKS)):
             if not any((folder / name).is_file() for name in names):
                 raise UserError(f"{source} holds no {content} ({', '.join(names)}); {hint}")

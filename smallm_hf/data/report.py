@@ -7,6 +7,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from smallm_hf.base.wording import counted
 from smallm_hf.data.reading.files import NOTES
 from smallm_hf.data.selection.select import DUPLICATE, Selection
 from smallm_hf.data.selection.splitting import SIDES, TRAIN
@@ -143,6 +144,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "counted": counted,
         "number": lambda value: f"{value:,}",
         "percent": lambda share: f"{share:.2%}",
         "share": lambda part, whole: f"{part / whole:.2%}" if whole else "",

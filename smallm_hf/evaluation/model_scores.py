@@ -89,7 +89,8 @@ def evaluate_models(
 
     Returns:
         `models`, a row for each: the figures of `score_corpus`, tables, documents, and what else was asked for;
-        `over_seeds`, for each figure its mean and interval over several models of one size, else None; `against`;
+        `over_seeds`, for each figure its mean and interval over several models of one size, else None; `no_spread`, why
+        a pattern of models has none; `against`;
         `frequencies_of`, the text whose tokens and words were counted; `pictures`; `data`; `questions`; and
         `validation_sha256`, of the tokens where the text is what a run was validated on, else None.
 
@@ -98,7 +99,7 @@ def evaluate_models(
     """
     questions, loading = questions or ScoringQuestions(), dict(loading or {})
     texts = require_texts(data, questions.columns)
-    models = expand_models(models)
+    named, models = len(models), expand_models(models)
     if against and questions.protocol == "packed":
         raise UserError("--against compares documents, which protocol packed joins; take documents or sliding")
     _require_comparable([*models, *([against] if against else [])])
@@ -113,7 +114,8 @@ def evaluate_models(
     shared = [name for name in numbers if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
     return {
         "models": rows,
-        "over_seeds": over_models(rows, shared),
+        "over_seeds": (over := over_models(rows, shared)),
+        "no_spread": None if over or len(models) == named else _sizes(rows),
         "against": against,
         "frequencies_of": "the training text" if questions.training_tokens else "the scored text",
         "pictures": pictures,
@@ -121,6 +123,17 @@ def evaluate_models(
         "validation_sha256": texts.files and texts.files.meta.validation.sha256,
         "questions": asdict(questions) | {"training_tokens": str(questions.training_tokens or "") or None},
     }
+
+
+def _sizes(rows: Sequence[Row]) -> str | None:
+    """Why there is no mean over the models that a pattern matches; None for one model."""
+    sizes = sorted({row["parameters"] for row in rows})
+    if len(rows) < 2:
+        return None
+    return (
+        f"no mean and interval: the {len(rows)} models have {sizes[0]:,} to {sizes[-1]:,} parameters, and so are not "
+        "seeds of one setting; narrow the pattern of --model"
+    )
 
 
 def _require_comparable(models: Sequence[str]) -> None:

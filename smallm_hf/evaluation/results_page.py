@@ -218,6 +218,8 @@ def report_results(
             _write(page, (page_of or render)(results))
     finally:
         (show or print_results)(results)
+    for file in filter(None, (output, page)):
+        print(f"written to {file}")
 
 
 def to_json(content: dict[str, Any]) -> str:
@@ -245,7 +247,7 @@ def print_results(results: dict[str, Any], console: Console | None = None) -> No
             table.add_row(name, *map(Text, values))
         table.add_section()
     console.print(table)
-    for left_out in left_out_of(rows):
+    for left_out in [*left_out_of(rows), *filter(None, [results.get("no_spread")])]:
         console.print(left_out, markup=False, highlight=False, soft_wrap=True)
     if words := by_word(rows):
         title = f"words by how often they occur in {results['frequencies_of']}"
@@ -279,7 +281,7 @@ def render(results: dict[str, Any]) -> str:
         labels=labels([row["model"] for row in rows]),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],
         tables=tables(rows),
-        left_out=left_out_of(rows),
+        left_out=[*left_out_of(rows), *filter(None, [results.get("no_spread")])],
         charts=charts(rows),
         pictures=[
             {"title": title if isinstance(shown, str) else "", "shown": _shown(title, shown)}

@@ -157,7 +157,11 @@ def show_scoring(shown: bool) -> Iterator[Advance]:
     """Yields a function that counts scored tokens on a line of stderr, where that is a terminal."""
     console = Console(stderr=True)
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=console, disable=not (shown and console.is_terminal)
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
     ) as progress:
         task, tokens, began = progress.add_task("scoring"), 0, time.perf_counter()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import replacing, require_writable
 from smallm_hf.base.plain_json import write_json
-from smallm_hf.base.settings import is_model_folder
+from smallm_hf.base.settings import RUN_MODELS, is_model_folder
 from smallm_hf.export.configuration import OutType, Target
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # What a target needs beyond the packages that are always there.
 NEEDED = {"native": (), "gguf": ("gguf",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-# The folders of a run that hold a model.
-RUN_MODELS = ("best", "final")
 
 
 def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f32") -> dict[str, Any]:
@@ -47,9 +45,6 @@ def export_model(model: str, to: Target, output_dir: Path, outtype: OutType = "f
     require_writable(output_dir, "--output_dir", folder=True)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise UserError(f"--output_dir {output_dir} holds files already; give another, or empty it first")
-    runs_best = [Path(model, name) for name in RUN_MODELS if Path(model, name, "config.json").is_file()]
-    if runs_best and not Path(model, "config.json").is_file():
-        raise UserError(f"--model {model} is a run, which holds several models; give one, such as {runs_best[0]}")
     is_model_folder(model)
 
     from transformers.utils.logging import disable_progress_bar

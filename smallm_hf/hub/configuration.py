@@ -17,6 +17,8 @@ def asked_for(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Literal[
     Raises:
         UserError: one that is needed for that is missing, or has no meaning for it.
     """
+    if given["run"] is not None and given["space"] is None:
+        require_run(given["run"])
     if given["repo"] is None and (given["space"] is not None or not given["verify_card"]):
         raise UserError("--repo names no repository; give user/name, or --verify_card to check the card alone")
     if given["space"] is not None:
@@ -27,8 +29,7 @@ def asked_for(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Literal[
             )
         return "space"
     if given["run"] is None:
-        raise UserError("--run names no run folder; give what train --output_dir has written")
-    require_run(given["run"])
+        raise UserError("--run names no run folder; give what train has written")
     return "card" if given["verify_card"] else "run"
 
 
@@ -48,7 +49,9 @@ def check_repo_name(repo: str) -> None:
 def require_run(run: Path) -> None:
     """Raises a UserError if a folder is not a run's."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder (no config.yaml); give what train --output_dir has written")
+        is_inside = (run.parent / "config.yaml").is_file()
+        meant = f"did you mean {run.parent}?" if is_inside else "give what train has written"
+        raise UserError(f"{run} is not a run folder (no config.yaml); {meant}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ that raises ends the others and the run, and the last destroys the process group
 
 import html
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class Trackio(TrackioTracker):
         """Starts the run; a local project's earlier one is deleted."""
         import trackio
 
-        super().start()  # which ends the run that is deleted here, where this process failed in it
+        with redirect_stdout(io.StringIO()) if self.local else nullcontext():  # it prints commands beside our own
+            super().start()  # which ends the run that is deleted here, where this process failed in it
         for known in trackio.Api().runs(self.run_name) if self.local and self.identity else ():
             if known.id == self.identity:
                 known.delete()
@@ -106,7 +108,8 @@ class Trackio(TrackioTracker):
         """Ends the run for the library too, which would end it a second time when Python exits."""
         import trackio
 
-        trackio.finish()
+        with redirect_stdout(io.StringIO()) if self.local else nullcontext():
+            trackio.finish()
 
     def sample(self, prompt: str, text: str) -> Any:
         """A table of one row."""

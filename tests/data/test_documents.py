@@ -596,7 +596,9 @@ def test_a_folder_without_text_is_named(tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_wrong_column_is_named_with_those_there_are(tmp_path, suffix):
     write_rows(tmp_path / f"a{suffix}", TEXTS, column="story")
-    with pytest.raises(UserError, match=rf"a{suffix} row 1 has no column 'text', only 'id', 'story'; set data."):
+    with pytest.raises(
+        UserError, match=rf"a{suffix} row 1 has no column 'text', only 'id', 'story'; set text_column to one of these"
+    ):
         texts(tmp_path / f"a{suffix}")
 
 

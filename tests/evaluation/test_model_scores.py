@@ -114,8 +114,18 @@ def test_several_seeds_have_a_mean_and_an_interval_for_every_figure(folders, dat
 def test_models_of_different_sizes_are_not_runs_of_one(folders, data, tmp_path):
     other = str(save(tmp_path, gpt2(n_positions=64)))
     results = ask([folders["seed0"], other], data)
-    assert results["over_seeds"] is None
+    assert results["over_seeds"] is None and results["no_spread"] is None  # each was named
     assert "<h2>Over" not in render(results)
+
+
+def test_a_pattern_that_matches_models_of_other_sizes_says_why_there_is_no_interval(folders, data, tmp_path, capsys):
+    for name in ("a", "b"):
+        save(tmp_path / "runs" / name / "best", gpt2(n_positions=64 if name == "a" else 128))
+    results = ask([str(tmp_path / "runs" / "*" / "best")], data)
+    assert results["over_seeds"] is None
+    assert results["no_spread"].startswith("no mean and interval: the 2 models have ")
+    print_results(results)
+    assert "narrow the pattern of --model" in capsys.readouterr().out and "narrow the pattern" in render(results)
 
 
 def test_models_of_other_tokens_are_compared_by_figures_of_the_text_alone(folders, data, tmp_path, capsys):

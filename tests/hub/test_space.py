@@ -115,7 +115,7 @@ def test_without_gradio_there_is_nothing_to_pin(tmp_path, monkeypatch):
         ({"space": "user/try", "verify_card": True}, "--repo names no repository"),
         ({"space": "user/try", "repo": "user/tiny", "run": "runs/tiny"}, "--run has no meaning beside --space"),
         ({"space": "user/try", "repo": "user/tiny", "exports": ["a"]}, "--exports has no meaning beside --space"),
-        ({"repo": "user/tiny"}, "--run names no run folder; give what train --output_dir has written"),
+        ({"repo": "user/tiny"}, "--run names no run folder; give what train has written"),
         ({"verify_card": True}, "--run names no run folder"),
         ({}, "--repo names no repository"),
     ],

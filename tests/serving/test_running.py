@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +15,7 @@ from small_server import NAME, byte_tokenizer, small_engine, small_model
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import Loading
-from smallm_hf.benchmarks.serve import OURS, SCRIPT, compare_servers, print_servers
+from smallm_hf.benchmarks.serve import OURS, SERVE, compare_servers, print_servers
 from smallm_hf.benchmarks.servers import started
 from smallm_hf.benchmarks.soak import KINDS, soak
 from smallm_hf.generation import slots
@@ -182,7 +181,7 @@ def test_a_server_cuts_what_has_not_ended_within_its_grace(folder, slow_steps, c
 
 
 def serving(folder, *options):
-    return started("serve", [sys.executable, str(SCRIPT), "--model", str(folder), *options], "/ready")
+    return started("serve", [*SERVE, str(folder), *options], "/ready")
 
 
 @pytest.mark.slow
@@ -208,7 +207,7 @@ def test_the_same_request_has_the_same_text_after_a_kill_under_load(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_model_is_loaded_ends_the_process_at_once(folder, number):
-    command = [sys.executable, str(SCRIPT), "--model", str(folder), "--compile", "false"]
+    command = [*SERVE, str(folder), "--compile", "false"]
     with started("serve", command, "/health") as server:  # which is answered long before
         server.process.send_signal(number)
         assert server.process.wait(120) == 0  # seconds, but for a machine that is busy

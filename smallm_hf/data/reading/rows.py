@@ -129,6 +129,9 @@ def columns_read(source: Source) -> list[str]:
     return list(dict.fromkeys(name.partition(".")[0] for name in names)) or [source.text_column]
 
 
+HEADERLESS = ", or, if they are the first row and no header, to the number of the column, from 1"
+
+
 def text_of(row: Any, column: str, where: str | Path, number: int) -> str:
     """Returns the text in a column of the `number`-th row of `where`; "" where the row or the text is null.
 
@@ -143,12 +146,12 @@ def text_of(row: Any, column: str, where: str | Path, number: int) -> str:
     if column not in row:
         raise wrong(
             f"{where} row {number} has no column {column!r}, only {', '.join(map(repr, row))[:300]}; "
-            "set data.text_column to one of these"
+            f"set text_column to one of these{HEADERLESS * (suffix_of(Path(where)) in ('.csv', '.tsv'))}"
         )
     if not isinstance(row[column], str | None):
         raise UserError(
             f"{where} row {number} holds {type(row[column]).__name__} in column {column!r}, not text; "
-            "set data.text_column to a column of strings or remove the row"
+            "set text_column to a column of strings or remove the row"
         )
     return row[column] or ""
 
