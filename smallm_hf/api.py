@@ -24,7 +24,8 @@ def prepare(config: Recipe, output_dir: str | Path | None = None, **sections: Ma
     """Makes the token files of a recipe, or finds them made.
 
     Args:
-        config: a recipe's file, or its sections as a dict: `{"data": {"source": "my.txt"}, "training": {...}}`.
+        config: a recipe's file, the name of one that comes with this package, or its sections as a dict:
+            `{"data": {"source": "my.txt"}, "training": {...}}`.
         output_dir: where they go; by default `data.folder` of the recipe, or a name below `data/`.
         sections: keys that win over the recipe's, by section: `data={"source": "my.txt"}`.
 

@@ -168,7 +168,7 @@ def split_line(arguments: Sequence[str], options: Container[str]) -> tuple[list[
         if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
             raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
         if not equals and (not words or words[0].startswith("--")):
-            lacking = "names no file; give one, for example configs/quickstart.yaml"
+            lacking = "names no file; give one, or the name of a recipe, for example quickstart"
             raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
         value = value if equals else words.pop(0)
         if key == "config":

@@ -109,7 +109,7 @@ def run_here(script: str, arguments: list[str], monkeypatch) -> int:
     ],
 )
 def test_help_names_every_option(script, options, monkeypatch, capsys):
-    assert run_here(script, ["--help"], monkeypatch) == 0
+    assert run_here(script, ["--help_all"], monkeypatch) == 0
     text = capsys.readouterr().out
     for option in [*options, "--trust_remote_code", "--dtype {auto,float32,bfloat16,float16}", "--device"]:
         assert option in text

@@ -224,7 +224,7 @@ def parse_ladder(arguments: Sequence[str]) -> Ladder:
     recipes, stated, others = split_line(arguments, parser.options)
     given = parser.parse_args(others).as_dict()
     if len(recipes) != 1:
-        raise UserError(f"--config names {len(recipes)} files; give one, for example configs/ladder.yaml")
+        raise UserError(f"--config names {len(recipes)} files; give one, for example ladder")
     only, seconds, folder = (given.pop(name) for name in ("rungs", "max_seconds", "output_dir"))
     config, rungs = read_ladder(recipes[0], stated, only.split(",") if only else None, seconds and float(seconds))
     return Ladder(config, rungs, folder or Path("runs", Path(recipes[0]).stem), **given)
