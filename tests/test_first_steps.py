@@ -1,5 +1,6 @@
 """What a newcomer does wrong or reads first: each is answered by what was probably meant."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from smallm_hf.config import parse_command_line
 from smallm_hf.data.reading.documents import read_texts
 from smallm_hf.data.token_files import open_token_files
 from smallm_hf.describing import describe_data, describe_results
+from smallm_hf.evaluation.scoring import show_scoring
 from smallm_hf.hub.configuration import asked_for
 from smallm_hf.pretrained import load_causal_lm
 
@@ -108,6 +110,18 @@ def test_the_plan_says_how_much_memory_is_the_training_s_own(said):
 def test_models_are_loaded_without_a_bar_each(run, capfd):
     load_causal_lm(str(run / "best"), device="cpu")
     assert "Loading weights" not in capfd.readouterr().err
+
+
+def test_the_line_that_counts_scored_tokens_leaves_the_terminal_when_it_ends(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    with show_scoring(True) as advance:
+        advance(10)
+    assert "scoring" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[1A\x1b[2K")  # one line up, and erased
 
 
 def test_one_stop_string_is_one(run):

@@ -111,6 +111,23 @@ def test_a_recipe_is_found_by_its_name_and_a_file_of_that_name_comes_first(tmp_p
         read_recipe("configs/quickstart.yaml", {})
 
 
+def test_an_installation_without_its_checkout_has_the_recipes_where_it_put_them(tmp_path, monkeypatch):
+    placed = tmp_path / "share" / "smallm_hf" / "configs"
+    (placed / "accelerate").mkdir(parents=True)
+    for name in ("mine.yaml", "accelerate/cpu.yaml"):
+        (placed / name).write_text("training: {max_steps: 3}\n")
+    (tmp_path / "smallm_hf-9.dist-info").mkdir()
+    (tmp_path / "smallm_hf-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: smallm_hf\nVersion: 9\n")
+    record = "".join(
+        f"share/smallm_hf/configs/{name},,\n" for name in ("mine.yaml", "accelerate/cpu.yaml", "gone.yaml")
+    )
+    (tmp_path / "smallm_hf-9.dist-info" / "RECORD").write_text(record)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(shipped, "TOP", tmp_path)
+    assert shipped.recipes() == {"mine": placed / "mine.yaml"}
+    assert read_recipe("mine", {}) == {"training": {"max_steps": 3}}
+
+
 @pytest.mark.slow
 def test_a_wheel_in_an_empty_folder_has_everything(tmp_path):
     """Built without the network, and installed beside the libraries of this environment."""

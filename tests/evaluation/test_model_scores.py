@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,7 +297,9 @@ def test_the_json_of_one_model_has_its_figures_at_the_top_and_that_of_several_al
     assert written["bits_per_byte"] == results["models"][0]["bits_per_byte"]
     assert written["questions"]["context_length"] == 16
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
-    assert re.search(r"over 3 runs", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "over 3 runs" in said
+    assert all(f"written to {tmp_path / name}\n" in said for name in ("new/all.json", "one.json", "page.html"))
 
 
 def test_what_is_infinite_is_null_in_the_json_and_said_where_it_was(results, tmp_path):
