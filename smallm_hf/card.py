@@ -89,12 +89,12 @@ def read_results(run: Path) -> dict[str, Any]:
     path = run / "results.json"
     require_run(run)
     if not path.is_file():
-        command = f"train.py --resume --output_dir {shlex.quote(str(run))}"
+        command = f"smallm train --resume --output_dir {shlex.quote(str(run))}"
         raise UserError(f"{run} has not ended (no results.json); finish it with {command}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); finish the run again with train.py --resume") from error
+        raise UserError(f"{path} is damaged ({error}); finish the run again with smallm train --resume") from error
 
 
 def find_weights(run: Path, name: str) -> Weights:

@@ -111,7 +111,7 @@ def draw_runs(runs: Sequence[Path], output_dir: Path | None = None) -> list[Path
 def read_runs(runs: Sequence[Path]) -> dict[str, Curves]:
     """The curves of each run, by its folder's name with as many parents as are needed; repeated runs count once."""
     if not runs:
-        raise UserError("no run was given; name folders that train.py wrote, such as runs/quickstart")
+        raise UserError("no run was given; name folders that smallm train wrote, such as runs/quickstart")
     paths = {run.resolve(): run for run in runs}
     for depth in itertools.count(1):
         named = {"/".join(path.parts[-depth:]): run for path, run in paths.items()}
@@ -128,7 +128,7 @@ def read_curves(run: Path) -> Curves:
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run} is not a run with metrics: it has no metrics.jsonl; give a folder that train.py wrote")
+        raise UserError(f"{run} is not a run with metrics: it has no metrics.jsonl; give one that smallm train wrote")
     points, seconds = defaultdict(list), 0.0
     for number, record in enumerate(read_records(run, "metrics"), start=1):
         try:

@@ -215,7 +215,7 @@ def test_damaged_or_empty_metrics_are_a_users_matter(tmp_path, text, message):
 
 
 def test_folders_that_cannot_be_drawn_or_written_are_a_users_matter(run, tmp_path):
-    with pytest.raises(UserError, match="no run was given; name folders that train.py wrote"):
+    with pytest.raises(UserError, match="no run was given; name folders that smallm train wrote"):
         draw_runs([])
     (tmp_path / "empty").mkdir()
     for wrong in (tmp_path / "empty", tmp_path / "nowhere", run / "metrics.jsonl"):

@@ -14,6 +14,7 @@ import pytest
 from smallm_hf import __version__
 from smallm_hf.__main__ import COMMANDS, main
 from smallm_hf.base import shipped
+from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.recipes import read_recipe
 from smallm_hf.config import SECTIONS, TYPES, parse_command_line
@@ -89,6 +90,11 @@ def test_the_command_names_its_commands_and_what_was_probably_meant(smallm):
     assert status == 0 and all(f"  {name} " in out for name in COMMANDS)
     assert smallm("--version")[1] == f"{__version__}\n"
     assert smallm("trian")[::2] == (2, "error: trian is not a command; did you mean train?; see smallm --help\n")
+
+
+def test_a_result_knows_the_words_of_its_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["smallm train", "--output_dir", "my runs/a"])
+    assert environment()["command"] == ["smallm", "train", "--output_dir", "my runs/a"]
 
 
 def test_recipes_are_listed_and_printed(smallm):
@@ -169,6 +175,7 @@ def test_a_wheel_in_an_empty_folder_has_everything(tmp_path):
         "One"
     )
     assert "quickstart" in run("runs")
-    assert "loss" in run("score", "--model", "runs/quickstart/best", "--data", "my.txt")
+    scoring = ["--data", "my.txt", "--report", "scores.html"]
+    assert "written to scores.html" in run("score", "--model", "runs/quickstart/best", *scoring)
     assert "card" in run("publish", "--run", "runs/quickstart", "--verify_card")
     assert run("ladder", "--config", "ladder", "--data.source", "my.txt", "--dry_run")

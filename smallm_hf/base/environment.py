@@ -36,4 +36,6 @@ def commit() -> str | None:
 
 def environment() -> dict[str, Any]:
     """What it takes to get the same result again, beside the config."""
-    return {"command": sys.argv, "commit": commit(), "versions": versions()}
+    program, *words = sys.argv
+    names = program.split() if program.startswith("smallm ") else [program]
+    return {"command": [*names, *words], "commit": commit(), "versions": versions()}

@@ -47,7 +47,7 @@ def _show_size(*, source: str, tokenizer: str, megabytes: float, workers: list[i
 def _show_generate(*, model: str, quick: bool, **given: Any) -> dict[str, Any]:
     missing = missing_for_compiling(accelerator_type())
     if missing and not quick:
-        raise UserError(f"benchmark.py generate compiles, which needs {missing}; install it, or give --quick")
+        raise UserError(f"smallm benchmark generate compiles, which needs {missing}; install it, or give --quick")
     keep_freed_memory()
     results = compare_decoding(*load_causal_lm(model, dtype="float32"), compile=not quick, quick=quick)
     print_decoding(results, Console())

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--space", help="user/name of a Space: publish the page to try --repo, which is on the Hub")
     parser.add_argument("--private", action="store_true", help="a repository that is created now is private")
     parser.add_argument("--checkpoints", action=ActionYesNo(no_prefix="no_"), default=True, help="tag checkpoints too")
-    parser.add_argument("--exports", type=Path, nargs="*", default=[], help="folders that export.py made from best/")
+    parser.add_argument("--exports", type=Path, nargs="*", default=[], help="what smallm export made from best/")
     parser.add_argument("--dry_run", action="store_true", help="show files, sizes and card; without network or token")
     parser.add_argument("--verify_card", action="store_true", help="only recompute what the card of best/ says")
     parser.add_argument("--revision", help="a branch for the best weights instead of main; leaves tags alone")

@@ -16,7 +16,7 @@ class ComparisonConfig:
 
     Args:
         benchmark_model: folder or Hub id of a pretrained model, such as distilgpt2, gpt2, gpt2-medium,
-            EleutherAI/gpt-neo-125M, or albert-base-v2, which can only fill in; scripts/compare.py --config takes it
+            EleutherAI/gpt-neo-125M, or albert-base-v2, which can only fill in; `compare --config` takes it
             from here.
     """
 

@@ -57,8 +57,8 @@ def _require_model(api: HfApi, model: str) -> None:
             found = api.model_info(model)
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"{model} is not on the Hub, or this token may not see it; publish it first, with publish.py --run RUN "
-                f"--repo {model}"
+                f"{model} is not on the Hub, or this token may not see it; publish it first, with "
+                f"smallm publish --run RUN --repo {model}"
             ) from error
     if found.private:
         print(f"{model} is private: in the settings of the Space, add a secret HF_TOKEN that may read it")

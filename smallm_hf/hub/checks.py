@@ -70,7 +70,7 @@ def check_record(run: Path, results: dict[str, Any], weights: Weights, model: Pr
             if said.get(name) != value:
                 raise UserError(
                     f"{run}/results.json says {name}={said.get(name)} of {weights.name}/, {source} says {value}; "
-                    "restore the file as the run wrote it, or finish a run that went on since (train.py --resume)"
+                    "restore the file as the run wrote it, or finish a run that went on since (smallm train --resume)"
                 )
 
 

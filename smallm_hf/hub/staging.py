@@ -105,7 +105,7 @@ def choose_report(run: Path, results: dict[str, Any], include: bool) -> Path | N
     page = run / REPORT_PAGE
     if not page.is_file():
         if include:
-            raise UserError(f"--include_report: there is no {page}; make it with score.py --report {page}")
+            raise UserError(f"--include_report: there is no {page}; make it with smallm score --report {page}")
         return None
     if scored_validation(page.read_text(encoding="utf-8")) == results["data"]["validation"]["sha256"]:
         print(f"{page} is published: it quotes the validation text of this run")
@@ -114,7 +114,7 @@ def choose_report(run: Path, results: dict[str, Any], include: bool) -> Path | N
     else:
         print(
             f"{page} is not published: it does not say that the text it quotes is this run's validation text; "
-            f"--include_report publishes it all the same, score.py --data {run} makes one that is published"
+            f"--include_report publishes it all the same, smallm score --data {run} makes one that is published"
         )
         return None
     return page
@@ -124,7 +124,7 @@ def _stage_export(weights: Weights, export: Path, folder: Path) -> dict[str, Any
     """Adds the files of an export, and returns its comparison with these weights and the names of its files."""
     record, trained = export / "parity.json", weights.folder / "model.safetensors"
     if not record.is_file():
-        raise UserError(f"--exports {export} holds no export (no parity.json); give a folder that export.py has made")
+        raise UserError(f"--exports {export} holds no export (no parity.json); give one that smallm export made")
     parity = json.loads(record.read_text(encoding="utf-8"))
     made_from = Path(parity["source"])
     if made_from.resolve() != weights.folder.resolve() or record.stat().st_mtime < trained.stat().st_mtime:

@@ -164,7 +164,7 @@ def test_what_quotes_another_text_is_published_only_where_that_is_asked_for(
             assert ("report.html" in names) == include and "figures/loss.png" in names
             assert "figures/tokens.png" not in names
     (run / "report.html").unlink()
-    with pytest.raises(UserError, match=r"--include_report: there is no .*report.html; make it with score.py --report"):
+    with pytest.raises(UserError, match=r"--include_report: there is no .*report.html; make it with smallm score"):
         publish(run, "user/tiny", include_report=True)
 
 
@@ -260,7 +260,7 @@ def test_the_pipeline_of_the_client_that_everybody_has_works_too(hub, run, unche
 
 def test_a_run_that_has_not_ended_is_refused(hub, run):
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match=r"tiny has not ended \(no results.json\); finish it with train.py --resume"):
+    with pytest.raises(UserError, match=r"tiny has not ended \(no results.json\); finish it with smallm train"):
         publish(run, "user/tiny")
 
 
