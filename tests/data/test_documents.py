@@ -536,6 +536,46 @@ def test_declarations_are_compared_with_what_is_there(tmp_path, declared, codec,
     assert report.wrongly_declared == wrong
 
 
+@pytest.mark.parametrize("said", ["declared", "stated"])
+@pytest.mark.parametrize("text", ["Die Ü\xa0bung, die ist da.\n", "Ü\xa0bung für Jäger", "Au CAFÉ» dit-il\n" * 9])
+def test_latin_1_that_says_so_is_not_taken_for_utf_8_whatever_its_bytes_look_like(tmp_path, said, text):
+    text = text.strip() if said == "stated" else f"Character set encoding: ISO-8859-1\n\n{text.strip()}"
+    (tmp_path / "a.txt").write_bytes(text.encode("iso8859-1"))
+    report = ReadingReport()
+    assert texts(tmp_path / "a.txt", encoding="iso8859-1" if said == "stated" else None, report=report) == [text]
+    assert report.lines == []
+
+
+def test_utf_8_that_says_latin_1_stays_utf_8_in_any_script(tmp_path):
+    for text in ("Привет, мир", "naïve", "Żółć i gęś"):
+        text = f"Character set encoding: ISO-8859-1\n\n{text}"
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        report = ReadingReport()
+        assert texts(tmp_path / "a.txt", report=report) == [text]
+        assert report.wrongly_declared == ["a.txt: says iso8859-1, is utf-8"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Über die Brücke gehen täglich Bären, weil die Straße schön ist.",
+        "L’élève a étudié le théâtre à l’école — c’est ça.",
+        "El niño comió una piña. ¿Cómo está? ¡Qué día!",
+        "“Hello,” she said — it’s café time…",
+    ],
+)
+def test_mac_roman_is_told_from_windows_1252_by_where_its_letters_stand(tmp_path, text):
+    for codec in ("mac-roman", "cp1252"):
+        (tmp_path / "a.txt").write_bytes(text.encode(codec))
+        report = ReadingReport()
+        assert texts(tmp_path / "a.txt", report=report) == [text]
+        assert f"read as {codec.replace('cp', 'windows-')}" in report.lines[0]
+    (tmp_path / "a.txt").write_bytes("One café only.".encode("mac-roman"))
+    report = ReadingReport()
+    assert texts(tmp_path / "a.txt", report=report) == ["One cafŽ only."]
+    assert "windows-1252, could be mac-roman" in report.lines[0]
+
+
 @pytest.mark.parametrize("declared", ["base64", "quoted-printable", "undefined"])
 def test_a_declaration_that_names_no_encoding_of_text_is_none(tmp_path, declared):
     text = f"Content-Transfer-Encoding: {declared}\n\nOn mange au café, même à Noël."

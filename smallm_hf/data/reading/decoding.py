@@ -22,9 +22,17 @@ LARGEST_CONTROL_SHARE = 0.05
 LARGEST_FOREIGN_SHARE = 0.25  # of a block's bytes that are not UTF-8; Western text in Windows-1252 has fewer
 BEFORE_BYTES, GUESSED_BYTES = 1 << 8, 1 << 17  # around the first byte beyond ASCII, from which an encoding is guessed
 FEWEST_FOREIGN, SMALLEST_FOREIGN_SHARE = 8, 0.01  # of them beyond ASCII; with fewer a guess is weak
+FEWEST_LETTERS = (
+    4  # different ones that text in UTF-8 has where none is Western; in other encodings pairs come together
+)
+FEWEST_MAC = 3  # bytes beyond ASCII by which Mac Roman is told
+MAC_ROMAN, MAC_FIT, MAC_LEAD = "mac-roman", 0.8, 0.3  # share of the letters in their place, and more than otherwise
 ASCII = bytes(range(128))
 STRAY = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, decoded with surrogateescape
 LETTERS = re.compile("[^\0-\x7f\udc80-\udcff]")  # of several bytes
+BEYOND_ASCII = re.compile("[^\0-\x7f]")
+WESTERN_LETTERS = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒŸß"
+LONE_LETTERS, OPENING, CLOSING, ANYWHERE = "àáèéòóùœæ", "“‘«„‚¿¡", "”’»…", "\xa0–—§°€£•©®™"
 BYTE_ORDER_MARKS = {  # longest first: one begins with another
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -162,12 +170,42 @@ def _guess(content: bytes) -> tuple[str, str | None]:
     try:
         found = codecs.lookup(detect_encoding(content)).name
     except LookupError:  # uchardet knows some encodings that Python does not
-        return "cp1252", None
+        found = "cp1252"
     if found == "utf-8" or found in WESTERN:  # utf-8 and ascii mean that it does not know
-        return "cp1252", None
+        found = "cp1252"
     foreign = len(content.translate(None, ASCII))
+    if found.startswith(("cp125", "iso8859")) and _is_mac_roman(content, found):  # which uchardet does not know
+        return (MAC_ROMAN, None) if foreign >= FEWEST_MAC else ("cp1252", MAC_ROMAN)
     is_strong = foreign >= max(FEWEST_FOREIGN, SMALLEST_FOREIGN_SHARE * len(content))
-    return (found, None) if is_strong else ("cp1252", found)
+    return (found, None) if is_strong or found == "cp1252" else ("cp1252", found)
+
+
+def _is_mac_roman(content: bytes, other: str) -> bool:
+    """Whether letters and quotes stand where they belong if bytes are Mac Roman, and not if they are in the other."""
+    mac, rival = (_fit(content.decode(encoding, "replace")) for encoding in (MAC_ROMAN, other))
+    return mac >= MAC_FIT and mac - rival >= MAC_LEAD
+
+
+def _fit(text: str) -> float:
+    """The share of the characters beyond ASCII that stand where such a one does in Western text."""
+    fits = misfits = 0
+    for match in BEYOND_ASCII.finditer(text):
+        character = match[0]
+        before, behind = text[: match.start()][-1:] or " ", text[match.end() :][:1] or " "
+        if character in WESTERN_LETTERS.lower():
+            is_fit = before.isalpha() or behind.isalpha() or character in LONE_LETTERS
+        elif character in WESTERN_LETTERS:
+            is_fit = not before.islower() and (behind.isalpha() or not behind.isalnum())
+        elif character in OPENING:
+            is_fit = not before.isalnum()
+        elif character in CLOSING:
+            is_fit = not before.isspace()
+        elif character in ANYWHERE:
+            continue
+        else:
+            is_fit = False
+        fits, misfits = fits + is_fit, misfits + (not is_fit)
+    return fits / max(1, fits + misfits)
 
 
 def _report_content(content: "_ToUtf8", report: ReadingReport) -> None:
@@ -254,23 +292,23 @@ class _ToUtf8(io.RawIOBase):
         return number
 
     def _choose(self, block: bytes) -> str:
-        try:
-            codecs.utf_8_decode(block, "strict", False)  # whose last letter may be cut
-            return "utf-8"
-        except UnicodeDecodeError:
-            text = block.decode("utf-8", "surrogateescape")
-        if 2 * len(LETTERS.findall(text)) >= len(STRAY.findall(text)):  # in other encodings few pairs look like UTF-8
-            return "utf-8"
+        text = codecs.utf_8_decode(block, "surrogateescape", False)[0]  # whose last letter may be cut
+        letters, strays = LETTERS.findall(text), len(STRAY.findall(text))
         declared = _declared(self.sample)
-        if self.stated or declared not in (None, "utf-8", *WESTERN, *WIDE):
-            return self.stated or declared
+        said = self.stated or (declared if declared not in (None, "utf-8", "ascii", *WIDE) else None)
+        # In another encoding few pairs look like UTF-8, and what they look like is rarely a letter of the West.
+        is_plausible = len(set(letters)) >= FEWEST_LETTERS
+        plausible = len(letters) if is_plausible else sum(bool(letter.encode("cp1252", "ignore")) for letter in letters)
+        if (plausible > strays or not (letters or strays)) if said else 2 * plausible >= strays:
+            return "utf-8"
+        if said:
+            return "cp1252" if said in WESTERN and not self.stated else said
         first = _first_beyond_ascii(block)
         encoding, other = _guess(block[max(0, first - BEFORE_BYTES) : first + GUESSED_BYTES])
-        if encoding != "cp1252" or declared not in WESTERN:
-            around = block[max(0, first - 30) : first + 30].decode(encoding, "ignore")
-            line = self.line + block.count(b"\n", 0, first)
-            could_be = f", could be {_shown(other)}" if other else ""
-            self.note = f"read as {_shown(encoding)}{could_be}, as in line {line}: {' '.join(around.split())!r}"
+        around = block[max(0, first - 30) : first + 30].decode(encoding, "ignore")
+        line = self.line + block.count(b"\n", 0, first)
+        could_be = f", could be {_shown(other)}" if other else ""
+        self.note = f"read as {_shown(encoding)}{could_be}, as in line {line}: {' '.join(around.split())!r}"
         return encoding
 
     def _decode(self, block: bytes, start: int) -> str:
