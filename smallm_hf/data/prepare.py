@@ -203,6 +203,13 @@ def _write(stages: Stages, state: str, content: str, folder: Path) -> None:
     ):
         if number:
             stages.report(f"selection.{setting} leaves out {number:,} of {duplicates['documents']:,} documents")
+    if any(one.side is None for one in request.inputs):
+        total = meta.train.bytes + meta.validation.bytes
+        stages.report(
+            f"validation has {meta.validation.documents:,} of {meta.train.documents + meta.validation.documents:,} "
+            f"documents and {meta.validation.bytes / total:.2%} of the bytes; data.validation_ratio="
+            f"{request.data.validation_ratio} asked for {request.data.validation_ratio:.2%}"
+        )
     entries, used = (report["tokenizer"][name] for name in ("entries", "used_entries"))
     if used < HARDLY_USED * entries and not report["tokenizer"]["lossless"]:
         stages.report(

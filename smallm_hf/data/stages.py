@@ -49,7 +49,7 @@ PART_CHARACTERS = 1 << 24  # seconds of cleaning: what a kill costs
 BATCH_CHARACTERS = 1 << 21
 ROWS_CHARACTERS = 1 << 19  # of the documents that are written and read at once
 REPORT_SECONDS = 10
-PARTS_FORMAT = 4  # of the files above; parts of another are made again
+PARTS_FORMAT = 5  # of the files above; parts of another are made again
 TEXT, FEATURES, REPORT, ENTRIES = "text.arrow", "features.npy", "report.json", "entries.npy"
 KEPT = pyarrow.schema(  # of a document; its metadata is not needed any more
     {

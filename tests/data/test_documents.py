@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 import smallm_hf.data.reading.documents as documents_module
 from smallm_hf.base.errors import UserError
-from smallm_hf.data.reading import formats, hub, rows
+from smallm_hf.data.reading import files, formats, hub, rows
 from smallm_hf.data.reading.documents import (
     Document,
     cut_pieces,
@@ -659,7 +659,7 @@ def test_broken_json_is_named_by_its_row(tmp_path):
     with pytest.raises(UserError, match=r"a.jsonl row 2 is not JSON \(Unterminated string"):
         texts(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").write_text('["one"]')
-    with pytest.raises(UserError, match=r"a.jsonl row 1 is str, not an object"):
+    with pytest.raises(UserError, match=r"a.jsonl row 1 is int, not an object"):
         texts(tmp_path / "a.jsonl")
 
 
@@ -682,6 +682,8 @@ def test_a_csv_file_may_have_another_separator_and_blanks_in_its_header(tmp_path
         ("text\nHello, world\nBye; you, and me\n", "text", ["Hello, world", "Bye; you, and me"], "none, it has one"),
         ('text\n"Hello, ""world"",\nand moon"\n', "text", ['Hello, "world",\nand moon'], "none, it has one"),
         ('text,label\n"one; two",1\n"three; four",2\n', "text", ["one; two", "three; four"], None),
+        ("id^text\n1^one, two\n2^x\n", "text", ["one, two", "x"], "'^'"),
+        ("1~one, two\n2~three; four\n", "2", ["one, two", "three; four"], "'~'"),
         ("sep=|\r\nid|text\r\n1|a,b\r\n", "text", ["a,b"], None),
     ],
 )
@@ -697,9 +699,10 @@ def test_what_separates_the_columns_of_a_table_is_told_by_its_header_and_rows(
 
 
 def test_a_separator_may_be_stated(tmp_path):
-    (tmp_path / "a.csv").write_text("id:text\n1:one, two; three\n")
-    with pytest.raises(UserError, match=r"a.csv has one column, 'id:text', and none 'text'; .*or data.separator"):
+    (tmp_path / "a.csv").write_text("id.text\n1.one, two; three\n")
+    with pytest.raises(UserError, match=r"a.csv has one column, 'id.text', and none 'text'; .*or data.separator"):
         texts(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("id:text\n1:one, two; three\n")
     report = ReadingReport()
     assert texts(tmp_path / "a.csv", separator=":", report=report) == ["one, two; three"]
     assert report.lines == []
@@ -708,6 +711,115 @@ def test_a_separator_may_be_stated(tmp_path):
         assert texts(tmp_path / "a.tsv", separator=separator) == ["one, two"]
     with pytest.raises(UserError, match="data.separator='::' is not one character"):
         texts(tmp_path / "a.csv", separator="::")
+
+
+def test_a_tsv_file_whose_header_is_cut_by_commas_is_read_and_told(tmp_path):
+    (tmp_path / "a.tsv").write_text("id,text\n1,one\n")
+    report = ReadingReport()
+    assert texts(tmp_path / "a.tsv", report=report) == ["one"]
+    assert report.guessed_separators == ["a.tsv: ','"]
+
+
+def test_a_csv_file_without_a_header_is_told_to_number_its_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("1,one\n2,two\n")
+    with pytest.raises(UserError, match=r"no column 'text', only '1', 'one'; .*or to the number of a column, from 1"):
+        texts(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("one\ntwo\n")
+    with pytest.raises(
+        UserError, match=r"one column, 'one', and none 'text'; set data.text_column \(to 1 if that is no"
+    ):
+        texts(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_nul_in_a_row_is_told(tmp_path, name):
+    write_rows(tmp_path / name, ["one", "tw\0o"])
+    report = ReadingReport()
+    assert texts(tmp_path / name, report=report) == ["one", "tw\0o"]
+    assert report.nul_bytes == [f"{name}: in 1 rows, the first is number 2"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["one", "two"],
+        {"rows": [{"text": "one"}, {"text": "two"}]},
+        {"features": [], "rows": [{"row_idx": 0, "row": {"text": "one"}}, {"row_idx": 1, "row": {"text": "two"}}]},
+        {"data": ["one", "two"]},
+    ],
+)
+def test_json_may_be_a_list_of_strings_or_hold_its_rows_in_an_object(tmp_path, content):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert texts(tmp_path / "a.json") == ["one", "two"]
+
+
+def test_what_a_folder_holds_beside_texts_is_counted_by_kind(tmp_path):
+    for name in ("a.txt", "b.py", "c.log", "d.log", "e.html~", "Makefile", "f.yaml", ".git/g.log", "h/i.doc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1")
+    report = ReadingReport()
+    found = list(read_documents(str(tmp_path), report=report))
+    assert [(document.id, document.kind) for document in found] == [("a.txt#1", "text"), ("b.py#1", "code")]
+    counted = ["2 .log such as c.log", "1 without a suffix such as Makefile", "1 .html~ such as e.html~"]
+    counted += ["1 .yaml such as f.yaml", "1 .doc such as i.doc"]
+    assert report.passed_over == counted
+    assert report.lines[0] == f"files of the folder passed over, by kind: {', '.join(counted)}"
+    assert report.lines[1] == "files of source code, read as they are, by kind: 1 .py such as b.py"
+
+
+def test_a_file_whose_library_is_missing_is_counted_or_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "OFFICE_LIBRARIES", {".docx": "no_such_library"})
+    for name in ("a.txt", "b.docx"):
+        (tmp_path / name).write_text("one")
+    report = ReadingReport()
+    assert texts(tmp_path, report=report) == ["one"]
+    assert report.passed_over == ['1 .docx such as b.docx (pip install "smallm_hf[documents]" reads them)']
+    with pytest.raises(UserError, match=r"b.docx needs no_such_library to be read; pip install"):
+        texts(tmp_path / "b.docx")
+
+
+RTF = rb"{\rtf1\ansi\ansicpg1252 Caf\'e9 {\b bold}\par Two}"
+
+
+def test_files_of_word_processors_and_pdf_are_read_by_their_libraries(tmp_path):
+    docx, odfdo, pypdf = map(pytest.importorskip, ("docx", "odfdo", "pypdf"))
+    pytest.importorskip("striprtf")
+    from docx.oxml import parse_xml
+
+    names = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    document = docx.Document()
+    document.add_heading("Title")
+    changed = document.add_paragraph("Text ")._p
+    changed.append(parse_xml(f"<w:ins {names}><w:r><w:t>put in</w:t></w:r></w:ins>"))
+    changed.append(parse_xml(f"<w:del {names}><w:r><w:delText>gone</w:delText></w:r></w:del>"))
+    for number, cell in enumerate(document.add_table(1, 2).rows[0].cells):
+        cell.text = str(number)
+    document.save(tmp_path / "a.docx")
+    document = odfdo.Document("text")
+    document.body.clear()
+    document.body.append(odfdo.Header(1, "Title"))
+    paragraph = odfdo.Paragraph("Text.")
+    paragraph.insert_note(after="Text", note_id="1", citation="1", body="Note.")
+    document.body.append(paragraph)
+    document.save(tmp_path / "b.odt")
+    (tmp_path / "c.rtf").write_bytes(RTF)
+    assert texts(tmp_path) == ["Title\n\nText put in\n\n0\t1", "Title\n\nText[1].\n\nNote.", "Café bold\nTwo"]
+    writer = pypdf.PdfWriter()
+    writer.add_blank_page(100, 100)
+    writer.write(tmp_path / "d.pdf")
+    with pytest.raises(UserError, match=r"d.pdf has no text in it, as a scan has none"):
+        texts(tmp_path / "d.pdf")
+
+
+def test_a_damaged_file_of_a_word_processor_is_an_error_alone_and_told_beside_texts(tmp_path):
+    pytest.importorskip("docx")
+    (tmp_path / "a.docx").write_bytes(b"PK\3\4xx")
+    with pytest.raises(UserError, match=r"a.docx is not a readable .docx file \(.*\); save it again"):
+        texts(tmp_path)
+    (tmp_path / "b.txt").write_text("one")
+    report = ReadingReport()
+    assert "".join(texts(tmp_path, report=report)) == "one"
+    assert "a.docx is not a readable .docx" in report.bad_files[0]
 
 
 def test_suffixes_may_be_of_capitals(tmp_path):
@@ -896,7 +1008,9 @@ def test_a_damaged_zstd_file_is_named(tmp_path):
 
 def test_a_folder_of_images_is_told_what_is_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
-    with pytest.raises(UserError, match=r"no files of text, only such as a.png; expected some of \*.txt, .*also .gz"):
+    with pytest.raises(
+        UserError, match=r"no files of text, only 1 .png such as a.png; expected some of \*.txt, .*also .gz"
+    ):
         texts(tmp_path)
     with pytest.raises(UserError, match=r"a.png looks like a binary file"):
         texts(tmp_path / "a.png")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import smallm_hf.data.reading.documents as documents_module
+import smallm_hf.data.selection.select as select_module
 from smallm_hf.base.errors import UserError
 from smallm_hf.data.reading.documents import Document, cut_pieces
 from smallm_hf.data.selection.features import FeatureBuilder
@@ -51,6 +52,23 @@ def test_many_documents_are_split_whole_at_about_the_ratio():
         assert abs(len(validation) / 2000 - ratio) < 0.04  # 3.5 standard errors and more
 
 
+@pytest.mark.parametrize("number", [20, 24, 30, 80])
+@pytest.mark.parametrize("ratio", [0.0001, 0.05, 0.2, 0.5, 0.9, 0.9999])
+def test_of_few_documents_as_many_bytes_validate_as_whole_ones_allow(number, ratio):
+    for seed in range(5):
+        lengths = np.random.default_rng(seed).lognormal(5, 1, number).astype(int) + 20
+        texts = [f"{seed}-{n:04} ".ljust(length, "x") for n, length in enumerate(lengths)]
+        train, validation = split(texts, ratio)
+        assert sorted(train + validation) == sorted(texts)
+        assert train and validation
+        reached, wanted = sum(map(len, validation)), ratio * sum(map(len, texts))
+        # No single document could be moved to come nearer.
+        nearer = [abs(reached + len(text) - wanted) < abs(reached - wanted) for text in train]
+        assert len(train) == 1 or not any(nearer)
+        nearer = [abs(reached - len(text) - wanted) < abs(reached - wanted) for text in validation]
+        assert len(validation) == 1 or not any(nearer)
+
+
 def test_the_side_of_a_document_depends_on_its_text_alone():
     texts = [f"story {number}" for number in range(200)]
     _, validation = split(texts, 0.1)
@@ -71,7 +89,8 @@ def test_all_pieces_of_a_long_document_fall_on_one_side(monkeypatch):
 
 
 @pytest.mark.parametrize(("ratio", "side", "verb"), [(0.0001, VALIDATION, "raise"), (0.9999, TRAIN, "lower")])
-def test_an_empty_side_is_an_error_whose_fix_works(ratio, side, verb):
+def test_an_empty_side_is_an_error_whose_fix_works(monkeypatch, ratio, side, verb):
+    monkeypatch.setattr(select_module, "FEW_VALIDATE", 0)  # as if they were many
     texts = [f"story {number}" for number in range(30)]
     with pytest.raises(UserError, match=rf"={ratio} leaves the {side} side of 30 documents empty; {verb} it") as info:
         split(texts, ratio)

@@ -20,6 +20,7 @@ from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import file_sha256
 from smallm_hf.data.configuration import PYTHON_DOCS, Source
 from smallm_hf.data.reading.files import (
+    CODE_SUFFIXES,
     PIECE_CHARACTERS,
     ReadingReport,
     local_files,
@@ -35,13 +36,6 @@ from smallm_hf.tokenizing.encoding import valid_unicode
 
 INDENTED = re.compile(r"[ \t]+\S[^\n]*\n(?:[ \t]*\n)*[ \t]+\S")  # a line and the next one that is not blank
 BEFORE_LAST_WORD = re.compile(r".+(?=[ \n]\S)", re.DOTALL)  # greedy: found from the end
-CODE_SUFFIXES = {
-    *(".bash", ".c", ".cc", ".cpp", ".cs", ".css", ".cu", ".cuh", ".dart", ".el", ".ex", ".exs", ".f90", ".go", ".h"),
-    *(".hpp", ".hs", ".ini", ".ipynb", ".java", ".jl", ".js", ".jsx", ".kt", ".lisp", ".lua", ".m", ".mjs", ".ml"),
-    *(".php", ".pl", ".pm", ".ps1", ".py", ".pyi", ".pyx", ".r", ".rb", ".rs", ".scala", ".scm", ".scss", ".sh"),
-    *(".sql", ".svelte", ".swift", ".toml", ".ts", ".tsx", ".vue", ".yaml", ".yml", ".zig"),
-}
-
 TextKind = Literal["text", "row", "code"]
 
 
@@ -176,7 +170,7 @@ def read_documents(
         found = python_docs()
     elif parallel := parallel_texts(source, how.columns):
         found = read_parallel(parallel, how, reading)
-    elif (files := local_files(source)) is not None:
+    elif (files := local_files(source, report=reading)) is not None:
         if (splits := saved_splits(source)) is not None:
             if split not in splits:
                 raise UserError(

@@ -1,10 +1,10 @@
 """Local files: which ones a source means, and a report of what was found in them."""
 
 import glob
+import importlib.util
 import itertools
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +13,32 @@ from smallm_hf.base.errors import UserError, printable
 
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
-SUFFIXES = (".txt", ".md", *HTML_SUFFIXES, ".epub", *ROW_SUFFIXES)
+OFFICE_LIBRARIES = {".docx": "docx", ".odt": "odfdo", ".rtf": "striprtf", ".pdf": "pypdf"}  # as they are imported
+SUFFIXES = (".txt", ".md", *HTML_SUFFIXES, ".epub", *OFFICE_LIBRARIES, *ROW_SUFFIXES)
+CODE_SUFFIXES = {
+    *(".bash", ".c", ".cc", ".cpp", ".cs", ".css", ".cu", ".cuh", ".dart", ".el", ".ex", ".exs", ".f90", ".go", ".h"),
+    *(".hpp", ".hs", ".ini", ".ipynb", ".java", ".jl", ".js", ".jsx", ".kt", ".lisp", ".lua", ".m", ".mjs", ".ml"),
+    *(".php", ".pl", ".pm", ".ps1", ".py", ".pyi", ".pyx", ".r", ".rb", ".rs", ".scala", ".scm", ".scss", ".sh"),
+    *(".sql", ".svelte", ".swift", ".toml", ".ts", ".tsx", ".vue", ".yaml", ".yml", ".zig"),
+}
+SETTINGS_SUFFIXES = {".ini", ".ipynb", ".toml", ".yaml", ".yml"}  # code that is read where it is named, not in a folder
 COMPRESSED = (".gz", ".zst")
 PARALLEL_ENDS = tuple(text + end for text in ("", ".txt") for end in ("", *COMPRESSED))  # behind the language
 PIECE_CHARACTERS = 1 << 20  # of a document or a file, held at a time
 SAVED, DATA_SET_DICT = ("state.json", "dataset_info.json"), "dataset_dict.json"  # of `save_to_disk`
 
-NOTES = {  # the lists of a `ReadingReport`, an entry for each file, and their headings
+BY_KIND = ("passed_over", "source_code")  # of these notes all are shown
+KINDS_SHOWN = 12
+
+NOTES = {  # the lists of a `ReadingReport`, an entry for each file or kind of file, and their headings
+    "passed_over": "files of the folder passed over, by kind",
+    "source_code": "files of source code, read as they are, by kind",
     "bad_files": "files skipped, or left from a fault on",
     "other_tables": "tables without the text column passed over",
     "guessed_encodings": "files that are not UTF-8, whose encoding was guessed (data.encoding states it)",
     "wrongly_declared": "files that say another encoding than they have (at most 20 are noted)",
     "guessed_separators": "tables whose separator was guessed (data.separator states it)",
-    "nul_bytes": "files with NUL bytes (cleaning, if it is on, removes them)",
+    "nul_bytes": "files with NUL bytes or characters (cleaning, if it is on, removes them)",
     "empty_pairs": "pairs left out because their source or target is empty",
     "inner_marks": "files with <|endoftext|> that separates no documents, being inside a line or a row",
 }
@@ -42,6 +55,8 @@ class ReadingReport:
     """
 
     files: int = 0
+    passed_over: list[str] = field(default_factory=list)
+    source_code: list[str] = field(default_factory=list)
     encodings: dict[str, int] = field(default_factory=dict)
     foreign_bytes: int = 0
     guessed_encodings: list[str] = field(default_factory=list)
@@ -56,17 +71,21 @@ class ReadingReport:
     @property
     def lines(self) -> list[str]:
         """What to print on the terminal, a line for each kind of note."""
-        return [
-            f"{heading}: {f'{len(notes):,}, the first: ' if len(notes) > 1 else ''}{notes[0]}"
-            for kind, heading in NOTES.items()
-            if (notes := getattr(self, kind))
-        ]
+        said = []
+        for kind, heading in NOTES.items():
+            if notes := getattr(self, kind):
+                first = f"{f'{len(notes):,}, the first: ' if len(notes) > 1 else ''}{notes[0]}"
+                said.append(f"{heading}: {', '.join(notes) if kind in BY_KIND else first}")
+        return said
 
 
-def local_files(source: str, columns: Sequence[str] = ()) -> list[tuple[str, Path]] | None:
+def local_files(
+    source: str, columns: Sequence[str] = (), report: ReadingReport | None = None
+) -> list[tuple[str, Path]] | None:
     """Returns the (name below the source, path) of each local file of a source, sorted by name.
 
-    A folder gives all files below it with a known suffix; a data set saved by `save_to_disk` is one entry, its folder.
+    A folder gives all files below it with a known suffix, if what reads them is installed; a data set saved by
+    `save_to_disk` is one entry, its folder. What else is in it, but for hidden files, is counted in the `report`.
     Names are Unicode, with other bytes escaped. The files of pairs, which have two `columns`, may be `parallel_texts`.
     None if the source can only be a Hub data set.
 
@@ -81,8 +100,12 @@ def local_files(source: str, columns: Sequence[str] = ()) -> list[tuple[str, Pat
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        root, candidates = path, (file for file in path.rglob("*") if suffix_of(file) in SUFFIXES)
+        root, others = path, []
+        below = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
+        candidates = [file for file in below if _is_read(file)]
+        others = sorted(file for file in below if not _is_read(file))
     elif glob.has_magic(source):
+        others = []
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         candidates = map(Path, glob.glob(str(path), recursive=True))
     elif source.startswith((".", "~")) or path.is_absolute() or source.count("/") > 1 or suffix_of(path) in SUFFIXES:
@@ -91,14 +114,50 @@ def local_files(source: str, columns: Sequence[str] = ()) -> list[tuple[str, Pat
         return None
     found = {_saved_folder(file) or file for file in candidates if file.is_file() and file.name != DATA_SET_DICT}
     named = ((printable(file.relative_to(root).as_posix()) if file != root else "dataset", file) for file in found)
-    files = sorted((name, file) for name, file in named if not re.search(r"(^|/)\.", name))
+    files = sorted((name, file) for name, file in named if not _is_hidden(Path(name)))
     if not files:
-        other = next((file.name for file in root.rglob("*") if file.is_file()), None) if path.is_dir() else None
+        held = f"files of text, only {', '.join(kinds(others))}" if others else "files"
         raise UserError(
-            f"data source {source} has no {f'files of text, only such as {other}' if other else 'files'}; expected "
-            f"some of *{', *'.join(SUFFIXES)} (also {', '.join(COMPRESSED)})"
+            f"data source {source} has no {held}; expected some of *{', *'.join(SUFFIXES)} (also "
+            f"{', '.join(COMPRESSED)}), or source code"
         )
+    if report is not None:
+        others = [file for file in others if file.parent not in found]  # beside the rows of a saved data set
+        report.passed_over = kinds(others)
+        code = [file for _, file in files if suffix_of(file) in CODE_SUFFIXES]
+        report.source_code = kinds(code) if path.is_dir() else []
     return files
+
+
+def lacking_library(path: Path) -> str | None:
+    """The library that reading a file needs and that is not installed, as it is imported; None without one."""
+    name = OFFICE_LIBRARIES.get(suffix_of(path))
+    return name if name and importlib.util.find_spec(name) is None else None
+
+
+def kinds(files: Iterable[Path]) -> list[str]:
+    """How many files there are of each suffix, the commonest first, each with the name of one."""
+    by_suffix: dict[str, list[Path]] = {}
+    for file in files:
+        by_suffix.setdefault(suffix_of(file) or "without a suffix", []).append(file)
+    shown = sorted(by_suffix.items(), key=lambda item: -len(item[1]))
+    texts = []
+    for suffix, alike in shown[:KINDS_SHOWN]:
+        reads = ' (pip install "smallm_hf[documents]" reads them)' if lacking_library(alike[0]) else ""
+        texts.append(f"{len(alike):,} {suffix} such as {printable(alike[0].name)}{reads}")
+    if rest := sum(len(alike) for _, alike in shown[KINDS_SHOWN:]):
+        texts.append(f"{rest:,} of other kinds")
+    return texts
+
+
+def _is_read(file: Path) -> bool:
+    suffix = suffix_of(file)
+    is_code = suffix in CODE_SUFFIXES and suffix not in SETTINGS_SUFFIXES
+    return (suffix in SUFFIXES or is_code) and not lacking_library(file)
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def parallel_texts(source: str, columns: Sequence[str]) -> list[Path] | None:

@@ -11,7 +11,16 @@ from typing import Any
 from smallm_hf.base.errors import UserError, printable
 from smallm_hf.data.configuration import Source
 from smallm_hf.data.reading.decoding import open_text
-from smallm_hf.data.reading.files import HTML_SUFFIXES, PIECE_CHARACTERS, ROW_SUFFIXES, ReadingReport, suffix_of
+from smallm_hf.data.reading.files import (
+    CODE_SUFFIXES,
+    HTML_SUFFIXES,
+    OFFICE_LIBRARIES,
+    PIECE_CHARACTERS,
+    ROW_SUFFIXES,
+    ReadingReport,
+    suffix_of,
+)
+from smallm_hf.data.reading.office import NoOfficeText, office_text
 from smallm_hf.data.reading.pages import epub_chapters, is_page, visible_text
 from smallm_hf.data.reading.rows import OtherTable, Pair, pair_of, row_pairs, row_texts, text_of
 from smallm_hf.tokenizing.loading import EOS
@@ -30,18 +39,21 @@ def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report
     """Reads file after file; a fault ends the reading, or with `skip` that of the file, after what came before it.
 
     Beside texts, a table without the text column is an index of them; beside other tables, a .json file without it
-    describes them. Both are passed over.
+    describes them. Both are passed over. So is a damaged file of a word processor, or a PDF without text, beside files
+    of other kinds.
     """
     suffixes = [".arrow" if path.is_dir() else suffix_of(path) for _, path in files]
-    has_texts = any(suffix not in ROW_SUFFIXES for suffix in suffixes)
+    has_texts = any(suffix not in (*ROW_SUFFIXES, *CODE_SUFFIXES) for suffix in suffixes)
     has_tables = any(suffix != ".json" for suffix in suffixes)
 
     def until_fault(parts: Iterable) -> Iterator:
         try:
             yield from parts
         except UserError as error:
-            is_other = isinstance(error, OtherTable) and (has_texts or (has_tables and suffix_of(path) == ".json"))
-            if is_other:
+            if isinstance(error, NoOfficeText) and not set(suffixes) <= {*OFFICE_LIBRARIES}:
+                report.bad_files.append(str(error))
+                return
+            if isinstance(error, OtherTable) and not is_alone:
                 report.other_tables.append(name)
             elif skip:
                 report.bad_files.append(str(error))
@@ -50,12 +62,16 @@ def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report
 
     for name, path in files:
         report.files += 1
-        for id, metadata, parts in until_fault(_read_file(path, name, source, report)):
+        is_alone = not (has_texts or (has_tables and suffix_of(path) == ".json"))
+        for id, metadata, parts in until_fault(_read_file(path, name, source, report, is_alone)):
             yield id, metadata, until_fault(parts)
 
 
-def _read_file(path: Path, name: str, source: Source, report: ReadingReport) -> Iterator[Found]:
-    """Yields each document of a file; an unknown suffix means text, which may turn out to be a page."""
+def _read_file(path: Path, name: str, source: Source, report: ReadingReport, is_alone: bool = True) -> Iterator[Found]:
+    """Yields each document of a file; an unknown suffix means text, which may turn out to be a page.
+
+    Strings in JSON are documents where it `is_alone`; beside texts or tables they describe them.
+    """
     suffix = suffix_of(path)
     if source.columns:
         if not (path.is_dir() or suffix in ROW_SUFFIXES):
@@ -63,14 +79,21 @@ def _read_file(path: Path, name: str, source: Source, report: ReadingReport) -> 
                 f"{path} is no table, and has no columns {' and '.join(source.columns)}; give one of "
                 f"*{', *'.join(ROW_SUFFIXES)}, or a parallel text such as train.de and train.en"
             )
-        for number, pair in enumerate(row_pairs(path, source, report), start=1):
-            yield f"{name}#{number}", {"file": name, "row": number}, iter([pair])
+        with _nul_rows(path, report) as nul_rows:
+            for number, pair in enumerate(row_pairs(path, source, report), start=1):
+                if any("\0" in text for text in (pair[0], *pair[1])):
+                    nul_rows.append(number)
+                yield f"{name}#{number}", {"file": name, "row": number}, iter([pair])
     elif path.is_dir() or suffix in ROW_SUFFIXES:
-        with _marks_inside(path, report) as places:
-            for number, text in enumerate(row_texts(path, source, report), start=1):
+        with _marks_inside(path, report) as places, _nul_rows(path, report) as nul_rows:
+            for number, text in enumerate(row_texts(path, source, report, is_alone), start=1):
                 if SEPARATOR in text:
                     places.append(number)
+                if "\0" in text:
+                    nul_rows.append(number)
                 yield f"{name}#{number}", {"file": name, "row": number}, in_parts(text)
+    elif suffix in OFFICE_LIBRARIES:
+        yield f"{name}#1", {"file": name}, office_text(path)
     elif suffix == ".epub":
         yield f"{name}#1", {"file": name}, epub_chapters(path)
     elif suffix in HTML_SUFFIXES or is_page(path):
@@ -132,6 +155,20 @@ def _marks_inside(path: Path, report: ReadingReport) -> Iterator[list[int]]:
             report.inner_marks.append(
                 f"{printable(path.name)}: {len(places):,} of them, the first is number {places[0]}"
             )
+
+
+@contextmanager
+def _nul_rows(path: Path, report: ReadingReport) -> Iterator[list[int]]:
+    """Collects the numbers of rows with NUL characters, written as an escape for example, and reports them at the end.
+
+    Bytes of NUL in .csv and .tsv files are reported by `open_text`.
+    """
+    rows = []
+    try:
+        yield rows
+    finally:
+        if rows and suffix_of(path) not in (".csv", ".tsv"):
+            report.nul_bytes.append(f"{printable(path.name)}: in {len(rows):,} rows, the first is number {rows[0]}")
 
 
 def _lines(path: Path, report: ReadingReport, encoding: str | None) -> Iterator[str]:

@@ -22,8 +22,11 @@ from smallm_hf.data.reading.files import PIECE_CHARACTERS, ReadingReport, suffix
 LONGEST_ROW = 1 << 28  # characters of a JSON or CSV row, which is held whole
 ROWS_AT_A_TIME = 128  # rows may be whole books
 MESSAGES = ("messages", "conversation", "conversations")  # columns of a chat export
+ROW_LISTS = ("rows", "data")  # under which an object holds rows
 TURNS = (("role", "content"), ("from", "value"))  # what a message has
 CSV_SEPARATORS = ",;\t|"  # that may be guessed, the commonest first
+RARE_SEPARATORS = "^~¦\x01\x1e\x1f"  # that stand in few texts
+NO_SEPARATORS = " _-.\"'\r\n"  # stand inside of names
 CSV_SAMPLE = 1 << 16  # characters at the beginning of a table from which its separator is guessed
 SAID_SEPARATOR = re.compile(r"sep=(.)\r?\n?\Z")  # the first line of a table made for Excel
 PLACES = re.compile(r"{([^{}]+)}")  # of columns in a text that is made of several
@@ -34,17 +37,22 @@ class OtherTable(UserError):
     """A table without the text column."""
 
 
-def row_texts(path: Path, source: Source, report: ReadingReport) -> Iterator[str]:
+def row_texts(path: Path, source: Source, report: ReadingReport, has_strings: bool = True) -> Iterator[str]:
     """Yields the text of each row of a file of rows, or of a folder saved by `save_to_disk`.
 
-    Rows of role and content are one conversation, and so is a row of messages. A conversation that is empty or null is
-    an empty document, which is counted.
+    A list of strings is as many rows, if it `has_strings` that are texts. Rows of role and content are one
+    conversation, and so is a row of messages. A conversation that is empty or null is an empty document, which is
+    counted.
 
     Raises:
         UserError: a damaged file, no such column, or something other than text in it.
     """
     column, turns = source.text_column, []
-    for number, row in enumerate(_rows(path, source, report), start=1):
+    rows = itertools.chain.from_iterable(_unwrapped(row, column) for row in _rows(path, source, report))
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, str) and has_strings:
+            yield row
+            continue
         if isinstance(row, dict) and column not in row:
             if any(set(names) <= set(row) for names in TURNS):
                 turns.append(_turn(row, path, number))
@@ -57,6 +65,20 @@ def row_texts(path: Path, source: Source, report: ReadingReport) -> Iterator[str
         yield text_of(row, column, path, number)
     if turns:
         yield _conversation(turns)
+
+
+def _unwrapped(row: Any, column: str) -> Iterator[Any]:
+    """The rows in an object that holds them as a list, as the Hub's server of rows gives them; any other as it is."""
+    lists = [row[name] for name in ROW_LISTS if isinstance(row.get(name), list)] if _lacks(row, column) else []
+    if not lists:
+        yield row
+        return
+    for one in lists[0]:
+        yield one["row"] if _lacks(one, column) and isinstance(one.get("row"), dict) else one
+
+
+def _lacks(row: Any, column: str) -> bool:
+    return isinstance(row, dict) and column not in row
 
 
 Pair = tuple[str, list[str]]  # a source, and the targets that answer it, the best first
@@ -144,9 +166,11 @@ def text_of(row: Any, column: str, where: str | Path, number: int) -> str:
     if not isinstance(row, dict):
         raise wrong(f"{where} row {number} is {type(row).__name__}, not an object with a {column!r} in it")
     if column not in row:
+        is_csv = suffix_of(Path(where)) in (".csv", ".tsv")
+        numbered = ", or to the number of a column, from 1, if these are no header" if is_csv else ""
         raise wrong(
             f"{where} row {number} has no column {column!r}, only {', '.join(map(repr, row))[:300]}; "
-            f"set text_column to one of these{HEADERLESS * (suffix_of(Path(where)) in ('.csv', '.tsv'))}"
+            f"set text_column to one of these{numbered}"
         )
     if not isinstance(row[column], str | None):
         raise UserError(
@@ -240,7 +264,7 @@ def _csv_rows(path: Path, source: Source, column: str, report: ReadingReport) ->
         head = list(_head(lines))
         if head and (said := SAID_SEPARATOR.match(head[0])):
             stated, head = stated or said[1], head[1:]
-        separator = stated or ("\t" if suffix_of(path) == ".tsv" else _guess_separator(head, column, path, report))
+        separator = stated or _guess_separator(head, column, path, report)
         reader = csv.reader(itertools.chain(head, lines), delimiter=separator or ONE_COLUMN, strict=True)
         try:
             header, rows = [name.strip() for name in next(reader, [])], reader
@@ -249,8 +273,8 @@ def _csv_rows(path: Path, source: Source, column: str, report: ReadingReport) ->
             for row in filter(None, rows):
                 if len(header) == 1 and column not in header:
                     raise OtherTable(
-                        f"{path} has one column, {header[0][:300]!r}, and none {column!r}; set data.text_column, or "
-                        "data.separator if something else stands between its columns"
+                        f"{path} has one column, {header[0][:300]!r}, and none {column!r}; set data.text_column (to 1 "
+                        "if that is no header), or data.separator if something else stands between its columns"
                     )
                 if len(row) != len(header):
                     raise UserError(
@@ -280,11 +304,13 @@ def _head(lines: Iterator[str]) -> Iterator[str]:
 def _guess_separator(head: list[str], column: str, path: Path, report: ReadingReport) -> str:
     """Guesses the separator of a table from its first lines; "" if it has one column.
 
-    It is the one that gives the header the text column, or else the most rows as many fields as the header. Any guess
-    is reported but a comma that nothing speaks against.
+    It is the one that gives the header the text column, or else the most rows as many fields as the header. A mark that
+    is rarely one has to do the first, or, where columns are numbered, give all rows as many fields. Any guess is
+    reported but the usual one that nothing speaks against.
     """
-    found = {}
-    for mark in CSV_SEPARATORS:
+    found, common = {}, "\t" if suffix_of(path) == ".tsv" else CSV_SEPARATORS
+    others = dict.fromkeys(mark for mark in "".join(head[:1]) if not mark.isalnum() and mark not in NO_SEPARATORS)
+    for mark in dict.fromkeys([*common, *CSV_SEPARATORS, *others]):
         rows, fault = [], 0
         try:
             for row in filter(None, csv.reader(head, delimiter=mark, strict=True)):
@@ -293,9 +319,12 @@ def _guess_separator(head: list[str], column: str, path: Path, report: ReadingRe
             fault = 1
         if rows and len(rows[0]) > 1:
             alike = sum(len(row) == len(rows[0]) for row in rows[1:]) / max(1, len(rows[1:]) + fault)
-            found[mark] = (column in map(str.strip, rows[0]), alike)
+            has_column = column in map(str.strip, rows[0])
+            is_regular = column.isdigit() and mark in RARE_SEPARATORS and alike == 1
+            if mark in common or has_column or is_regular:
+                found[mark] = (has_column, alike, mark in common)
     best = max(found, key=found.get, default="")
-    if head and (best != "," or len(found) > 1):
+    if head and not (best and best in common[:1] and len(found) == 1):
         shown = {"": "none, it has one column", "\t": "a tab"}.get(best, repr(best))
         report.guessed_separators.append(f"{printable(path.name)}: {shown}")
     return best

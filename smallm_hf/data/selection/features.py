@@ -27,16 +27,19 @@ class Features:
         signatures: (N, 128) uint16 MinHash of its 5-grams (Broder 1997), the low bits only (Li & König 2010); (N, 0)
             where near duplicates are not searched for.
         words: (N,) int64, number of words between blanks.
+        sizes: (N,) int64, bytes of UTF-8.
     """
 
     hashes: np.ndarray
     signatures: np.ndarray
     words: np.ndarray
+    sizes: np.ndarray
 
     def save(self, path: Path) -> None:
         """Writes all to one file."""
         permutations = self.signatures.shape[1:]
-        rows = np.empty(len(self.hashes), [("hashes", "<u8"), ("words", "<i8"), ("signatures", "<u2", permutations)])
+        kinds = [("hashes", "<u8"), ("words", "<i8"), ("sizes", "<i8"), ("signatures", "<u2", permutations)]
+        rows = np.empty(len(self.hashes), kinds)
         for name in rows.dtype.names:
             rows[name] = getattr(self, name)
         with Path(path).open("wb") as file:
@@ -46,7 +49,7 @@ class Features:
     def load(cls, path: Path) -> "Features":
         """Opens what `save` wrote; the arrays stay on disk until they are used."""
         rows = np.load(path, mmap_mode="r")
-        return cls(rows["hashes"], rows["signatures"], rows["words"])
+        return cls(rows["hashes"], rows["signatures"], rows["words"], rows["sizes"])
 
     @classmethod
     def joined(cls, parts: Sequence["Features"]) -> "Features":
@@ -68,7 +71,7 @@ class FeatureBuilder:
 
     def __init__(self, near_duplicates: bool):
         self._near_duplicates = near_duplicates
-        self._hashes, self._words = array("Q"), array("q")
+        self._hashes, self._words, self._sizes = array("Q"), array("q"), array("q")
         self._reader = NgramReader(SHINGLE_WORDS)
         self._signatures: list[np.ndarray] = []
         self._last = np.zeros((0, PERMUTATIONS), np.uint32)  # of the last document, if any, which may go on
@@ -80,7 +83,9 @@ class FeatureBuilder:
         if piece.piece == 0:
             self._hash = hashlib.blake2b(digest_size=8)
             self._words.append(0)
+            self._sizes.append(0)
         self._words[-1] += len(words)
+        self._sizes[-1] += len(piece.text.encode())
         if piece.text:
             self._hash.update(" ".join(words).encode() + b" ")
         if piece.is_last:
@@ -90,14 +95,15 @@ class FeatureBuilder:
 
     def features(self) -> Features:
         """Returns the features of all documents; nothing may be added after that."""
-        hashes, words = np.array(self._hashes, np.uint64), np.array(self._words, np.int64)
+        hashes = np.array(self._hashes, np.uint64)
+        words, sizes = (np.array(numbers, np.int64) for numbers in (self._words, self._sizes))
         if not self._near_duplicates:
-            return Features(hashes, np.zeros((len(hashes), 0), np.uint16), words)
+            return Features(hashes, np.zeros((len(hashes), 0), np.uint16), words, sizes)
         self._take()
         signatures = np.concatenate([*self._signatures, self._last.astype(np.uint16)])
         short = np.flatnonzero((signatures == NO_SHINGLE).all(axis=1))  # the text as a whole is the only shingle
         signatures[short] = minhash(hashes[short], np.arange(len(short)), len(short), PERMUTATIONS)
-        return Features(hashes, signatures, words)
+        return Features(hashes, signatures, words, sizes)
 
     def _take(self) -> None:
         first, stop = self._reader.first, self._reader.documents

@@ -20,6 +20,7 @@ from smallm_hf.data.selection.duplicates import equal_to, estimated_similarity, 
 from smallm_hf.data.selection.features import Features
 from smallm_hf.data.selection.leakage import measure_leakage
 from smallm_hf.data.selection.splitting import (
+    FEW_VALIDATE,
     FEWEST_DOCUMENTS,
     SIDES,
     InsidePlan,
@@ -28,6 +29,7 @@ from smallm_hf.data.selection.splitting import (
     split_by_hash,
     split_by_place,
     split_by_rare_words,
+    split_by_size,
 )
 
 TRAINS, VALIDATES, DUPLICATE, LEAKED = range(4)  # codes of `Selection.sides`
@@ -114,7 +116,8 @@ def select(
     reason to leave out training text. Documents of a similarity above `RELATED` go to one side: to that of a source
     with a given side, otherwise to where the first of the cluster belongs. A hash of its text decides that, so it stays
     there when documents are appended (unless one of them is related to two clusters: then the later one goes to the
-    side of the earlier). Documents without text train, or stay on the side that is given.
+    side of the earlier). Where fewer than 1,000 documents would validate, the hash gives the order in which they fill
+    the share of the bytes, and some change sides. Documents without text train, or stay on the side that is given.
 
     A source of fewer than 20 documents without a given side is cut inside them; leakage is measured there too, but
     nothing leaves.
@@ -149,6 +152,7 @@ def select(
             "ratio": ratio,
             "documents": {name: int((codes == code).sum()) for code, name in enumerate(CODES)},
             "words": {name: int(words[codes == code].sum()) for code, name in enumerate(CODES)},
+            "bytes": {name: int(corpus.features.sizes[codes == code].sum()) for code, name in enumerate(CODES)},
             "sources_cut_inside": {n: {"unit": plan.kind, "runs": len(plan.blocks)} for n, plan in plans.items()},
         },
         "leakage": {
@@ -273,7 +277,10 @@ def _give_sides(corpus: _Corpus, config: SelectionConfig, ratio: float) -> np.nd
     if config.split == "stratified":
         validates = split_by_rare_words(lambda: corpus.documents(is_free), followed, ratio)
     elif config.split == "tail":
-        validates = split_by_place(corpus.features.words[is_free], corpus.sources[is_free], ratio)[followed]
+        validates = split_by_place(corpus.features.sizes[is_free], corpus.sources[is_free], ratio)[followed]
+    elif min(ratio, 1 - ratio) * is_free.sum() < FEW_VALIDATE:
+        hashes, sizes = (values[is_free] for values in (corpus.features.hashes, corpus.features.sizes))
+        validates = split_by_size(hashes[followed], sizes, ratio)
     else:
         validates = split_by_hash(corpus.features.hashes[is_free][followed], ratio)
     codes[is_free] = np.where(validates, VALIDATES, TRAINS)

@@ -17,6 +17,7 @@ from smallm_hf.data.selection.ngrams import Read, read_vocabularies
 
 TRAIN, VALIDATION = SIDES = ("train", "validation")
 FEWEST_DOCUMENTS = 20  # in a source; fewer are split inside
+FEW_VALIDATE = 1000  # documents; of fewer on validation the hash alone may leave another share than was asked for
 BLOCKS = 10  # places in the text that validation is then taken from
 KINDS = PARAGRAPHS, LINES, WORDS = ("paragraphs", "lines", "words")  # what it may be cut into, best first
 CHARACTERS = "characters"  # what a tail is cut from
@@ -53,6 +54,41 @@ def split_by_hash(hashes: np.ndarray, ratio: float) -> np.ndarray:
         side = TRAIN if validates.all() else VALIDATION
         raise UserError(f"data.validation_ratio={ratio} leaves the {side} side of {len(hashes)} documents empty; {fix}")
     return validates
+
+
+def split_by_size(hashes: np.ndarray, sizes: np.ndarray, ratio: float) -> np.ndarray:
+    """Returns which documents validate so that their bytes come near the ratio, (N,) bool.
+
+    In the order of their hashes, each validates that still fits; then single ones change sides while that is nearer.
+
+    Args:
+        hashes: (N,) uint64, of each document or of the one that it goes with.
+        sizes: (N,) int64, bytes of each document.
+        ratio: share of the bytes that validates.
+
+    Raises:
+        UserError: as `split_by_hash`.
+    """
+    kinds, places = np.unique(hashes, return_inverse=True)
+    if len(kinds) == 1:
+        return split_by_hash(hashes, ratio)  # which says so
+    grouped = np.bincount(places, weights=sizes).astype(np.int64)
+    wanted, held = ratio * grouped.sum(), 0
+    validates = np.zeros(len(kinds), bool)
+    for kind, size in enumerate(grouped):
+        if held + size <= wanted:
+            validates[kind], held = True, held + size
+    while True:  # the one move that brings it nearest, until none does
+        missing = wanted - grouped[validates].sum()
+        moved = np.abs(missing + np.where(validates, grouped, -grouped))
+        best = moved.argmin()
+        leaves_both = 0 < validates.sum() + (-1 if validates[best] else 1) < len(kinds)
+        if moved[best] >= abs(missing) or not leaves_both:
+            break
+        validates[best] ^= True
+    if validates.all() or not validates.any():
+        validates[grouped.argmin()] ^= True
+    return validates[places]
 
 
 def split_by_rare_words(read: Read, followed: np.ndarray, ratio: float) -> np.ndarray:
@@ -107,7 +143,7 @@ def split_by_place(sizes: np.ndarray, sources: np.ndarray, ratio: float) -> np.n
     """Returns which documents validate, (N,) bool: of each source the last, but for the very first of its documents.
 
     Args:
-        sizes: (N,) int64, of each document, in reading order.
+        sizes: (N,) int64, bytes of each document, in reading order.
         sources: (N,) int, the number of its source.
         ratio: share of the size of a source that validates, less what is missing to a whole document.
     """
