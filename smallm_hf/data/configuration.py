@@ -76,7 +76,8 @@ class DataConfig:
 
     Args:
         source: `python-docs` (the documentation inside this Python), a local file, folder or glob of .txt, .md, .html,
-            .epub, .jsonl, .json, .csv, .tsv, .parquet, .arrow (also .gz, .zst), a folder that `save_to_disk` of
+            .epub, .jsonl, .json, .csv, .tsv, .parquet, .arrow (also .gz, .zst), source code, or with the extra
+            `documents` .docx, .odt, .rtf, .pdf, a folder that `save_to_disk` of
             `datasets` has left, or the id of a Hub data set. In a folder that also holds texts, tables without the
             text column are skipped.
         sources: several of them in place of `source`, each with `source` and, if need be, `weight`, `split`,
@@ -103,7 +104,7 @@ class DataConfig:
         validation_source: another source to validate on; left out, validation is cut from `source`.
         validation_split: split of a Hub data set to validate on: of `validation_source` (then `validation` by default),
             or without one of `source`. Local files have no splits and ignore it.
-        validation_ratio: share of `source` kept for validation when nothing else is given for it.
+        validation_ratio: share of the bytes of `source` kept for validation when nothing else is given for it.
         folder: where the token files live; left out, a folder under `data/` named after these settings.
         on_bad_file: whether a local file that cannot be read is an error, or is left from the fault on and counted.
         workers: processes that clean and tokenise; left out, one for each core and each GiB of free memory. A text of

@@ -720,7 +720,7 @@ def test_what_is_guessed_skipped_and_odd_in_a_text_is_said_and_kept_in_the_repor
         "guessed (data.encoding states it): \\udcc8\\udcfd.txt: read as windows-1250, as in line 1: 'Ile cię trzeba",
         "guessed (data.separator states it): a.csv: ';'",
         "separates no documents, being inside a line or a row: b.jsonl: 1 of them, the first is number 1",
-        "NUL bytes (cleaning, if it is on, removes them): c.txt: 1 of them, the first in line 21",
+        "NUL bytes or characters (cleaning, if it is on, removes them): c.txt: 1 of them, the first in line 21",
         "files skipped, or left from a fault on: ",
         "tables without the text column passed over: info.json",
     )
