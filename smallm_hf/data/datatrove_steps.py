@@ -1,7 +1,8 @@
 """`Stages` as steps of datatrove, whose executors spread them over machines (extra `datatrove`).
 
-Every task reads all of the text, which is quick, and cleans its share of the parts. All need the same text and the
-same folder of parts, on a file system that they share; what they leave there is what one machine would.
+Of a source of many files every task reads and cleans its share; of one file or data set every task reads all, which is
+quick, and cleans its share of the parts. All need the same text and the same folder of parts, on a file system that
+they share; what they leave there is what one machine would.
 """
 
 from collections.abc import Callable

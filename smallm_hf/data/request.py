@@ -103,11 +103,13 @@ class DataRequest:
         weights = [source.weight for source in self.data.mixture]
         return weights if None in weights else [weight / sum(weights) for weight in weights]
 
-    def read(self, source: Source, report: ReadingReport | None = None) -> Iterator[Document]:
-        """Reads a source from its beginning."""
+    def read(
+        self, source: Source, report: ReadingReport | None = None, run: tuple[int, int] | None = None
+    ) -> Iterator[Document]:
+        """Reads a source from its beginning, or a run of its files (see `file_runs`)."""
         options = {name: getattr(source, name) for name in HOW_TO_READ}
         options |= {name: getattr(self.data, name) for name in ("streaming", "on_bad_file")}
-        return read_documents(source.source, report=report, **options)
+        return read_documents(source.source, report=report, run=run, **options)
 
     def source_state(self, contents: bool) -> str:
         """A hash that changes with any of the sources; see `fingerprint_source`."""

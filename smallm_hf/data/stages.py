@@ -5,6 +5,8 @@ documents of one source, whole on disk or not there. Where parts are cut depends
 of processes leaves the same files, and a run after a kill goes on from the parts that were finished.
 
     00-00003/          a cleaned part: text.arrow, features of its documents, report.json
+    00-00003-00001/    the same of a source of many files: the second part of its fourth run of files
+    00-00003.json      of such a run, when it is done: its parts, and what reading it came across
     00-00003.tokens/   the same tokenised: of each side its .bin and .npy (see `token_files`), entries.npy, report.json
     selection/         which documents train, and which validate
     tokenizer/
@@ -28,12 +30,12 @@ import pyarrow
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.folders import file_sha256, replacing
+from smallm_hf.base.folders import file_sha256, replacing, write_whole
 from smallm_hf.data.cleaning.cleaning import Cleaner
 from smallm_hf.data.cleaning.general_rules import find_repeated_lines
-from smallm_hf.data.configuration import CleaningConfig, SelectionConfig
+from smallm_hf.data.configuration import CleaningConfig, SelectionConfig, Source
 from smallm_hf.data.reading.documents import Document
-from smallm_hf.data.reading.files import ReadingReport
+from smallm_hf.data.reading.files import ReadingReport, file_runs
 from smallm_hf.data.request import DataRequest, Input
 from smallm_hf.data.selection.features import FeatureBuilder, Features
 from smallm_hf.data.selection.select import Selection, select
@@ -172,6 +174,33 @@ def clean_part(
     return size
 
 
+def clean_run(done: Path, run: tuple[int, int], request: DataRequest, source: Source, repeated: frozenset[str]) -> int:
+    """Reads a run of the files of a source (see `file_runs`), and cleans it part by part.
+
+    Args:
+        done: the file that says so in the end; the parts lie beside it.
+        run: the numbers of the first file and the one behind the last.
+        request: how.
+        source: which.
+        repeated: the lines to be removed.
+
+    Returns:
+        The bytes of text in it.
+    """
+    reading, parts, size = ReadingReport(), [], 0
+    for place, documents in enumerate(cut_parts(request.read(source, reading, run))):
+        part = done.with_name(f"{done.stem}-{place:05}")
+        parts.append(part.name)
+        if part.exists():
+            deque(documents, maxlen=0)
+            continue
+        raw = part.with_suffix(".raw")
+        write_documents(raw, documents)
+        size += clean_part(part, raw, request.cleaning, repeated, request.selection)
+    write_whole(done, json.dumps({"parts": parts, "reading": asdict(reading)}))
+    return size
+
+
 def encode_part(part: Path, texts: list[Path], selection: Selection, source: int, tokenizer: Path, sha256: str) -> int:
     """Tokenises cleaned parts of one source into the folder `part`, each side into a file of its own.
 
@@ -258,7 +287,7 @@ class Stages:
     report: Callable[[str], None]
 
     def clean(self, rank: int = 0, world_size: int = 1) -> list[CleanedSource]:
-        """Reads every source here, and cleans it part by part wherever there is a worker.
+        """Reads and cleans every source wherever there is a worker: many files by runs of files, one file part by part.
 
         Args:
             rank: of this task among `world_size` that share the work; each does every `world_size`-th part.
@@ -285,6 +314,20 @@ class Stages:
                 "conversations and source code keep theirs"
             )
 
+        runs = file_runs(one.source.source, one.source.columns, PART_CHARACTERS)
+        if len(runs) > 1:
+            dones = [self.parts / f"{number:02}-{place:05}.json" for place in range(len(runs))]
+            tasks = (
+                (done, run, request, one.source, repeated)
+                for place, (done, run) in enumerate(zip(dones, runs, strict=True))
+                if place % world_size == rank and not done.exists()
+            )
+            self._follow("read and cleaned", self.workers.map(clean_run, tasks))
+            cleaned = self._cleaned(number, one)
+            for line in cleaned.reading.lines:
+                self.report(f"{name}: {line}")
+            return cleaned
+
         def tasks() -> Iterator[tuple]:
             for place, documents in enumerate(cut_parts(request.read(one.source, cleaned.reading))):
                 part = self.parts / f"{number:02}-{place:05}"
@@ -303,10 +346,15 @@ class Stages:
 
     def cleaned(self) -> list[CleanedSource]:
         """The sources as `clean` left them."""
-        return [
-            CleanedSource(one, sorted(self.parts.glob(f"{number:02}-{'[0-9]' * 5}")))
-            for number, one in enumerate(self.request.inputs)
-        ]
+        return [self._cleaned(number, one) for number, one in enumerate(self.request.inputs)]
+
+    def _cleaned(self, number: int, one: Input) -> CleanedSource:
+        name = f"{number:02}-{'[0-9]' * 5}"
+        cleaned = CleanedSource(one, sorted(self.parts.glob(name)))
+        for done in map(_read_json, sorted(self.parts.glob(f"{name}.json"))):
+            cleaned.parts += [self.parts / part for part in done["parts"]]
+            cleaned.reading.add(ReadingReport(**done["reading"]))
+        return cleaned
 
     def choose(self, cleaned: list[CleanedSource]) -> Selection:
         """Decides which documents train and which validate, and keeps it."""

@@ -375,6 +375,32 @@ def test_two_processes_make_the_same_files_as_one(source, tmp_path, parts):
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "stories.txt"}
 
 
+def test_runs_of_files_are_read_and_cleaned_by_whoever_does_them_with_the_same_outcome(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for number in range(20):
+        (tmp_path / f"texts/{number:02}.txt").write_text("\n<|endoftext|>\n".join(STORIES[number * 3 : number * 3 + 3]))
+    (tmp_path / "texts" / "a.log").write_text("passed over")
+    whole = prepare(tmp_path / "texts", tmp_path / "whole")
+    monkeypatch.setattr(stages, "PART_CHARACTERS", 300)
+    one, two = (prepare(tmp_path / "texts", tmp_path / f"{number}", workers=number) for number in (1, 2))
+    assert content(one) == content(two) == content(whole)
+    assert report_of(one) == report_of(two) == report_of(whole)
+    assert report_of(one)["sources"][0]["reading"]["passed_over"] == ["1 .log such as a.log"]
+
+
+def test_a_run_of_files_that_is_done_is_not_read_again(tmp_path, monkeypatch, parts):
+    (tmp_path / "texts").mkdir()
+    for number in range(20):
+        (tmp_path / f"texts/{number:02}.txt").write_text(" ".join(STORIES[number * 3 : number * 3 + 3]))
+    encode = stages.Stages.encode
+    monkeypatch.setattr(stages.Stages, "encode", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(tmp_path / "texts", tmp_path / "tokens")
+    monkeypatch.setattr(stages.Stages, "encode", encode)
+    monkeypatch.setattr(stages, "clean_run", None)
+    assert prepare(tmp_path / "texts", tmp_path / "tokens").meta.train.documents
+
+
 def test_a_text_of_one_part_starts_no_process(source, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     assert prepare(source, tmp_path / "tokens", workers=2).meta.train.documents

@@ -142,12 +142,14 @@ def read_documents(
     documents: Literal["line", "paragraph"] | None = None,
     on_bad_file: Literal["error", "skip"] = "error",
     report: ReadingReport | None = None,
+    run: tuple[int, int] | None = None,
 ) -> Iterator[Document]:
     """Yields the documents of a source, in an order and with ids that are equal on every run; see `DataConfig`.
 
     With source and target column, a document is a pair, of which all targets are in the metadata (`targets`).
     Text is UTF-8, UTF-16 or UTF-32 by its byte order mark, or UTF-8; the encoding of any other is stated or guessed.
-    Without a `report`, guesses and omissions are logged at the end.
+    Without a `report`, guesses and omissions are logged at the end. With a `run` of `file_runs`, only these files are
+    read.
 
     Raises:
         UserError: while reading, for a missing source, a missing column, values that are not text, binary files, bytes
@@ -170,14 +172,14 @@ def read_documents(
         found = python_docs()
     elif parallel := parallel_texts(source, how.columns):
         found = read_parallel(parallel, how, reading)
-    elif (files := local_files(source, report=reading)) is not None:
+    elif (files := local_files(source, report=None if run and run[0] else reading)) is not None:
         if (splits := saved_splits(source)) is not None:
             if split not in splits:
                 raise UserError(
                     f"data source {source} has no split {split!r}, only {splits}; set data.split to one of these"
                 )
             files = [(name, path) for name, path in files if name == split]
-        found = read_files(files, how, on_bad_file == "skip", reading)
+        found = read_files(files, how, on_bad_file == "skip", reading, run)
     else:
         found = read_hub(how, streaming)
     try:

@@ -68,6 +68,15 @@ class ReadingReport:
     bad_files: list[str] = field(default_factory=list)
     other_tables: list[str] = field(default_factory=list)
 
+    def add(self, other: "ReadingReport") -> None:
+        """Takes in what reading other files came across."""
+        for name, found in vars(other).items():
+            own = getattr(self, name)
+            if isinstance(own, dict):
+                own |= {key: own.get(key, 0) + number for key, number in found.items()}
+            else:
+                setattr(self, name, own + found)
+
     @property
     def lines(self) -> list[str]:
         """What to print on the terminal, a line for each kind of note."""
@@ -127,6 +136,21 @@ def local_files(
         code = [file for _, file in files if suffix_of(file) in CODE_SUFFIXES]
         report.source_code = kinds(code) if path.is_dir() else []
     return files
+
+
+def file_runs(source: str, columns: Sequence[str], run_bytes: int) -> list[tuple[int, int]]:
+    """Cuts the local files of a source into runs of `run_bytes` or more: the number of the first, and behind the last.
+
+    Empty for a source that is not read file by file: a data set, a parallel text, or a folder of splits.
+    """
+    files = None if parallel_texts(source, columns) or saved_splits(source) is not None else local_files(source)
+    runs, first, held = [], 0, 0
+    for number, (_, path) in enumerate(files or (), start=1):
+        held += path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+        if held >= run_bytes or number == len(files):
+            runs.append((first, number))
+            first, held = number, 0
+    return runs
 
 
 def lacking_library(path: Path) -> str | None:

@@ -35,8 +35,16 @@ LONGEST_PAGE = 1 << 28  # characters of an HTML file, which is held whole
 Found = tuple[str, dict, Iterable[str] | Iterable[Pair]]
 
 
-def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report: ReadingReport) -> Iterator[Found]:
-    """Reads file after file; a fault ends the reading, or with `skip` that of the file, after what came before it.
+def read_files(
+    files: list[tuple[str, Path]],
+    source: Source,
+    skip: bool,
+    report: ReadingReport,
+    run: tuple[int, int] | None = None,
+) -> Iterator[Found]:
+    """Reads file after file, or those of a run of them (see `file_runs`).
+
+    A fault ends the reading, or with `skip` that of the file, after what came before it.
 
     Beside texts, a table without the text column is an index of them; beside other tables, a .json file without it
     describes them. Both are passed over. So is a damaged file of a word processor, or a PDF without text, beside files
@@ -60,7 +68,7 @@ def read_files(files: list[tuple[str, Path]], source: Source, skip: bool, report
             else:
                 raise
 
-    for name, path in files:
+    for name, path in files[slice(*run)] if run else files:
         report.files += 1
         is_alone = not (has_texts or (has_tables and suffix_of(path) == ".json"))
         for id, metadata, parts in until_fault(_read_file(path, name, source, report, is_alone)):
