@@ -114,7 +114,7 @@ def decoded(path: Path, content: bytes) -> str:
 
 def _refuse_binary(path: Path, sample: bytes) -> None:
     if sample.startswith(b"%PDF-"):
-        raise UserError(f"{path} is a PDF; give the text of it, for example by pdftotext")
+        raise UserError(f"{path} is a PDF; name it .pdf, or give its text")
     for part in (sample[:HEADER_BYTES], sample):
         controls = len(part) - len(part.translate(None, CONTROL_BYTES))
         if controls > LARGEST_CONTROL_SHARE * len(part):
