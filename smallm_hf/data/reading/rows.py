@@ -151,9 +151,6 @@ def columns_read(source: Source) -> list[str]:
     return list(dict.fromkeys(name.partition(".")[0] for name in names)) or [source.text_column]
 
 
-HEADERLESS = ", or, if they are the first row and no header, to the number of the column, from 1"
-
-
 def text_of(row: Any, column: str, where: str | Path, number: int) -> str:
     """Returns the text in a column of the `number`-th row of `where`; "" where the row or the text is null.
 
