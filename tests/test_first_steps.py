@@ -131,7 +131,7 @@ def test_one_stop_string_is_one(run):
 
 def test_a_table_without_a_header_is_answered_with_the_number_of_its_column(tmp_path):
     (tmp_path / "a.csv").write_text("Once upon a time,1\nA dog ran,2\n")
-    with pytest.raises(UserError, match="set text_column to one of these, or, if they are the first row and no header"):
+    with pytest.raises(UserError, match="set text_column to one of these, or to the number of a column"):
         list(read_texts(str(tmp_path / "a.csv")))
     assert list(read_texts(str(tmp_path / "a.csv"), text_column="1")) == ["Once upon a time", "A dog ran"]
     (tmp_path / "a.jsonl").write_text('{"story": "a"}\n')
