@@ -67,7 +67,11 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
-COMMANDS = {"python": [], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}
+COMMANDS = {
+    "python": [],
+    "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
+    "smallm": ["-m", "smallm_hf"],
+}
 
 
 @contextlib.contextmanager
