@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import file_sha256, replacing, write_whole
-from smallm_hf.data.cleaning.cleaning import Cleaner
+from smallm_hf.data.cleaning.cleaning import MUCH, Cleaner, largest_losses
 from smallm_hf.data.cleaning.general_rules import find_repeated_lines
 from smallm_hf.data.configuration import CleaningConfig, SelectionConfig, Source
 from smallm_hf.data.reading.documents import Document
@@ -134,7 +134,10 @@ def merged(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
 def _merge(one: Any, other: Any) -> Any:
     if isinstance(one, dict):
         both = one | other
-        return {key: _merge(one[key], other[key]) if key in one and key in other else both[key] for key in both}
+        joined = {key: _merge(one[key], other[key]) if key in one and key in other else both[key] for key in both}
+        if "largest_losses" in one and "largest_losses" in other:
+            joined["largest_losses"] = largest_losses(one["largest_losses"] + other["largest_losses"])
+        return joined
     if isinstance(one, list):
         return (one + [item for item in other if item not in one])[: max(EXAMPLES, len(one))]
     return one if one is None else one + other
@@ -299,6 +302,9 @@ class Stages:
         cleaned = [self._clean(number, one, rank, world_size) for number, one in enumerate(self.request.inputs)]
         for one in cleaned if world_size == 1 else ():
             _require_text(one)
+            cleaning = merged(one.reports).get("cleaning") or {}
+            if cleaning.get("lost_much"):
+                self.report(f"{one.input.source.source}: {_loss_line(cleaning)}")
         return cleaned
 
     def _clean(self, number: int, one: Input, rank: int, world_size: int) -> CleanedSource:
@@ -501,6 +507,18 @@ class Stages:
             if now - reported > REPORT_SECONDS:
                 reported = now
                 self.report(f"{verb} {done / 1e6:.0f} MB of text ({done / 1e6 / (now - began):.1f} MB/s)")
+
+
+def _loss_line(cleaning: dict[str, Any]) -> str:
+    """How many texts lost much to the rules, and which lost most to which rule."""
+    shown = "; ".join(
+        f"{loss['id']} lost {loss['share']:.0%} ({loss['lost']} of {loss['words']} words), most to {loss['rule']}"
+        for loss in cleaning["largest_losses"]
+    )
+    return (
+        f"{cleaning['lost_much']} of {cleaning['documents_in']} documents lost more than {MUCH:.0%} of their words to "
+        f"cleaning, {cleaning['lost_much_no_book']} of them no recognised book: {shown}; see them with --preview"
+    )
 
 
 def _require_text(cleaned: CleanedSource) -> None:

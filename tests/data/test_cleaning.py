@@ -24,7 +24,8 @@ from smallm_hf.data.cleaning.general_rules import (
     invisible_characters,
     line_ends,
 )
-from smallm_hf.data.reading.documents import cut_pieces, read_documents
+from smallm_hf.data.reading.documents import Document, cut_pieces, read_documents
+from smallm_hf.data.stages import merged
 
 DEFAULT = CleaningConfig()
 ENGLISH = (
@@ -430,3 +431,18 @@ def test_news_and_encyclopedia_come_through(shared_data):
     assert 0 < changed <= report.rules["html_remains"].documents
     changed, report = words_changed(read_documents(str(shared_data / "wikitext2" / "wikitext2_valid.txt")))
     assert (changed, report.gutenberg_books) == (0, 0)
+
+
+def test_documents_that_lose_much_are_counted_and_the_largest_losses_named_whichever_part_has_them():
+    def report(*texts):
+        cleaner = Cleaner(CleaningConfig(html=True))
+        list(cleaner(Document(text=text, id=str(len(text))) for text in texts))
+        return asdict(cleaner.report)
+
+    kept = "plain words " * 30
+    losing = [kept + '<b class="x y z">' * number for number in (10, 20, 40, 80)]
+    joined = merged([report(kept, *losing[:3]), report(losing[3])])
+    assert (joined["documents_in"], joined["lost_much"], joined["lost_much_no_book"]) == (5, 4, 4)
+    assert [loss["id"] for loss in joined["largest_losses"]] == [str(len(text)) for text in losing[:0:-1]]
+    assert {loss["rule"] for loss in joined["largest_losses"]} == {"html_remains"}
+    assert report(kept)["lost_much"] == 0

@@ -7,8 +7,10 @@ as a Project Gutenberg file (or as `cleaning.gutenberg` says). Files of source c
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from resiliparse.parse.lang import supported_langs
 
@@ -38,6 +40,7 @@ from smallm_hf.data.reading.documents import Document, TextKind, cut_pieces, str
 WHOLE_CHARACTERS = 1 << 23  # a longer document, as no book is, is cleaned in parts of this size to bound memory
 EXAMPLES = 3  # in the report for each rule and reason
 EXAMPLE_CHARACTERS = 160
+MUCH = 0.05  # share of the words of a document that the rules removed, above which it is named
 
 # Mojibake first: it is made of what the next two remove.
 BEFORE: tuple[Rule, ...] = (broken_unicode, line_ends, invisible_characters, trailing_spaces)
@@ -126,10 +129,15 @@ class CleaningReport:
     rules: dict[str, RuleReport] = field(default_factory=dict)
     dropped: dict[str, DropReport] = field(default_factory=dict)
     repeated_lines: list[str] = field(default_factory=list)
+    lost_much: int = 0
+    lost_much_no_book: int = 0
+    largest_losses: list[dict[str, Any]] = field(default_factory=list)
 
     def add_text(self, id: str, text: str, cleaned: CleanedText) -> None:
         """Counts a text, whole or part of a document, that was cleaned."""
-        self.words_in += len(text.split())
+        words = len(text.split())
+        self.words_in += words
+        self._add_loss(id, text, words, cleaned)
         for name in dict.fromkeys(name for name, _ in cleaned.stages):  # a rule may run twice
             self.rules.setdefault(name, RuleReport()).documents += 1
         for name, edits in cleaned.stages:
@@ -139,12 +147,31 @@ class CleaningReport:
             if len(rule.examples) < EXAMPLES:
                 rule.examples.append({"id": id, **_shown(text, next(cleaned.spans(name)))})
 
+    def _add_loss(self, id: str, text: str, words: int, cleaned: CleanedText) -> None:
+        lost = words - len(cleaned.text.split())
+        if lost <= MUCH * words:
+            return
+        self.lost_much += 1
+        self.lost_much_no_book += not cleaned.is_book
+        fewer = Counter()
+        for name, edits in cleaned.stages:
+            fewer[name] += sum(end - start - len(new) for start, end, new in edits)
+        rule = max(fewer, key=fewer.__getitem__)
+        largest = max(cleaned.spans(rule), key=lambda span: span.end - span.start)
+        loss = {"id": id, "words": words, "lost": lost, "share": lost / words, "rule": rule, "is_book": cleaned.is_book}
+        self.largest_losses = largest_losses([*self.largest_losses, loss | _shown(text, largest)])
+
     def add_dropped(self, id: str, text: str, reason: str, numbers: str) -> None:
         """Counts a document that is dropped."""
         dropped = self.dropped.setdefault(reason, DropReport())
         dropped.documents += 1
         if len(dropped.examples) < EXAMPLES:
             dropped.examples.append({"id": id, "why": numbers, "begins": text[:EXAMPLE_CHARACTERS]})
+
+
+def largest_losses(losses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the losses to show: of texts that are no book first, and of these the largest shares."""
+    return sorted(losses, key=lambda loss: (loss["is_book"], -loss["share"], loss["id"]))[:EXAMPLES]
 
 
 def _shown(text: str, span: Span) -> dict[str, str]:
