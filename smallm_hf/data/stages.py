@@ -517,7 +517,7 @@ def _loss_line(cleaning: dict[str, Any]) -> str:
     )
     return (
         f"{cleaning['lost_much']} of {cleaning['documents_in']} documents lost more than {MUCH:.0%} of their words to "
-        f"cleaning, {cleaning['lost_much_no_book']} of them no recognised book: {shown}; see them with --preview"
+        f"cleaning, {cleaning['lost_much_no_book']} of them no recognised book: {shown}; see report.md"
     )
 
 
