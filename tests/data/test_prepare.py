@@ -541,7 +541,8 @@ def test_lines_that_are_removed_since_many_documents_have_them_are_told(tmp_path
         folder = tmp_path / str(cleaning.repeated_lines)
         files = find_or_prepare(DataRequest(data, BPE, 270, cleaning, EXACT), folder, 64, said.append)
         assert sorted(decoded(files, "train") + decoded(files, "validation")) == sorted(wanted)
-    (line,) = [line for line in said if "repeated_lines" in line]
+    line, lost = [line for line in said if "repeated_lines" in line]
+    assert "documents lost more than 5% of their words" in lost and "most to repeated_lines" in lost
     assert "removes 1 lines that many documents have, such as 'All rights are reserved.'" in line
 
 

@@ -313,7 +313,6 @@ def test_another_family_trains_through_the_same_loop(recipe, tmp_path):
             ["--training.context_length", 90000, "--model.max_position_embeddings", 90000],
             "fewer than one window of training.context_",
         ),
-        (["--data.validation_ratio", 1e-9], "leaves the validation side of"),
         (["--model.vocab_size", 200], "model.vocab_size=200 is below 257"),
         (["--model.num_attention_heads", 3], "num_attention_heads=3 does not divide hidden_size=32"),
         (["--training.context_length", 64], "context_length=64 exceeds model.max_position_embeddings=32"),
