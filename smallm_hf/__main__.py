@@ -2,11 +2,11 @@
 
 import importlib
 import sys
-from difflib import get_close_matches
 
 from smallm_hf import __version__
 from smallm_hf.base.command_line import exit_clearly
 from smallm_hf.base.errors import UserError
+from smallm_hf.base.wording import nearest
 
 COMMANDS = {
     "train": "train a model",
@@ -48,8 +48,7 @@ def _main() -> None:
         sys.argv[:2] = [f"smallm {name}"]
         importlib.import_module(f"smallm_hf.commands.{name}").main()
     else:
-        close = get_close_matches(name, COMMANDS, n=1)
-        raise UserError(f"{name} is not a command{f'; did you mean {close[0]}?' if close else ''}; see smallm --help")
+        raise UserError(f"{name} is not a command{nearest(name, COMMANDS)}; see smallm --help")
 
 
 if __name__ == "__main__":

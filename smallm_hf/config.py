@@ -5,7 +5,6 @@ all of them: of a key, the last value counts.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -21,6 +20,7 @@ from smallm_hf.base.errors import UserError, one_line, printable
 from smallm_hf.base.folders import write_whole
 from smallm_hf.base.parser import CommandParser
 from smallm_hf.base.recipes import check_word, load_word, read_recipe
+from smallm_hf.base.wording import nearest
 from smallm_hf.comparison.configuration import ComparisonConfig
 from smallm_hf.data.configuration import (
     BatchingConfig,
@@ -166,7 +166,7 @@ def split_line(arguments: Sequence[str], options: Container[str]) -> tuple[list[
             others.append(word)
             continue
         if name not in (*TYPES, *SECTIONS, "config", "model") and not name.startswith("model."):
-            raise UserError(f"unknown option --{key}{_nearest(key, [*TYPES, *options, 'config'], '--')}")
+            raise UserError(f"unknown option --{key}{nearest(key, [*TYPES, *options, 'config'], '--')}")
         if not equals and (not words or words[0].startswith("--")):
             lacking = "names no file; give one, or the name of a recipe, for example quickstart"
             raise UserError(f"--{key} {lacking if key == 'config' else 'has no value; give one'}")
@@ -257,7 +257,7 @@ def keys_of(content: Mapping[str, Any], where: str = "", whole_model: bool = Tru
         for name, value in keys.items() if isinstance(keys, Mapping) else [("", keys)]:
             key = f"{section}.{name}".removesuffix(".")
             if key not in TYPES and section != "model":
-                raise UserError(f"{where}unknown key {key}{_nearest(key, TYPES)}")
+                raise UserError(f"{where}unknown key {key}{nearest(key, TYPES)}")
             if key in seen:
                 raise UserError(f"{where}{key} stands twice, inside of its section and outside; leave one out")
             seen.add(key)
@@ -401,7 +401,7 @@ def model_config(fields: Mapping[str, Any], **token_ids: int | None) -> "PreTrai
     fields = dict(fields)
     model_type, source = fields.pop("model_type", "smallm"), fields.pop("init_from", None)
     if not source and model_type not in CONFIG_MAPPING:
-        raise UserError(f"model.model_type={model_type} is unknown{_nearest(model_type, CONFIG_MAPPING.keys())}")
+        raise UserError(f"model.model_type={model_type} is unknown{nearest(model_type, CONFIG_MAPPING.keys())}")
     try:
         if source:
             config = pretrained_config(source, fields, partial(_check_fields, fields))
@@ -432,7 +432,7 @@ def _check_fields(fields: Mapping[str, Any], config_class: "type[PreTrainedConfi
     valid = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     for name in fields:
         if name not in valid:
-            raise UserError(f"unknown key model.{name} for model_type {model_type}{_nearest(name, valid, 'model.')}")
+            raise UserError(f"unknown key model.{name} for model_type {model_type}{nearest(name, valid, 'model.')}")
 
 
 def _option_parser(description: str, training: bool, examples: Sequence[str]) -> CommandParser:
@@ -532,14 +532,8 @@ def _source(entry: Any) -> Source:
     types = get_type_hints(Source)
     for name in entry:
         if name not in types:
-            raise UserError(f"unknown key {name} in data.sources{_nearest(name, types)}")
+            raise UserError(f"unknown key {name} in data.sources{nearest(name, types)}")
     return Source(**{name: _typed(f"data.sources.{name}", value, types[name]) for name, value in entry.items()})
-
-
-def _nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
-    """The end of an error line: the valid name that looks most like `name`."""
-    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def _innermost(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from smallm_hf.base.command_line import is_main_process
 from smallm_hf.base.environment import versions
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import restored
+from smallm_hf.base.settings import RUN_MODELS
 from smallm_hf.config import SECTIONS, CommandOptions, RunConfig
 from smallm_hf.data.selection.splitting import SIDES
 from smallm_hf.data.token_files import TokenFiles
@@ -59,7 +60,7 @@ def find_checkpoint(options: CommandOptions, say: Callable[[str], None]) -> Iter
         yield None
         return
     if is_main_process():
-        for weights in ("best", "final"):
+        for weights in RUN_MODELS:
             restored(run / weights)
         for left in run.glob(".push-*"):  # by a process that was killed while it pushed
             shutil.rmtree(left, ignore_errors=True)

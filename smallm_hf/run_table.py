@@ -57,14 +57,14 @@ def tabulate(folder: Path) -> dict[str, Any]:
     runs = find_runs(folder)
     configs = [_config_of(run) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config if not WITHOUT_EFFECT.fullmatch(key))
-    differing = [key for key in keys if len({json_text(config.get(key)) for config in configs}) > 1]
+    values = {key: {json_text(config.get(key)) for config in configs} for key in keys if key != SEED}
+    differing = [key for key, found in values.items() if len(found) > 1]
     rows = [
         {"run": str(run.relative_to(folder)) if run != folder else run.name, "seed": config.get(SEED)}
         | _reached(run)
-        | {key: config.get(key) for key in differing if key != SEED}
+        | {key: config.get(key) for key in differing}
         for run, config in zip(runs, configs, strict=True)
     ]
-    differing = [key for key in differing if key != SEED]
     settings: dict[str, list[Row]] = {}
     for row in rows:
         settings.setdefault(json_text([row[key] for key in differing]), []).append(row)

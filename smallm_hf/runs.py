@@ -23,6 +23,7 @@ from smallm_hf.base.environment import environment
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.folders import lock, require_writable, write_whole
 from smallm_hf.base.plain_json import json_text
+from smallm_hf.base.settings import RUN_MODELS
 from smallm_hf.card import write_card
 from smallm_hf.config import CommandOptions, RunConfig, model_config
 from smallm_hf.data.prepare import find_or_prepare, wait_for_token_files
@@ -320,7 +321,7 @@ def _with_possible_loss(config: RunConfig, requested_loss: str, model: PreTraine
 def _leave_results(run: Path, results: dict[str, Any]) -> None:
     """Writes what came out of a run: its results, the cards of its weights, its plots."""
     _write_json(run / "results.json", results)
-    for name in ("best", "final"):
+    for name in RUN_MODELS:
         write_card(run / name)
     from smallm_hf.plots import draw_runs  # matplotlib, which a dry run and the other processes do without
 

@@ -5,7 +5,6 @@ import types
 from argparse import SUPPRESS, Action, HelpFormatter, _HelpAction
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -15,6 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from smallm_hf.base.command_line import called
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.settings import Loading
+from smallm_hf.base.wording import nearest
 
 HELP_COLUMN = 27  # where explanations begin
 METAVARS = {bool: "true|false", int: "N", float: "X", Path: "PATH"}  # a bool is an int
@@ -94,8 +94,8 @@ class CommandParser(ArgumentParser):
             ]
             raise UserError(f"{' and '.join(names)} {'are' if names[1:] else 'is'} missing; see --help") from ex
         if found := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
-            close = get_close_matches(found[1], [f"--{one}" for one in self.options], n=1)
-            raise UserError(f"unknown option {found[1]}{f'; did you mean {close[0]}?' if close else ''}") from ex
+            known = [f"--{one}" for one in self.options]
+            raise UserError(f"unknown option {found[1]}{nearest(found[1], known)}") from ex
         message = re.sub(r'Parser key "(\S+)"', r"--\1", re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message))
         super().error(message, ex)
 

@@ -5,7 +5,6 @@ would lose a section, or text was meant, the recipe is refused with the line and
 """
 
 import dataclasses
-import difflib
 import json
 import re
 import types
@@ -18,6 +17,7 @@ from jsonargparse import get_loader
 
 from smallm_hf.base.errors import UserError, one_line
 from smallm_hf.base.shipped import recipes
+from smallm_hf.base.wording import nearest
 
 # Numbers that YAML reads as other numbers: 12:30 counts in sixties, 017 in eights.
 STRANGE_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
@@ -64,8 +64,7 @@ def find_recipe(path: str | Path) -> Path:
 
 def _meant(name: str) -> str:
     """The end of an error line: the recipe of ours that was probably meant."""
-    found = difflib.get_close_matches(name, known := recipes(), n=1, cutoff=0.6)
-    return f"; did you mean --config {found[0]}?" if found else f"; give a file, or one of {', '.join(known)}"
+    return nearest(name, known := recipes(), "--config ") or f"; give a file, or one of {', '.join(known)}"
 
 
 def check_word(key: str, word: str, wanted: Any) -> None:

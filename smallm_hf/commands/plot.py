@@ -2,13 +2,13 @@
 
 import sys
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 
 from smallm_hf.base.command_line import take
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.parser import CommandParser
 from smallm_hf.base.settings import MODEL, Loading, require_models
+from smallm_hf.base.wording import nearest
 from smallm_hf.pictures.configuration import OF_MODELS
 
 DESCRIPTION = "Draws runs or a model and prints the files written; without a subcommand it is `runs`."
@@ -32,8 +32,8 @@ def main() -> None:
         command.prog = f"{parser.prog} {kind}"
     line = sys.argv[1:]
     known = {*line[:1]} & {"-h", "--help", "--help_all", *KINDS}
-    if line and not known and not Path(line[0]).exists() and (meant := get_close_matches(line[0], KINDS, n=1)):
-        raise UserError(f"{line[0]} is no kind of picture and no run; did you mean {meant[0]}?")
+    if line and not known and not Path(line[0]).exists() and (meant := nearest(line[0], KINDS)):
+        raise UserError(f"{line[0]} is no kind of picture and no run{meant}")
     given = parser.parse_args(line if known else ["runs", *line])
     kind, asked = given.subcommand, given[given.subcommand].as_dict()
     if kind == "runs":

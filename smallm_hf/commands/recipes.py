@@ -1,12 +1,12 @@
 """Lists the recipes that come with this package, or prints one."""
 
 import re
-from difflib import get_close_matches
 from textwrap import shorten
 
 from smallm_hf.base.errors import UserError
 from smallm_hf.base.parser import CommandParser
 from smallm_hf.base.shipped import recipes, top_file
+from smallm_hf.base.wording import nearest
 
 DESCRIPTION = "Lists the recipes that `--config NAME` takes by name, or prints one of them."
 EXAMPLES = ("recipes", "recipes quickstart", "recipes quickstart > my_recipe.yaml")
@@ -25,10 +25,7 @@ def main() -> None:
     elif name in known:
         print(known[name].read_text(encoding="utf-8"), end="")
     else:
-        close = get_close_matches(name, known, n=1)
-        raise UserError(
-            f"there is no recipe {name}; {f'did you mean {close[0]}?' if close else 'smallm recipes lists them'}"
-        )
+        raise UserError(f"there is no recipe {name}{nearest(name, known) or '; smallm recipes lists them'}")
 
 
 def _first_sentence(recipe: str) -> str:

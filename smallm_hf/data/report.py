@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from smallm_hf.base.wording import counted
+from smallm_hf.data.cleaning.cleaning import MUCH
 from smallm_hf.data.reading.files import NOTES
 from smallm_hf.data.selection.select import DUPLICATE, Selection
 from smallm_hf.data.selection.splitting import SIDES, TRAIN
@@ -153,7 +154,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     }
     weights = {(share["source"], share["split"]): share["weight"] for share in report["shares"]}
     sides = {side: report[side] for side in SIDES}
-    options = {"sides": sides, "weights": weights, "notes": NOTES, "notes_shown": NOTES_SHOWN}
+    options = {"sides": sides, "weights": weights, "much": MUCH, "notes": NOTES, "notes_shown": NOTES_SHOWN}
     return environment.get_template("report.md.jinja").render(report, **options)
 
 

@@ -308,9 +308,8 @@ class Stages:
         return cleaned
 
     def _clean(self, number: int, one: Input, rank: int, world_size: int) -> CleanedSource:
-        request, cleaned = self.request, CleanedSource(one)
-        config, name = request.cleaning, one.source.source
-        repeated = frozenset()
+        request, name, repeated = self.request, one.source.source, frozenset()
+        config = request.cleaning
         if config.enabled and config.repeated_lines:
             documents = request.read(one.source, ReadingReport())  # what is met is reported below
             repeated = find_repeated_lines(documents, config.repeated_lines)
@@ -330,22 +329,21 @@ class Stages:
             )
             self._follow("read and cleaned", self.workers.map(clean_run, tasks))
             cleaned = self._cleaned(number, one)
-            for line in cleaned.reading.lines:
-                self.report(f"{name}: {line}")
-            return cleaned
+        else:
+            cleaned = CleanedSource(one)
 
-        def tasks() -> Iterator[tuple]:
-            for place, documents in enumerate(cut_parts(request.read(one.source, cleaned.reading))):
-                part = self.parts / f"{number:02}-{place:05}"
-                cleaned.parts.append(part)
-                if part.exists() or place % world_size != rank:
-                    deque(documents, maxlen=0)  # read past: it is done, or for another task
-                else:
-                    raw = part.with_suffix(".raw")
-                    write_documents(raw, documents)
-                    yield part, raw, config, repeated, request.selection
+            def tasks() -> Iterator[tuple]:
+                for place, documents in enumerate(cut_parts(request.read(one.source, cleaned.reading))):
+                    part = self.parts / f"{number:02}-{place:05}"
+                    cleaned.parts.append(part)
+                    if part.exists() or place % world_size != rank:
+                        deque(documents, maxlen=0)  # read past: it is done, or for another task
+                    else:
+                        raw = part.with_suffix(".raw")
+                        write_documents(raw, documents)
+                        yield part, raw, config, repeated, request.selection
 
-        self._follow("cleaned", self.workers.map(clean_part, tasks()))
+            self._follow("cleaned", self.workers.map(clean_part, tasks()))
         for line in cleaned.reading.lines:
             self.report(f"{name}: {line}")
         return cleaned

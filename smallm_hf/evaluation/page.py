@@ -9,14 +9,14 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from smallm_hf.base.settings import RUN_MODELS
+
 # The package that holds `page.html`, which all pages extend, and its style.
 FRAME = "smallm_hf.evaluation"
 # Petroff's ten (2021), which the colour-blind can tell apart; with more models they begin again.
 COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 NONE = "–"
 LONGEST = 1e9  # larger numbers are written with an exponent
-# Folders of a run whose name alone does not tell which run it was.
-WEIGHTS_OF_A_RUN = ("best", "final")
 
 
 def fill_template(template: str, room: str, filters: Mapping[str, Callable] | None = None, **values: Any) -> str:
@@ -70,7 +70,7 @@ def window(row: Mapping[str, Any]) -> str:
 def labels(models: Sequence[str]) -> list[str]:
     """The ends of the models' names, as short as tells them apart; `best` alone would not name a run."""
     paths = [Path(model).parts for model in models]
-    least = [2 if path[-1] in WEIGHTS_OF_A_RUN else 1 for path in paths]
+    least = [2 if path[-1] in RUN_MODELS else 1 for path in paths]
     for more in itertools.count():
         shortened = ["/".join(path[-length - more :]) for path, length in zip(paths, least, strict=True)]
         if len(set(shortened)) == len(set(paths)):

@@ -247,8 +247,8 @@ def print_results(results: dict[str, Any], console: Console | None = None) -> No
             table.add_row(name, *map(Text, values))
         table.add_section()
     console.print(table)
-    for left_out in [*left_out_of(rows), *filter(None, [results.get("no_spread")])]:
-        console.print(left_out, markup=False, highlight=False, soft_wrap=True)
+    for note in _notes_on(results):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if words := by_word(rows):
         title = f"words by how often they occur in {results['frequencies_of']}"
         table = Table("nats per word (words)", *map(Column.copy, columns), title=title)
@@ -261,6 +261,11 @@ def print_results(results: dict[str, Any], console: Console | None = None) -> No
             mean, std, low, high = (figure(found[key], ".4f") for key in ("mean", "std", "low", "high"))
             table.add_row(name, mean, std, f"{low} to {high}")
         console.print(table)
+
+
+def _notes_on(results: dict[str, Any]) -> list[str]:
+    """What the table of figures leaves out."""
+    return [*left_out_of(results["models"]), *filter(None, [results.get("no_spread")])]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ def render(results: dict[str, Any]) -> str:
         labels=labels([row["model"] for row in rows]),
         colours=[COLOURS[number % len(COLOURS)] for number in range(len(rows))],
         tables=tables(rows),
-        left_out=[*left_out_of(rows), *filter(None, [results.get("no_spread")])],
+        left_out=_notes_on(results),
         charts=charts(rows),
         pictures=[
             {"title": title if isinstance(shown, str) else "", "shown": _shown(title, shown)}

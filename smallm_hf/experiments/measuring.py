@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from smallm_hf.comparison.words import ends_in_a_word, next_words, predictor, read_vocabulary
 from smallm_hf.evaluation.minimal_pairs import judge_pairs
@@ -72,7 +71,6 @@ def measure_rung(model: str, asked: Asked) -> dict[str, Any]:
     Raises:
         UserError: a model that cannot be loaded, or what scoring raises.
     """
-    disable_progress_bar()  # of loading
     loaded, tokenizer = load_causal_lm(model, dtype="float32")
     figures = score_documents(loaded, tokenizer, read_documents(Path(asked.validation)))
     figures["parameters"] = loaded.num_parameters()

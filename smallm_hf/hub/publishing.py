@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from smallm_hf.base.settings import RUN_MODELS
 from smallm_hf.card import Weights, find_weights, read_results, resolve_statements
 from smallm_hf.hub.checks import Check, check_card, check_elsewhere, check_record, load_own_class
 from smallm_hf.hub.configuration import Statements, check_repo_name
@@ -86,7 +87,7 @@ def publish(
 def _read_checked(run: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Weights]]:
     """What `results.json` holds, and the sets of weights, of which best and final are compared with all records."""
     results, found = read_results(run), {name: find_weights(run, name) for name in names}
-    for name in [name for name in names if name in ("best", "final")]:
+    for name in [name for name in names if name in RUN_MODELS]:
         check_record(run, results, found[name], load_own_class(found[name].folder))
         check_card(run, found[name])
     return results, found

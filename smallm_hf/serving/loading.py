@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smallm_hf.base.allocation import keep_freed_memory
 from smallm_hf.base.errors import UserError
-from smallm_hf.base.settings import Loading
+from smallm_hf.base.settings import RUN_MODELS, Loading
 from smallm_hf.generation.engine import Engine
 from smallm_hf.generation.steps import lay_out_for_decoding
 from smallm_hf.inspection import refuse_lookahead
@@ -19,8 +19,6 @@ OTHERS = {
     "masked": "fills in masks and continues no text; serve a causal model",
     "seq2seq": "is an encoder-decoder: it answers a source, and the API continues prompts; use smallm generate",
 }
-# The folders of a run that hold a model: the run's name says more.
-IN_A_RUN = ("best", "final")
 
 
 def load_to_serve(model: str, loading: Loading, serving: Serving, limits: Limits, metrics: Metrics) -> MeasuredWriter:
@@ -48,4 +46,4 @@ def served_name(model: str) -> str:
     if not folder.is_dir():
         return model
     folder = folder.resolve()
-    return folder.parent.name if folder.name in IN_A_RUN and folder.parent.name else folder.name
+    return folder.parent.name if folder.name in RUN_MODELS and folder.parent.name else folder.name

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from smallm_hf.base.errors import Interrupted
+from smallm_hf.base.settings import RUN_MODELS
 from smallm_hf.data.batches.base import Batches
 from smallm_hf.data.token_files import TokenFiles
 from smallm_hf.training.devices import peak_memory_bytes
@@ -75,7 +76,7 @@ class Counting:
             speed = {"seconds": seconds, "tokens_per_second": tokens / seconds, "memory_bytes": peak_memory_bytes()}
             self.saver.write("metrics", {"tokens": tokens, "epoch": 1.0, **speed, "ngrams": sum(ngrams), **validated})
             self.reporter.validation(validated)
-            for name in ("best", "final"):
+            for name in RUN_MODELS:
                 self.saver.save_model(name, validated)
             if self.accelerator.is_main_process:
                 write_samples(self.model, self.saver, self.reporter, STEP, lambda: bool(self.stop_request))

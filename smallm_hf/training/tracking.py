@@ -25,7 +25,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Trackio(TrackioTracker):
         """Starts the run; a local project's earlier one is deleted."""
         import trackio
 
-        with redirect_stdout(io.StringIO()) if self.local else nullcontext():  # it prints commands beside our own
+        with self._quiet():
             super().start()  # which ends the run that is deleted here, where this process failed in it
         for known in trackio.Api().runs(self.run_name) if self.local and self.identity else ():
             if known.id == self.identity:
@@ -108,8 +108,12 @@ class Trackio(TrackioTracker):
         """Ends the run for the library too, which would end it a second time when Python exits."""
         import trackio
 
-        with redirect_stdout(io.StringIO()) if self.local else nullcontext():
+        with self._quiet():
             trackio.finish()
+
+    def _quiet(self) -> AbstractContextManager:
+        """Inside the block a local project prints nothing: its commands would stand beside our own."""
+        return redirect_stdout(io.StringIO()) if self.local else nullcontext()
 
     def sample(self, prompt: str, text: str) -> Any:
         """A table of one row."""

@@ -148,7 +148,7 @@ class CleaningReport:
                 rule.examples.append({"id": id, **_shown(text, next(cleaned.spans(name)))})
 
     def _add_loss(self, id: str, text: str, words: int, cleaned: CleanedText) -> None:
-        lost = words - len(cleaned.text.split())
+        lost = words - len(cleaned.text.split()) if cleaned.stages else 0
         if lost <= MUCH * words:
             return
         self.lost_much += 1

@@ -103,18 +103,18 @@ def local_files(
     """
     if printable(source) != source:
         raise UserError(f"data source {source}: its name is not UTF-8; rename it, or give the folder that it lies in")
-    path = Path(source).expanduser()
+    path, others = Path(source).expanduser(), list[Path]()
     if parallel := parallel_texts(source, columns):
         return [(file.name, file) for file in parallel]
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        root, others = path, []
-        below = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))]
-        candidates = [file for file in below if _is_read(file)]
-        others = sorted(file for file in below if not _is_read(file))
+        root, candidates = path, []
+        for file in path.rglob("*"):
+            if file.is_file() and not _is_hidden(file.relative_to(path)):
+                (candidates if _is_read(file) else others).append(file)
+        others.sort()
     elif glob.has_magic(source):
-        others = []
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         candidates = map(Path, glob.glob(str(path), recursive=True))
     elif source.startswith((".", "~")) or path.is_absolute() or source.count("/") > 1 or suffix_of(path) in SUFFIXES:

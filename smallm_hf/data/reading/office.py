@@ -44,8 +44,6 @@ def office_text(path: Path) -> Iterator[str]:
             for part in read(content):
                 has_text = has_text or not part.isspace()
                 yield part
-    except UserError:
-        raise
     except Exception as error:  # whatever a library makes of a damaged file
         reason = one_line(error) or type(error).__name__
         raise NoOfficeText(f"{path} is not a readable {suffix} file ({reason[:200]}); save it again") from error
